@@ -1,0 +1,1 @@
+//! The CPU backend: real data, NCCL's semantics, no GPU.

@@ -1,0 +1,1 @@
+//! NCCL on CUDA: vendor constants and the CUDA device layer.

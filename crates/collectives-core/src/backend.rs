@@ -1,0 +1,275 @@
+//! The control plane: a loaded library, from which communicators and devices come.
+
+use std::{ffi::c_void, marker::PhantomData, time::Duration};
+
+use crate::{Capabilities, Collectives, Device, LibraryInfo, Rank, Result, UniqueId};
+
+/// A loaded library: makes unique ids, communicators and devices.
+///
+/// Cheap to clone; clones are the same library.
+pub trait Backend: Clone + Send + Sync + 'static {
+    /// One rank's end of a communicator.
+    type Comm: Split + 'static;
+    /// Memory, streams, events and graphs of one device.
+    type Device: Device + Clone + 'static;
+
+    /// What was opened, from where, and its version.
+    fn info(&self) -> &LibraryInfo;
+
+    /// What the library can do.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// Number of devices that ranks of this process can use.
+    ///
+    /// # Errors
+    /// [`Device`](crate::ErrorKind::Device) where the device runtime cannot be used.
+    fn device_count(&self) -> Result<usize>;
+
+    /// Opens device `ordinal`.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) naming the number of devices;
+    /// [`Device`](crate::ErrorKind::Device) where the device runtime cannot be used.
+    fn device(&self, ordinal: usize) -> Result<Self::Device>;
+
+    /// Makes the name under which the ranks of one new communicator meet. One rank makes it and
+    /// hands it to all others.
+    ///
+    /// # Errors
+    /// What the library reports: no usable network interface, for example.
+    #[doc(alias = "ncclGetUniqueId")]
+    fn unique_id(&self) -> Result<UniqueId>;
+
+    /// Joins a communicator. Collective: returns when all `config.size` ranks have joined.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for a rank outside the size or a
+    /// foreign id; [`Timeout`](crate::ErrorKind::Timeout) when the deadline passed first, with
+    /// nothing left behind; the library's failures.
+    #[doc(alias = "ncclCommInitRankConfig")]
+    #[doc(alias = "ncclCommInitRank")]
+    fn join(&self, id: &UniqueId, config: JoinConfig) -> Result<Self::Comm>;
+
+    /// Makes a whole communicator for one process: rank i on `config.devices[i]`.
+    ///
+    /// # Errors
+    /// As [`join`](Self::join); [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for an
+    /// empty list or a device named twice.
+    #[doc(alias = "ncclCommInitAll")]
+    fn join_all(&self, config: JoinAllConfig) -> Result<Vec<Self::Comm>>;
+
+    /// Opens a group on this thread; see [`Collectives::group_start`]. Prefer
+    /// [`BackendExt::group`], which cannot be left open.
+    ///
+    /// # Errors
+    /// What the library reports.
+    #[doc(alias = "ncclGroupStart")]
+    fn group_start(&self) -> Result<()>;
+
+    /// Ends the group of this thread; see [`Collectives::group_end`].
+    ///
+    /// # Errors
+    /// As [`Collectives::group_end`]. [`GroupEnd::Discard`] returns an error only if discarding
+    /// itself failed.
+    #[doc(alias = "ncclGroupEnd")]
+    fn group_end(&self, end: GroupEnd) -> Result<()>;
+
+    /// Wraps a communicator that other code made, and takes it over: it is destroyed with the
+    /// result.
+    ///
+    /// # Safety
+    /// `raw` is a live, blocking communicator of the very library behind this backend
+    /// ([`info`](Self::info) tells its path), and nobody else uses or destroys it from now on.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for null;
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) where there are no raw communicators.
+    #[doc(alias = "ncclComm_t")]
+    #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    unsafe fn from_raw(&self, raw: *mut c_void) -> Result<Self::Comm>;
+}
+
+/// What is built on [`Backend`] once, for all backends.
+pub trait BackendExt: Backend {
+    /// Runs `body` inside a group: what it enqueues starts together when it returns, or not at all.
+    ///
+    /// If `body` returns an error or unwinds, or any call in it was refused (even if `body` ignored
+    /// that), nothing is launched and the communicators work as before.
+    ///
+    /// # Errors
+    /// The error of `body`; else the first refusal; else what the library reports.
+    fn group<R>(&self, body: impl FnOnce(&GroupToken) -> Result<R>) -> Result<R> {
+        self.group_start()?;
+        let mut open = OpenGroup { backend: self, end: GroupEnd::Discard };
+        let value = body(&GroupToken(PhantomData))?;
+        open.end = GroupEnd::Launch;
+        open.close()?;
+        Ok(value)
+    }
+}
+
+impl<B: Backend> BackendExt for B {}
+
+/// Shows that a group is open on this thread; neither `Send` nor `Sync`, as groups are a thread's.
+///
+/// ```compile_fail
+/// fn needs_send<T: Send>() {}
+/// needs_send::<collectives_core::GroupToken>();
+/// ```
+#[derive(Debug)]
+pub struct GroupToken(PhantomData<*const ()>);
+
+/// How a group ends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum GroupEnd {
+    /// Start what was collected, unless a call was refused.
+    Launch,
+    /// Drop what was collected.
+    Discard,
+}
+
+struct OpenGroup<'a, B: Backend> {
+    backend: &'a B,
+    end: GroupEnd,
+}
+
+impl<B: Backend> OpenGroup<'_, B> {
+    fn close(self) -> Result<()> {
+        let end = self.end;
+        let backend = self.backend;
+        // From here on `group_end` is what closes the group.
+        std::mem::forget(self);
+        backend.group_end(end)
+    }
+}
+
+impl<B: Backend> Drop for OpenGroup<'_, B> {
+    fn drop(&mut self) {
+        // Reached when the body failed or unwinds, so an error of discarding has nowhere to go: the
+        // body's own is the cause.
+        let _ = self.backend.group_end(GroupEnd::Discard);
+    }
+}
+
+/// Dividing a communicator: a method of the communicator, so that nothing is ever downcast.
+pub trait Split: Collectives + Sized {
+    /// Divides the communicator: ranks that give the same colour form a new one, ordered by key,
+    /// then by their rank here. `None` where the colour is `None`.
+    ///
+    /// Collective over all ranks of this communicator, and it blocks until all have called.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability;
+    /// [`InvalidUsage`](crate::ErrorKind::InvalidUsage) inside a group; the library's failures.
+    #[doc(alias = "ncclCommSplit")]
+    fn split(&self, config: SplitConfig) -> Result<Option<Self>>;
+}
+
+/// How a rank joins a communicator.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct JoinConfig {
+    /// This rank.
+    pub rank: Rank,
+    /// Number of ranks.
+    pub size: usize,
+    /// Ordinal of the device to bind to. The rank itself, unless set: one process that holds one
+    /// rank for each of its devices. A process with one rank names its device.
+    pub device: usize,
+    /// A name for errors and logs.
+    pub name: Option<String>,
+    /// How long to wait for the other ranks; forever, unless set.
+    pub deadline: Option<Duration>,
+}
+
+impl JoinConfig {
+    /// Joins as `rank` of `size`, on the device of the same number.
+    pub fn new(rank: Rank, size: usize) -> Self {
+        Self { rank, size, device: rank.index(), name: None, deadline: None }
+    }
+
+    /// Binds to device `ordinal`.
+    #[must_use]
+    pub fn with_device(mut self, ordinal: usize) -> Self {
+        self.device = ordinal;
+        self
+    }
+
+    /// Names the communicator, for errors and logs.
+    #[must_use]
+    pub fn with_name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Gives up with [`Timeout`](crate::ErrorKind::Timeout) when the other ranks have not joined
+    /// in time. Requires [`Capabilities::join_deadline`].
+    #[must_use]
+    pub fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+}
+
+/// How one process makes a whole communicator.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct JoinAllConfig {
+    /// Ordinals of the devices, in rank order.
+    pub devices: Vec<usize>,
+    /// A name for errors and logs.
+    pub name: Option<String>,
+}
+
+impl JoinAllConfig {
+    /// Rank i on `devices[i]`.
+    pub fn new(devices: impl Into<Vec<usize>>) -> Self {
+        Self { devices: devices.into(), name: None }
+    }
+
+    /// Names the communicator, for errors and logs.
+    #[must_use]
+    pub fn with_name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+}
+
+/// How a rank takes part in [`Split::split`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SplitConfig {
+    /// Ranks of the same colour form a communicator; `None` takes part in none
+    /// (`NCCL_SPLIT_NOCOLOR`). At most `i32::MAX`.
+    pub color: Option<u32>,
+    /// Ranks are ordered by key, then by their old rank.
+    pub key: i32,
+    /// A name for errors and logs.
+    pub name: Option<String>,
+}
+
+impl SplitConfig {
+    /// Joins the part of `color`, in the order of the old ranks.
+    pub fn new(color: u32) -> Self {
+        Self { color: Some(color), key: 0, name: None }
+    }
+
+    /// Takes part in the call, but in no new communicator.
+    pub fn no_color() -> Self {
+        Self { color: None, key: 0, name: None }
+    }
+
+    /// Orders ranks by `key` first.
+    #[must_use]
+    pub fn with_key(mut self, key: i32) -> Self {
+        self.key = key;
+        self
+    }
+
+    /// Names the new communicator, for errors and logs.
+    #[must_use]
+    pub fn with_name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+}

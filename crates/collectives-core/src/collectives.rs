@@ -1,0 +1,356 @@
+//! The data plane: one rank's end of a communicator.
+
+use std::ffi::c_void;
+
+use crate::{
+    AbortHandle, Capabilities, CommInfo, Launch, PreMulSum, Rank, RawRegistration, RecvBuf,
+    ReduceOp, Result, Scalar, SendBuf,
+};
+
+/// One rank's end of a communicator: moves data between ranks, on streams of its device.
+///
+/// Operations are asynchronous. A call checks its arguments, enqueues, and returns; the data has
+/// moved when the stream has passed the operation. Counts are numbers of elements in the buffer
+/// they stand in, whatever a vendor's own `count` means.
+///
+/// The trait is for implementers and for code that brings its own memory; the facade's
+/// `Communicator` is the comfortable, safe form.
+///
+/// # Contract
+/// A caller of the `unsafe` operations promises:
+///
+/// 1. Each buffer is memory that the communicator's device can access, `count` elements long.
+/// 2. From the call until the stream has passed the operation, nobody frees the buffers, nobody
+///    writes what is sent, and nobody reads or writes what is received.
+/// 3. The stream belongs to the communicator's device and outlives the operation.
+/// 4. All ranks issue the operations of one communicator in the same order, with counts, dtype,
+///    reduce op and root that fit together; a send meets a receive of the same count and dtype.
+///
+/// Breaking 1 to 3 is undefined behaviour. Breaking 4 hangs, fails, or fills receive buffers with
+/// wrong data. A backend checks what one rank can see ([`crate::shape`]) and refuses it before
+/// anything is enqueued; the mock sees all ranks and checks 3 and what it can of 1.
+///
+/// # Refusals
+/// A refused call (an error whose [`poisons_communicator`](crate::Error::poisons_communicator) is
+/// `false`) had no effect, and the communicator works as before. Inside a group it drops the whole
+/// group.
+///
+/// # Threads
+/// `Send`, not `Sync`: NCCL allows one thread at a time to call on a communicator. To end one that
+/// another thread is stuck in, take an [`AbortHandle`] first.
+///
+/// # Dropping
+/// Dropping a communicator flushes and destroys it, in bounded time; errors are logged. Use
+/// [`finalize`](Self::finalize) to see them.
+pub trait Collectives: Send {
+    /// What this end knows of itself: rank, size, device, library.
+    fn info(&self) -> &CommInfo;
+
+    /// What the library behind it can do.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// Combines the `send` buffers of all ranks; every rank receives the result.
+    ///
+    /// *Shape*: `recv.count == send.count`. *In place*: `recv.ptr == send.ptr`.
+    ///
+    /// # Safety
+    /// See [`Collectives`].
+    ///
+    /// # Errors
+    /// See [`crate::shape::Rules::all_reduce`], and the library's own failures.
+    #[doc(alias = "ncclAllReduce")]
+    #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    unsafe fn all_reduce(
+        &self,
+        send: SendBuf,
+        recv: RecvBuf,
+        op: ReduceOp,
+        launch: Launch<'_>,
+    ) -> Result<()>;
+
+    /// Combines the `send` buffers of all ranks; `root` receives the result.
+    ///
+    /// *Shape*: on root, `recv` is given and `recv.count == send.count`; elsewhere it is ignored.
+    /// *In place*: `recv.ptr == send.ptr`.
+    ///
+    /// # Safety
+    /// See [`Collectives`].
+    ///
+    /// # Errors
+    /// See [`crate::shape::Rules::reduce`], and the library's own failures.
+    #[doc(alias = "ncclReduce")]
+    #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    unsafe fn reduce(
+        &self,
+        send: SendBuf,
+        recv: Option<RecvBuf>,
+        op: ReduceOp,
+        root: Rank,
+        launch: Launch<'_>,
+    ) -> Result<()>;
+
+    /// Copies `send` of `root` to `recv` of every rank, root included.
+    ///
+    /// *Shape*: on root, `send` is given and `send.count == recv.count`; elsewhere it is ignored.
+    /// *In place*: `recv.ptr == send.ptr`.
+    ///
+    /// # Safety
+    /// See [`Collectives`].
+    ///
+    /// # Errors
+    /// See [`crate::shape::Rules::broadcast`], and the library's own failures.
+    #[doc(alias = "ncclBroadcast")]
+    #[doc(alias = "ncclBcast")]
+    #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    unsafe fn broadcast(
+        &self,
+        send: Option<SendBuf>,
+        recv: RecvBuf,
+        root: Rank,
+        launch: Launch<'_>,
+    ) -> Result<()>;
+
+    /// Concatenates the `send` buffers of all ranks in rank order; every rank receives the result.
+    ///
+    /// *Shape*: `recv.count == size × send.count`. *In place*: `send` is the part of `recv` that
+    /// this rank contributes, at element `rank × send.count`.
+    ///
+    /// # Safety
+    /// See [`Collectives`].
+    ///
+    /// # Errors
+    /// See [`crate::shape::Rules::all_gather`], and the library's own failures.
+    #[doc(alias = "ncclAllGather")]
+    #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    unsafe fn all_gather(&self, send: SendBuf, recv: RecvBuf, launch: Launch<'_>) -> Result<()>;
+
+    /// Combines the `send` buffers of all ranks; rank i receives the i-th part of the result.
+    ///
+    /// *Shape*: `send.count == size × recv.count`. *In place*: `recv` is the part of `send` that
+    /// this rank receives, at element `rank × recv.count`.
+    ///
+    /// # Safety
+    /// See [`Collectives`].
+    ///
+    /// # Errors
+    /// See [`crate::shape::Rules::reduce_scatter`], and the library's own failures.
+    #[doc(alias = "ncclReduceScatter")]
+    #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    unsafe fn reduce_scatter(
+        &self,
+        send: SendBuf,
+        recv: RecvBuf,
+        op: ReduceOp,
+        launch: Launch<'_>,
+    ) -> Result<()>;
+
+    /// Sends the i-th part of `send` to rank i, and receives rank i's part at the i-th place.
+    ///
+    /// *Shape*: `send.count == recv.count`, a multiple of size. *In place*: not possible.
+    ///
+    /// # Safety
+    /// See [`Collectives`].
+    ///
+    /// # Errors
+    /// See [`crate::shape::Rules::all_to_all`], and the library's own failures.
+    #[doc(alias = "ncclAlltoAll")]
+    #[doc(alias = "ncclAllToAll")]
+    #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    unsafe fn all_to_all(&self, send: SendBuf, recv: RecvBuf, launch: Launch<'_>) -> Result<()>;
+
+    /// Concatenates the `send` buffers of all ranks in rank order; `root` receives the result.
+    ///
+    /// *Shape*: on root, `recv` is given and `recv.count == size × send.count`; elsewhere it is
+    /// ignored. *In place*: on root, `send` is the part of `recv` at element `root × send.count`.
+    ///
+    /// # Safety
+    /// See [`Collectives`].
+    ///
+    /// # Errors
+    /// See [`crate::shape::Rules::gather`], and the library's own failures.
+    #[doc(alias = "ncclGather")]
+    #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    unsafe fn gather(
+        &self,
+        send: SendBuf,
+        recv: Option<RecvBuf>,
+        root: Rank,
+        launch: Launch<'_>,
+    ) -> Result<()>;
+
+    /// Sends the i-th part of `send` of `root` to rank i.
+    ///
+    /// *Shape*: on root, `send` is given and `send.count == size × recv.count`; elsewhere it is
+    /// ignored. *In place*: on root, `recv` is the part of `send` at element `root × recv.count`.
+    ///
+    /// # Safety
+    /// See [`Collectives`].
+    ///
+    /// # Errors
+    /// See [`crate::shape::Rules::scatter`], and the library's own failures.
+    #[doc(alias = "ncclScatter")]
+    #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    unsafe fn scatter(
+        &self,
+        send: Option<SendBuf>,
+        recv: RecvBuf,
+        root: Rank,
+        launch: Launch<'_>,
+    ) -> Result<()>;
+
+    /// Sends `buf` to `peer`, which must receive as many elements of the same dtype.
+    ///
+    /// Sends and receives between two ranks match in the order in which they are issued. A send
+    /// may hold its stream until the peer receives: exchange inside a group
+    /// ([`CollectivesExt::send_recv`](crate::CollectivesExt::send_recv)). To oneself only inside a
+    /// group that holds the receive as well.
+    ///
+    /// # Safety
+    /// See [`Collectives`].
+    ///
+    /// # Errors
+    /// See [`crate::shape::Rules::send`], and the library's own failures.
+    #[doc(alias = "ncclSend")]
+    #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    unsafe fn send(&self, buf: SendBuf, peer: Rank, launch: Launch<'_>) -> Result<()>;
+
+    /// Receives into `buf` from `peer`. See [`send`](Self::send).
+    ///
+    /// # Safety
+    /// See [`Collectives`].
+    ///
+    /// # Errors
+    /// See [`crate::shape::Rules::recv`], and the library's own failures.
+    #[doc(alias = "ncclRecv")]
+    #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    unsafe fn recv(&self, buf: RecvBuf, peer: Rank, launch: Launch<'_>) -> Result<()>;
+
+    /// Opens a group on this thread: operations that follow, on any communicator of this backend,
+    /// are collected and start together when the outermost group ends.
+    ///
+    /// The raw form, for code that builds on the trait. Every start needs its
+    /// [`group_end`](Self::group_end) on the same thread, also after an error.
+    /// [`BackendExt::group`](crate::BackendExt::group) and the facade's groups see to that.
+    ///
+    /// # Errors
+    /// What the library reports.
+    #[doc(alias = "ncclGroupStart")]
+    fn group_start(&self) -> Result<()>;
+
+    /// Ends the group of this thread; the outermost end launches what was collected.
+    ///
+    /// # Errors
+    /// If any call inside the group was refused, nothing is launched, on any communicator, and the
+    /// first refusal is returned; the communicators work as before. Without an open group:
+    /// [`InvalidUsage`](crate::ErrorKind::InvalidUsage). Else the library's own failures.
+    #[doc(alias = "ncclGroupEnd")]
+    fn group_end(&self) -> Result<()>;
+
+    /// Makes an operator that multiplies this rank's input by `scalar` and then sums. Local: other
+    /// ranks choose their own scalars.
+    ///
+    /// A host scalar is copied now; a device scalar is read when an operation runs.
+    ///
+    /// # Safety
+    /// A device scalar is one element that the communicator's device can read, until every
+    /// operation that uses the operator has run.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability, and the library's failures.
+    #[doc(alias = "ncclRedOpCreatePreMulSum")]
+    #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    unsafe fn create_pre_mul_sum(&self, scalar: Scalar) -> Result<PreMulSum>;
+
+    /// Destroys an operator. Allowed as soon as the last call that was given it has returned;
+    /// using it afterwards is refused.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for an operator of another
+    /// communicator, or one that is destroyed already.
+    #[doc(alias = "ncclRedOpDestroy")]
+    fn destroy_pre_mul_sum(&self, op: PreMulSum) -> Result<()>;
+
+    /// Allocates `bytes` of device memory in the way the library likes best, for
+    /// [`register`](Self::register). Local; not zeroed.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability;
+    /// [`OutOfMemory`](crate::ErrorKind::OutOfMemory).
+    #[doc(alias = "ncclMemAlloc")]
+    fn mem_alloc(&self, bytes: usize) -> Result<*mut c_void>;
+
+    /// Frees memory of [`mem_alloc`](Self::mem_alloc).
+    ///
+    /// # Safety
+    /// `ptr` came from `mem_alloc` of a communicator on this device, is not registered any more,
+    /// and no operation that uses it is pending.
+    ///
+    /// # Errors
+    /// What the library reports.
+    #[doc(alias = "ncclMemFree")]
+    #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    unsafe fn mem_free(&self, ptr: *mut c_void) -> Result<()>;
+
+    /// Registers memory with this communicator, which lets the library move data without staging.
+    /// Local; other ranks need not register.
+    ///
+    /// # Safety
+    /// `ptr` is `bytes` of memory of this device, and stays so until it is deregistered.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability, and the library's failures.
+    #[doc(alias = "ncclCommRegister")]
+    #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    unsafe fn register(&self, ptr: *mut c_void, bytes: usize) -> Result<RawRegistration>;
+
+    /// Undoes [`register`](Self::register).
+    ///
+    /// # Safety
+    /// `registration` came from this communicator, was not deregistered before, and no operation
+    /// that uses its memory is pending.
+    ///
+    /// # Errors
+    /// What the library reports.
+    #[doc(alias = "ncclCommDeregister")]
+    #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    unsafe fn deregister(&self, registration: RawRegistration) -> Result<()>;
+
+    /// Divides the communicator, as [`Split::split`](crate::Split::split), for code that knows only
+    /// this trait.
+    ///
+    /// # Errors
+    /// See [`Split::split`](crate::Split::split).
+    #[doc(alias = "ncclCommSplit")]
+    fn split_dyn(&self, config: crate::SplitConfig) -> Result<Option<Box<dyn Collectives>>>;
+
+    /// Asks whether the communicator failed on its own: a rank died, a link broke.
+    ///
+    /// # Errors
+    /// The failure, or that it was aborted.
+    #[doc(alias = "ncclCommGetAsyncError")]
+    fn poll_error(&self) -> Result<()>;
+
+    /// A handle that can end this communicator from another thread.
+    fn abort_handle(&self) -> AbortHandle;
+
+    /// The library's own handle (`ncclComm_t`); null where there is none. It stays owned by this
+    /// communicator.
+    #[doc(alias = "ncclComm_t")]
+    fn as_raw(&self) -> *mut c_void;
+
+    /// Flushes everything enqueued, then destroys the communicator. Collective: every rank calls
+    /// it. One thread that owns several ranks must finalize them from several threads.
+    ///
+    /// # Errors
+    /// What the library reports; the communicator is gone all the same.
+    #[doc(alias = "ncclCommFinalize")]
+    #[doc(alias = "ncclCommDestroy")]
+    fn finalize(self: Box<Self>) -> Result<()>;
+
+    /// Ends the communicator at once; operations in flight stop, their results are undefined.
+    ///
+    /// # Errors
+    /// What the library reports; the communicator is gone all the same.
+    #[doc(alias = "ncclCommAbort")]
+    fn abort(self: Box<Self>) -> Result<()>;
+}

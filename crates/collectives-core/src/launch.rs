@@ -1,0 +1,103 @@
+//! Handles that cross to a device runtime, and what a call carries besides its buffers.
+
+use std::{ffi::c_void, marker::PhantomData, panic::Location};
+
+macro_rules! raw_handle {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        ///
+        /// An opaque value: it is handed back to the runtime that made it, and never dereferenced
+        /// here. It owns nothing.
+        #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+        #[repr(transparent)]
+        pub struct $name(usize);
+
+        impl $name {
+            /// Wraps a runtime's handle.
+            pub fn from_ptr(ptr: *mut c_void) -> Self {
+                Self(ptr.expose_provenance())
+            }
+
+            /// Wraps a handle that is a number to its runtime.
+            pub const fn from_bits(bits: usize) -> Self {
+                Self(bits)
+            }
+
+            /// The runtime's handle.
+            pub fn as_ptr(self) -> *mut c_void {
+                std::ptr::with_exposed_provenance_mut(self.0)
+            }
+
+            /// The handle as a number.
+            pub const fn bits(self) -> usize {
+                self.0
+            }
+        }
+    };
+}
+
+raw_handle! {
+    /// A stream of a device: `cudaStream_t`, `hipStream_t`, or a stream of the mock.
+    RawStream
+}
+raw_handle! {
+    /// An event of a device: `cudaEvent_t`, `hipEvent_t`, or an event of the mock.
+    RawEvent
+}
+raw_handle! {
+    /// A graph that can be launched: `cudaGraphExec_t`, `hipGraphExec_t`, or a graph of the mock.
+    RawGraph
+}
+raw_handle! {
+    /// Memory registered with a communicator: what `ncclCommRegister` returned.
+    RawRegistration
+}
+
+impl RawStream {
+    /// The device's default stream.
+    pub const DEFAULT: Self = Self(0);
+}
+
+/// What every operation takes besides its buffers: the stream to enqueue on, and where in the
+/// program the call stands.
+///
+/// ```
+/// use collectives_core::{Launch, RawStream};
+/// let launch = Launch::new(RawStream::DEFAULT);
+/// assert!(launch.site().file().ends_with(".rs"));
+/// ```
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Launch<'a> {
+    stream: RawStream,
+    site: &'static Location<'static>,
+    // A per-call configuration will be borrowed here (NCCL 2.31's `ncclCollConfig_t`).
+    config: PhantomData<&'a ()>,
+}
+
+impl Launch<'_> {
+    /// Enqueues on `stream`; the caller's place in the source becomes the call site.
+    #[track_caller]
+    #[inline]
+    pub fn new(stream: RawStream) -> Self {
+        Self::at(stream, Location::caller())
+    }
+
+    /// Enqueues on `stream`, with a call site that was taken earlier.
+    #[inline]
+    pub const fn at(stream: RawStream, site: &'static Location<'static>) -> Self {
+        Self { stream, site, config: PhantomData }
+    }
+
+    /// The stream to enqueue on.
+    #[inline]
+    pub const fn stream(&self) -> RawStream {
+        self.stream
+    }
+
+    /// Where in the program the call stands.
+    #[inline]
+    pub const fn site(&self) -> &'static Location<'static> {
+        self.site
+    }
+}

@@ -1,0 +1,1 @@
+//! Backend and Collectives for any library that speaks the NCCL C ABI.
