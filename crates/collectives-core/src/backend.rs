@@ -86,7 +86,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// [`Unsupported`](crate::ErrorKind::Unsupported) where there are no raw communicators.
     #[doc(alias = "ncclComm_t")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
-    unsafe fn from_raw(&self, raw: *mut c_void) -> Result<Self::Comm>;
+    unsafe fn comm_from_raw(&self, raw: *mut c_void) -> Result<Self::Comm>;
 }
 
 /// What is built on [`Backend`] once, for all backends.
