@@ -1,1 +1,42 @@
-//! Facade.
+#![doc = include_str!("../README.md")]
+#![deny(unsafe_op_in_unsafe_fn)]
+
+mod any;
+mod buffer;
+mod communicator;
+mod graph;
+mod group;
+mod operation;
+mod place;
+mod platform;
+mod reduce;
+mod select;
+mod stream;
+
+pub use any::{AnyBackend, AnyComm, AnyDevice, OtherComm};
+pub use buffer::{Buffer, Slice, SliceMut};
+pub use communicator::{Communicator, On};
+pub use graph::{CaptureGroup, CaptureOn, Graph, Scope};
+pub use group::{Group, Recorder, group};
+pub use platform::{BackendName, Decision, Devices, FoundDevice, HiddenBy, Platform, Roots};
+pub use reduce::{Op, PreMulSumOp};
+pub use select::{Explanation, Selection, backend, backend_named};
+pub use stream::Stream;
+
+pub use collectives_core::{
+    AbortControl, AbortHandle, Backend, BackendExt, Capabilities, Collectives, CollectivesExt,
+    CommId, CommInfo, DType, Device, DeviceInfo, Element, Error, ErrorKind, F8E4M3, F8E5M2,
+    GroupEnd, GroupToken, JoinAllConfig, JoinConfig, Launch, LibraryInfo, PeerOp, PreMulSum, Rank,
+    RawEvent, RawGraph, RawRegistration, RawStream, RecvBuf, ReduceOp, Result, Scalar, SendBuf,
+    Split, SplitConfig, Support, UniqueId, VendorCode, Version, bf16, f16, shape,
+};
+
+/// The CPU mock: ranks as threads, real data, no GPU.
+pub mod mock {
+    pub use collectives_backend_mock::*;
+}
+
+/// NCCL on CUDA, opened at run time.
+pub mod nccl {
+    pub use collectives_backend_nccl::*;
+}

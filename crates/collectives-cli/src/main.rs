@@ -1,1 +1,89 @@
-fn main() {}
+//! The `collectives` command: measures collectives ([`perf`]) and says what runs them and why
+//! ([`doctor`]).
+//!
+//! Tables and JSON go to standard output; errors, logs and the progress bar to standard error. Exit
+//! codes: 0 good, 1 a failed check or run, 2 usage.
+
+mod doctor;
+mod perf;
+
+use std::{
+    error::Error,
+    io::{self, IsTerminal},
+    process::ExitCode,
+};
+
+use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
+use tracing_subscriber::EnvFilter;
+
+/// GPU collectives: measure them, and see what they run on.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Perf(perf::Args),
+    Doctor(doctor::Args),
+}
+
+/// Why the command did not do what was asked.
+enum Failure {
+    /// A check failed; what there is to say stands in the output.
+    Check,
+    /// The run failed.
+    Run(Box<dyn Error>),
+    /// The arguments do not fit each other, or the library or machine.
+    Usage(String),
+}
+
+impl<E: Into<Box<dyn Error>>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Run(error.into())
+    }
+}
+
+fn main() -> ExitCode {
+    log_to_stderr();
+    let (name, outcome) = match Cli::parse().command {
+        Command::Perf(args) => ("perf", perf::run(&args)),
+        Command::Doctor(args) => ("doctor", doctor::run(&args)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Check) => ExitCode::FAILURE,
+        Err(Failure::Run(error)) => {
+            eprintln!("error: {name}: {error}");
+            let mut source = error.source();
+            while let Some(error) = source {
+                eprintln!("  because: {error}");
+                source = error.source();
+            }
+            ExitCode::FAILURE
+        }
+        Err(Failure::Usage(message)) => usage(name, message),
+    }
+}
+
+/// Reports a usage error as clap does, with the usage of the subcommand, and exits with 2.
+fn usage(name: &str, message: String) -> ExitCode {
+    let mut cli = Cli::command();
+    cli.build();
+    let command = cli.find_subcommand_mut(name).map(std::mem::take).unwrap_or(cli);
+    command.clone().error(ErrorKind::ValueValidation, message).exit()
+}
+
+/// Logs are for people at a terminal: warnings unless `RUST_LOG` says otherwise.
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .without_time()
+        .init();
+}

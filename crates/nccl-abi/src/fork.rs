@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Whether this process was forked, directly or not, from one that had called [`arm`].
 ///
 /// A child that executes another program starts afresh.
+#[inline]
 pub fn in_forked_child() -> bool {
     // Relaxed: the store happens before the child's only thread returns from fork.
     FORKED.load(Ordering::Relaxed)

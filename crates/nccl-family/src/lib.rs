@@ -1,1 +1,42 @@
-//! Backend and Collectives for any library that speaks the NCCL C ABI.
+//! `Backend` and `Collectives` for any library that speaks the NCCL C ABI: written once, for NCCL
+//! and RCCL of every release.
+//!
+//! What differs between the vendors is data and a device layer, given as a [`Vendor`]. A backend
+//! crate writes that and gets the rest: [`Library`] is the loaded library, [`Comm`] one rank's end
+//! of a communicator.
+//!
+//! # How a call runs
+//!
+//! 1. Fork flag (one relaxed load) and life line (one exchange, one load): a forked child and an
+//!    aborted communicator are told so, and an abort from another thread knows of the call.
+//! 2. Shape rules of `collectives_core`, which refuse what the library would mistake.
+//! 3. Numbers for the library ([`ncclDataType_t`](collectives_nccl_abi::ncclDataType_t) and the
+//!    like), then its function, by pointer.
+//!
+//! # What is taken care of
+//!
+//! | | |
+//! |---|---|
+//! | a refused call in a group | the whole group is dropped, never half of it launched |
+//! | a deadline on joining | a non-blocking parent, split into a blocking child |
+//! | abort from another thread | no call touches the freed pointer; what cannot be freed is leaked |
+//! | dropping | bounded: a dead peer does not hang it |
+//! | missing functions | emulated (named so in the capabilities) or refused with the version |
+//! | known bugs | [`collectives_nccl_abi::quirks`], from the first join on |
+
+mod backend;
+mod capabilities;
+mod comm;
+mod conv;
+mod error;
+mod group;
+mod join;
+mod state;
+mod vendor;
+
+pub use backend::Library;
+pub use capabilities::capabilities_of;
+pub use comm::Comm;
+#[doc(hidden)]
+pub use join::ParentPolicy;
+pub use vendor::Vendor;

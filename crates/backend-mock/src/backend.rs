@@ -1,0 +1,276 @@
+//! The mock as a library: what makes ids, communicators and devices.
+
+use std::{
+    env,
+    ffi::c_void,
+    sync::{Arc, OnceLock},
+};
+
+use collectives_core::{
+    Backend, Capabilities, GroupEnd, JoinAllConfig, JoinConfig, LibraryInfo, Result, UniqueId,
+    Version,
+};
+
+use crate::{
+    MockComm, MockDevice, PendingOp,
+    engine::{Engine, Seat},
+    error::{BACKEND, invalid, misuse, refuse},
+    fork, group,
+};
+
+/// One machine of fake devices. Clones are the same machine; another [`new`](Self::new) is another.
+#[derive(Clone, Debug)]
+pub struct Mock {
+    engine: Arc<Engine>,
+}
+
+/// How a [`Mock`] is made.
+///
+/// ```
+/// use collectives_backend_mock::{Accumulation, MockConfig};
+/// let config = MockConfig::new().with_devices(2).with_accumulation(Accumulation::F32);
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct MockConfig {
+    /// Number of devices; 8 unless set.
+    pub devices: usize,
+    /// Memory of each device in bytes; 16 GiB unless set. Host memory is taken only as it is used.
+    pub device_memory: usize,
+    /// How small floats are reduced.
+    pub accumulation: Accumulation,
+}
+
+/// How f16, bf16 and fp8 are reduced. See the crate's page for all numerics.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Accumulation {
+    /// One rounding per step, in the element type, as in NCCL's rings and trees.
+    #[default]
+    Element,
+    /// In f32 throughout and rounded once, as in NCCL's symmetric kernels. An average is the sum,
+    /// multiplied by 1/size in f32.
+    F32,
+}
+
+impl MockConfig {
+    /// Eight devices of 16 GiB, with [`Accumulation::Element`].
+    pub const fn new() -> Self {
+        Self { devices: 8, device_memory: 16 << 30, accumulation: Accumulation::Element }
+    }
+
+    /// Sets the number of devices.
+    #[must_use]
+    pub const fn with_devices(mut self, devices: usize) -> Self {
+        self.devices = devices;
+        self
+    }
+
+    /// Sets the memory of each device, in bytes.
+    #[must_use]
+    pub const fn with_device_memory(mut self, bytes: usize) -> Self {
+        self.device_memory = bytes;
+        self
+    }
+
+    /// Sets how small floats are reduced.
+    #[must_use]
+    pub const fn with_accumulation(mut self, accumulation: Accumulation) -> Self {
+        self.accumulation = accumulation;
+        self
+    }
+}
+
+impl Default for MockConfig {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Mock {
+    /// Makes a machine of its own.
+    pub fn new(config: MockConfig) -> Self {
+        let info = LibraryInfo {
+            backend: BACKEND,
+            path: None,
+            version: VERSION,
+            found_by: "built in".into(),
+        };
+        Self { engine: Engine::new(config, info) }
+    }
+
+    /// The machine of this process: the same for all callers, so that parts of a program that know
+    /// nothing of each other meet. `COLLECTIVES_MOCK_DEVICES` sets its number of devices.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](collectives_core::ErrorKind::InvalidArgument) naming the variable's
+    /// value where it is no number from 1 to 4096.
+    pub fn shared() -> Result<Self> {
+        static SHARED: OnceLock<Mock> = OnceLock::new();
+        if let Some(mock) = SHARED.get() {
+            return Ok(mock.clone());
+        }
+        let mut config = MockConfig::new();
+        if let Some(value) = env::var_os(DEVICES) {
+            config.devices = parse_devices(&value.to_string_lossy())?;
+        }
+        Ok(SHARED.get_or_init(|| Self::new(config)).clone())
+    }
+
+    /// Everything that is enqueued and not done, by stream and in order: for tests, and to see why
+    /// a program hangs. A wait whose deadline passes has it in its error.
+    pub fn pending(&self) -> Vec<PendingOp> {
+        self.engine.pending()
+    }
+
+    fn check_device(&self, ordinal: usize) -> Result<()> {
+        let devices = self.engine.config.devices;
+        if ordinal < devices {
+            return Ok(());
+        }
+        Err(invalid(format!("device is {ordinal}, want 0 to {}", devices.saturating_sub(1)))
+            .with_hint(format!("this mock has {devices} devices; make one with more")))
+    }
+}
+
+impl Backend for Mock {
+    type Comm = MockComm;
+    type Device = MockDevice;
+
+    fn info(&self) -> &LibraryInfo {
+        &self.engine.info
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &Capabilities::FULL
+    }
+
+    fn device_count(&self) -> Result<usize> {
+        Ok(self.engine.config.devices)
+    }
+
+    fn device(&self, ordinal: usize) -> Result<MockDevice> {
+        fork::check()?;
+        self.check_device(ordinal).map_err(|error| error.with_operation("device"))?;
+        Ok(MockDevice::new(Arc::clone(&self.engine), ordinal))
+    }
+
+    fn unique_id(&self) -> Result<UniqueId> {
+        fork::check()?;
+        let mut bytes = [0; ID_BYTES];
+        let number = self.engine.meetings.issue();
+        bytes[..16].copy_from_slice(MAGIC);
+        bytes[16..24].copy_from_slice(&self.engine.nonce.to_le_bytes());
+        bytes[24..32].copy_from_slice(&number.to_le_bytes());
+        Ok(UniqueId::from(bytes))
+    }
+
+    fn join(&self, id: &UniqueId, config: JoinConfig) -> Result<MockComm> {
+        fork::check()?;
+        let (rank, size) = (config.rank, config.size);
+        let refuse = |error: collectives_core::Error| {
+            let error = error.with_operation("join").with_rank(rank.get(), size);
+            group::refuse(&self.engine, &error);
+            error
+        };
+        if group::is_open(&self.engine) {
+            let error = misuse("join blocks until all ranks have come, so not inside a group");
+            return Err(refuse(error.with_hint("join from several threads, or use join_all")));
+        }
+        let number = self.id_number(id).map_err(refuse)?;
+        if rank.index() >= size {
+            let error = invalid(format!("rank is {rank}, want less than the size {size}"));
+            return Err(refuse(error));
+        }
+        self.check_device(config.device).map_err(refuse)?;
+        let end = self.engine.meetings.join(&self.engine, number, config)?;
+        MockComm::new(Arc::clone(&self.engine), end)
+    }
+
+    fn join_all(&self, config: JoinAllConfig) -> Result<Vec<MockComm>> {
+        fork::check()?;
+        let JoinAllConfig { devices, name, .. } = config;
+        let named = |error: collectives_core::Error| error.with_operation("join_all");
+        if devices.is_empty() {
+            return Err(named(invalid("no devices were given, want at least one")));
+        }
+        for (rank, &device) in devices.iter().enumerate() {
+            self.check_device(device).map_err(named)?;
+            if let Some(other) = devices[..rank].iter().position(|&other| other == device) {
+                return Err(named(invalid(format!(
+                    "ranks {other} and {rank} are both on device {device}"
+                ))));
+            }
+        }
+        let seats = devices.iter().map(|&device| Seat { device, name: name.clone() }).collect();
+        let ends = self.engine.make_comm(seats).into_iter();
+        ends.map(|end| MockComm::new(Arc::clone(&self.engine), end)).collect()
+    }
+
+    fn group_start(&self) -> Result<()> {
+        fork::check()?;
+        group::start(&self.engine);
+        Ok(())
+    }
+
+    fn group_end(&self, end: GroupEnd) -> Result<()> {
+        fork::check()?;
+        group::end(&self.engine, end)
+    }
+
+    unsafe fn comm_from_raw(&self, raw: *mut c_void) -> Result<MockComm> {
+        let error = if raw.is_null() {
+            invalid("the communicator is null")
+        } else {
+            refuse(collectives_core::ErrorKind::Unsupported, "the mock has no raw communicators")
+        };
+        Err(error.with_operation("comm_from_raw"))
+    }
+}
+
+impl Mock {
+    /// The number in an id that this machine made.
+    fn id_number(&self, id: &UniqueId) -> Result<u64> {
+        let foreign = |what: &str| {
+            Err(invalid(format!("the unique id {what}"))
+                .with_hint("pass the id that rank 0 made with unique_id of the same mock"))
+        };
+        let bytes = id.to_array()?;
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+        if bytes[..16] != *MAGIC || bytes[32..].iter().any(|&byte| byte != 0) {
+            return foreign("was not made by a mock");
+        }
+        if word(16) != self.engine.nonce {
+            return foreign("was made by another mock");
+        }
+        Ok(word(24))
+    }
+}
+
+fn parse_devices(text: &str) -> Result<usize> {
+    match text.trim().parse() {
+        Ok(devices) if (1..=4096).contains(&devices) => Ok(devices),
+        _ => Err(invalid(format!("{DEVICES} is '{text}', want a number from 1 to 4096"))),
+    }
+}
+
+/// The number of devices of the shared machine.
+const DEVICES: &str = "COLLECTIVES_MOCK_DEVICES";
+/// The NCCL whose semantics these are.
+const VERSION: Version = Version::new(2, 32, 3);
+/// As long as NCCL's.
+const ID_BYTES: usize = 128;
+const MAGIC: &[u8; 16] = b"collectives mock";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_devices_is_checked() {
+        assert_eq!(parse_devices(" 3 ").unwrap(), 3);
+        for text in ["", "0", "-1", "4097", "two"] {
+            let error = parse_devices(text).unwrap_err();
+            assert!(error.to_string().contains(&format!("'{text}'")), "{error}");
+        }
+    }
+}

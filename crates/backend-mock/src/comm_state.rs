@@ -1,0 +1,313 @@
+//! What the engine knows of a communicator: its ends, and the places where operations meet.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use collectives_core::{AbortControl, CommInfo, Error, ErrorKind, Rank, Result};
+
+use crate::{
+    engine::Engine,
+    error::Failure,
+    meeting::SplitMeeting,
+    op::{Kind, Op},
+    slab::Key,
+    state::{Arrival, COUNT},
+    sync::Parker,
+};
+
+/// A communicator: all ranks' ends of it.
+pub(crate) struct Comm {
+    pub(crate) ends: Vec<End>,
+    /// Whether it failed or was aborted; nothing of it moves data any more.
+    pub(crate) broken: bool,
+    /// Ends that were finalized, aborted or dropped.
+    pub(crate) departed: usize,
+    /// Where ranks meet to split it.
+    pub(crate) meeting: Arc<SplitMeeting>,
+    /// Collectives of which some ranks have arrived; the first has sequence `base`.
+    slots: VecDeque<Slot>,
+    base: u64,
+    /// Vectors for slots to come, so that the steady state allocates nothing.
+    spare: Vec<Vec<Arrival>>,
+    /// By source × size + destination; empty before the first message.
+    channels: Vec<Vec<Arrival>>,
+}
+
+/// The engine's part of one rank's end.
+pub(crate) struct End {
+    pub(crate) shared: Arc<EndShared>,
+    /// Operations enqueued and not done.
+    pub(crate) outstanding: usize,
+    pub(crate) departed: bool,
+    /// Who waits until nothing is outstanding.
+    pub(crate) waiters: Vec<Arc<Parker>>,
+}
+
+struct Slot {
+    arrivals: Vec<Arrival>,
+    fired: bool,
+}
+
+impl Comm {
+    pub(crate) fn new(ends: Vec<Arc<EndShared>>, meeting: Arc<SplitMeeting>) -> Self {
+        let end = |shared| End { shared, outstanding: 0, departed: false, waiters: Vec::new() };
+        Self {
+            ends: ends.into_iter().map(end).collect(),
+            broken: false,
+            departed: 0,
+            meeting,
+            slots: VecDeque::new(),
+            base: 0,
+            spare: Vec::new(),
+            channels: Vec::new(),
+        }
+    }
+
+    /// Its name, or a number.
+    pub(crate) fn title(&self) -> String {
+        self.ends[0].shared.title()
+    }
+
+    /// Where the collective `sequence` meets; `None` where it has fired already.
+    #[inline]
+    pub(crate) fn slot(&mut self, sequence: u64) -> Option<&mut Vec<Arrival>> {
+        let index = sequence.checked_sub(self.base)? as usize;
+        while self.slots.len() <= index {
+            let arrivals = self.spare.pop().unwrap_or_default();
+            self.slots.push_back(Slot { arrivals, fired: false });
+        }
+        let slot = &mut self.slots[index];
+        (!slot.fired).then_some(&mut slot.arrivals)
+    }
+
+    /// Takes the arrivals of a complete slot, in rank order.
+    #[inline]
+    pub(crate) fn take_slot(&mut self, sequence: u64) -> Vec<Arrival> {
+        let slot = &mut self.slots[(sequence - self.base) as usize];
+        slot.fired = true;
+        let mut arrivals = std::mem::take(&mut slot.arrivals);
+        while self.slots.front().is_some_and(|slot| slot.fired) {
+            self.slots.pop_front();
+            self.base += 1;
+        }
+        arrivals.sort_unstable_by_key(|arrival| arrival.op.rank);
+        arrivals
+    }
+
+    /// Keeps an empty vector for a slot to come.
+    #[inline]
+    pub(crate) fn keep_spare(&mut self, arrivals: Vec<Arrival>) {
+        if self.spare.len() < SPARES {
+            self.spare.push(arrivals);
+        }
+    }
+
+    /// Finds the peer's side of a send or receive, or leaves this side for it to find.
+    pub(crate) fn meet_peer(&mut self, arrival: Arrival) -> Option<Arrival> {
+        let size = self.ends.len();
+        if self.channels.is_empty() {
+            self.channels.resize_with(size * size, Vec::new);
+        }
+        let op = &arrival.op;
+        let (source, target) = match op.kind {
+            Kind::Send => (op.rank, op.other),
+            _ => (op.other, op.rank),
+        };
+        let channel = &mut self.channels[source as usize * size + target as usize];
+        let other = channel
+            .iter()
+            .position(|other| other.op.kind != op.kind && other.op.sequence == op.sequence);
+        match other {
+            Some(index) => Some(channel.swap_remove(index)),
+            None => {
+                channel.push(arrival);
+                None
+            }
+        }
+    }
+
+    /// A rank that left without ever issuing its side of `op`.
+    pub(crate) fn departed_before(&self, op: &Op) -> Option<Rank> {
+        if self.departed == 0 {
+            return None;
+        }
+        let ranks = (0..self.ends.len() as u32).map(Rank::new);
+        ranks.into_iter().find(|&rank| self.ends[rank.index()].departed && self.lacks(rank, op))
+    }
+
+    /// Whether `rank` has not issued its side of `op`.
+    fn lacks(&self, rank: Rank, op: &Op) -> bool {
+        let end = &self.ends[rank.index()].shared;
+        let issued = match op.kind {
+            Kind::Send if op.other == rank.get() => &end.received[op.rank as usize],
+            Kind::Recv if op.other == rank.get() => &end.sent[op.rank as usize],
+            Kind::Send | Kind::Recv => return false,
+            _ => &end.sequence,
+        };
+        issued.load(COUNT) <= op.sequence
+    }
+
+    /// An operation that has arrived somewhere and that `rank` has not issued.
+    pub(crate) fn waiting_for(&self, rank: Rank) -> Option<Op> {
+        self.arrived()
+            .map(|arrival| arrival.op)
+            .find(|op| op.rank != rank.get() && self.lacks(rank, op))
+    }
+
+    /// Ranks whose side of `op` has not arrived.
+    pub(crate) fn missing(&self, op: &Op) -> Vec<Rank> {
+        if op.kind.is_point_to_point() {
+            return op.other().into_iter().collect();
+        }
+        let here = |rank: u32| {
+            let same = |other: &Op| other.rank == rank && other.sequence == op.sequence;
+            self.arrived().any(|arrival| !arrival.op.kind.is_point_to_point() && same(&arrival.op))
+        };
+        (0..self.ends.len() as u32).filter(|&rank| !here(rank)).map(Rank::new).collect()
+    }
+
+    /// Whether `op` has arrived and waits for its peers.
+    pub(crate) fn waits(&self, op: &Op) -> bool {
+        self.arrived().any(|arrival| {
+            let other = &arrival.op;
+            (other.rank, other.sequence, other.kind, other.other)
+                == (op.rank, op.sequence, op.kind, op.other)
+        })
+    }
+
+    fn arrived(&self) -> impl Iterator<Item = &Arrival> {
+        let slots = self.slots.iter().flat_map(|slot| &slot.arrivals);
+        slots.chain(self.channels.iter().flatten())
+    }
+
+    /// Takes out everything that has arrived and not fired.
+    pub(crate) fn take_pending(&mut self) -> Vec<Arrival> {
+        let slots = self.slots.iter_mut().flat_map(|slot| slot.arrivals.drain(..));
+        slots.chain(self.channels.iter_mut().flat_map(|channel| channel.drain(..))).collect()
+    }
+}
+
+/// Slots that are normally under way at once, at most.
+const SPARES: usize = 64;
+
+/// What one rank's end shares with the engine and with abort handles.
+pub(crate) struct EndShared {
+    pub(crate) info: CommInfo,
+    pub(crate) comm: Key,
+    pub(crate) engine: Weak<Engine>,
+    pub(crate) meeting: Arc<SplitMeeting>,
+    /// Collectives issued.
+    pub(crate) sequence: AtomicU64,
+    /// Sends issued, by peer.
+    pub(crate) sent: Box<[AtomicU64]>,
+    /// Receives issued, by peer.
+    pub(crate) received: Box<[AtomicU64]>,
+    /// Whether there is a failure or an abort to report.
+    failed: AtomicBool,
+    aborted: AtomicBool,
+    failure: OnceLock<Failure>,
+}
+
+impl EndShared {
+    pub(crate) fn new(
+        info: CommInfo,
+        comm: Key,
+        engine: Weak<Engine>,
+        meeting: Arc<SplitMeeting>,
+    ) -> Self {
+        let counters = || (0..info.size).map(|_| AtomicU64::new(0)).collect();
+        Self {
+            sent: counters(),
+            received: counters(),
+            info,
+            comm,
+            engine,
+            meeting,
+            sequence: AtomicU64::new(0),
+            failed: AtomicBool::new(false),
+            aborted: AtomicBool::new(false),
+            failure: OnceLock::new(),
+        }
+    }
+
+    /// The communicator's name, or a number.
+    pub(crate) fn title(&self) -> String {
+        self.info
+            .name
+            .clone()
+            .unwrap_or_else(|| format!("#{}.{}", self.comm.index, self.comm.generation))
+    }
+
+    /// The next number for an operation.
+    #[inline]
+    pub(crate) fn number(&self, kind: Kind, other: u32) -> u64 {
+        let counter = match kind {
+            Kind::Send => &self.sent[other as usize],
+            Kind::Recv => &self.received[other as usize],
+            _ => &self.sequence,
+        };
+        counter.fetch_add(1, COUNT)
+    }
+
+    /// Refuses where the communicator was aborted or failed.
+    #[inline]
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.failed.load(Ordering::Acquire) { Err(self.error()) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn error(&self) -> Error {
+        match self.failure.get() {
+            Some(failure) if !self.aborted.load(Ordering::Acquire) => failure.of(&self.info),
+            _ => {
+                Error::new(ErrorKind::Aborted, "the communicator was aborted").with_comm(&self.info)
+            }
+        }
+    }
+
+    /// Keeps the first failure.
+    pub(crate) fn fail(&self, failure: Failure) {
+        let _ = self.failure.set(failure);
+        self.failed.store(true, Ordering::Release);
+    }
+
+    /// Why it failed, unless it was aborted here.
+    pub(crate) fn remote_failure(&self) -> Option<Failure> {
+        self.failure.get().filter(|_| !self.aborted.load(Ordering::Acquire)).cloned()
+    }
+}
+
+impl AbortControl for EndShared {
+    fn abort(&self) -> Result<()> {
+        crate::fork::check()?;
+        let Some(engine) = self.engine.upgrade() else { return Ok(()) };
+        engine.with(|state| {
+            let alive = state
+                .comms
+                .get(self.comm)
+                .is_some_and(|comm| !comm.ends[self.info.rank.index()].departed);
+            if !alive || self.aborted.swap(true, Ordering::AcqRel) {
+                return;
+            }
+            self.failed.store(true, Ordering::Release);
+            let own = self.info.rank;
+            let remote =
+                Failure::new(ErrorKind::Remote, format!("rank {own} aborted the communicator"));
+            state.fail_comm(self.comm, |rank| (rank != own).then(|| remote.clone()));
+        });
+        Ok(())
+    }
+
+    fn is_aborted(&self) -> bool {
+        self.aborted.load(Ordering::Acquire)
+    }
+
+    fn failure(&self) -> Option<Error> {
+        self.check().err()
+    }
+}

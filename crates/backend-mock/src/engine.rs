@@ -1,0 +1,550 @@
+//! The engine around the state: how work gets in, who does it, and how threads wait.
+//!
+//! Callers don't fight for the lock. A call leaves its work in the inbox of its stream, a lock that
+//! normally nobody else wants, and whoever has the engine's lock takes over what is in all inboxes.
+//! Small operations are left there until a few have come together or somebody waits; large ones ask
+//! for the engine at once ([`Engine::press`]). If the lock is taken then, its holder is told to look
+//! once more before it goes, so nothing is left behind and nobody has to wait.
+//!
+//! Why nothing is lost: a thread that is going to sleep first counts itself as waiting, then takes
+//! over the inboxes. Work that came into an inbox before that is taken over by it; work that comes
+//! later finds the count raised, and presses.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    hint,
+    sync::{
+        Arc, Mutex, MutexGuard, TryLockError, Weak,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
+    },
+    time::Instant,
+};
+
+use collectives_core::{CommInfo, LibraryInfo, Rank, RawEvent, RawGraph, RawStream, Result};
+
+use crate::{
+    backend::MockConfig,
+    comm_state::{Comm, EndShared},
+    error::{BACKEND, invalid, misuse},
+    group::Member,
+    meeting::{JoinMeetings, SplitMeeting},
+    memory::{Memory, Misuse},
+    op::{Kind, Op},
+    pending::PendingOp,
+    pool::{Pool, Task},
+    slab::Key,
+    state::{Job, State},
+    stream::{Entry, Stream, StreamShared},
+    sync::{Parker, lock},
+};
+
+/// One machine of fake devices.
+pub(crate) struct Engine {
+    pub(crate) config: MockConfig,
+    pub(crate) info: LibraryInfo,
+    /// Tells engines apart: in unique ids, and for groups.
+    pub(crate) nonce: u64,
+    /// The few bits of it that fit into handles.
+    tag: usize,
+    pub(crate) memory: Arc<Memory>,
+    pub(crate) meetings: JoinMeetings,
+    /// The default stream of each device.
+    defaults: Vec<Arc<StreamShared>>,
+    /// Inboxes with something in them: bit `index % 64` of their streams.
+    dirty: AtomicU64,
+    /// Somebody wanted the lock while it was taken.
+    pressed: AtomicBool,
+    /// Threads that wait, or are about to.
+    waiting: AtomicUsize,
+    /// The size of the largest communicator so far: about as many threads are at work.
+    crowd: AtomicUsize,
+    state: Mutex<State>,
+    me: Weak<Self>,
+}
+
+/// A rank of a communicator to be.
+pub(crate) struct Seat {
+    pub(crate) device: usize,
+    pub(crate) name: Option<String>,
+}
+
+impl Engine {
+    pub(crate) fn new(config: MockConfig, info: LibraryInfo) -> Arc<Self> {
+        static NEXT: AtomicUsize = AtomicUsize::new(1);
+        crate::fork::arm();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let memory = Arc::new(Memory::new(config.devices, config.device_memory));
+        let mut state = State::new(config.accumulation, Arc::clone(&memory));
+        let default = |device| {
+            let key = state.streams.insert_with(|key| {
+                let shared = StreamShared::new(key, RawStream::DEFAULT, device);
+                Stream::new(Arc::new(shared), false)
+            });
+            Arc::clone(&state.streams[key.index].shared)
+        };
+        let defaults = (0..config.devices).map(default).collect();
+        Arc::new_cyclic(|me| Self {
+            config,
+            info,
+            nonce: RandomState::new().hash_one(number),
+            tag: number & TAG_MASK,
+            memory,
+            meetings: JoinMeetings::new(),
+            defaults,
+            dirty: AtomicU64::new(0),
+            pressed: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
+            crowd: AtomicUsize::new(0),
+            state: Mutex::new(state),
+            me: me.clone(),
+        })
+    }
+
+    /// Leaves work with the engine. `eager` asks for it to be looked at now.
+    #[inline]
+    pub(crate) fn enqueue(&self, stream: &StreamShared, entry: Entry, eager: bool) {
+        let mut inbox = lock(&stream.inbox);
+        inbox.push(entry);
+        let held = inbox.len();
+        drop(inbox);
+        if held == 1 {
+            self.dirty.fetch_or(1 << (stream.key.index % u64::BITS), Ordering::AcqRel);
+        }
+        if eager || held >= BATCH || self.waiting.load(Ordering::Acquire) > 0 {
+            self.press();
+        }
+    }
+
+    /// Sees to it that what is in the inboxes is looked at, by this thread or by the one that holds
+    /// the lock.
+    pub(crate) fn press(&self) {
+        loop {
+            self.pressed.store(true, Ordering::SeqCst);
+            // Either the holder sees the flag after it let go, or this thread gets the lock.
+            fence(Ordering::SeqCst);
+            let state = match self.state.try_lock() {
+                Ok(state) => state,
+                Err(TryLockError::Poisoned(state)) => state.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            self.settle(state);
+            if !self.pressed.load(Ordering::SeqCst) {
+                return;
+            }
+        }
+    }
+
+    /// Does something with the state, after everything that was enqueued before; then starts
+    /// whatever that made ready.
+    pub(crate) fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = lock(&self.state);
+        self.drain(&mut state);
+        let result = act(&mut state);
+        self.settle(state);
+        if self.pressed.load(Ordering::SeqCst) {
+            self.press();
+        }
+        result
+    }
+
+    /// Waits until `ready` answers. It is asked with the lock held; where it has no answer it leaves
+    /// the parker with what it waits for. `None` where time is up first.
+    pub(crate) fn wait<R>(
+        &self,
+        until: Option<Instant>,
+        mut ready: impl FnMut(&mut State, &Arc<Parker>) -> Option<R>,
+    ) -> Option<R> {
+        let parker = Parker::current();
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let mut in_time = true;
+        let result = loop {
+            parker.reset();
+            let result = self.with(|state| {
+                state.advance();
+                ready(state, &parker)
+            });
+            if result.is_some() || !in_time {
+                break result;
+            }
+            // After the deadline one more look, since the answer may have come just then.
+            in_time = self.rest(&parker, until);
+        };
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        result
+    }
+
+    /// Takes over what is in the inboxes.
+    fn drain(&self, state: &mut State) {
+        let mut dirty = self.dirty.swap(0, Ordering::AcqRel);
+        while dirty != 0 {
+            let mut index = dirty.trailing_zeros();
+            dirty &= dirty - 1;
+            while index < state.streams.places() {
+                state.drain(index);
+                index += u64::BITS;
+            }
+        }
+    }
+
+    /// Starts what is ready until nothing is, then lets go of the lock.
+    fn settle<'a>(&'a self, mut state: MutexGuard<'a, State>) {
+        let mut budget = INLINE_BYTES;
+        loop {
+            self.pressed.store(false, Ordering::SeqCst);
+            self.drain(&mut state);
+            state.advance();
+            let job = state.jobs.pop_front();
+            let wake = std::mem::take(&mut state.wake);
+            let garbage = std::mem::take(&mut state.garbage);
+            let Some(job) = job else {
+                drop(state);
+                for parker in wake {
+                    parker.wake();
+                }
+                drop(garbage);
+                fence(Ordering::SeqCst);
+                return;
+            };
+            drop(state);
+            for parker in wake {
+                parker.wake();
+            }
+            drop(garbage);
+            let traffic = job.transfer.traffic();
+            if traffic <= budget {
+                budget -= traffic;
+                let (length, _) = job.transfer.span();
+                // SAFETY: the callers' buffers are the engine's until the streams have passed, and
+                // this thread does the whole span.
+                unsafe { job.transfer.run(self.config.accumulation, 0..length) };
+                state = lock(&self.state);
+                state.complete(&job);
+            } else {
+                self.share(job);
+                state = lock(&self.state);
+            }
+        }
+    }
+
+    /// Lets the pool do a job.
+    fn share(&self, job: Job) {
+        let (length, width) = job.transfer.span();
+        let grain = (SLICE_BYTES / width).max(1);
+        let slices = length.div_ceil(grain).max(1);
+        // Upgrading can't fail, since `self` is borrowed from a live engine.
+        if let Some(engine) = self.me.upgrade() {
+            Pool::global().submit(slices, Box::new(Shared { engine, job, length, grain }));
+        }
+    }
+
+    /// Helps, spins a little where there are cores to spare, then sleeps. The answer is whether the
+    /// parker was set in time.
+    fn rest(&self, parker: &Parker, until: Option<Instant>) -> bool {
+        let pool = Pool::global();
+        let spins = if self.crowd.load(Ordering::Relaxed) <= pool.cores() { SPINS } else { 0 };
+        let mut spun = 0;
+        loop {
+            if parker.is_set() {
+                return true;
+            }
+            if pool.help() {
+                spun = 0;
+            } else if spun < spins {
+                spun += 1;
+                hint::spin_loop();
+            } else {
+                return parker.sleep(until);
+            }
+        }
+    }
+
+    /// Makes a communicator of one rank per seat.
+    pub(crate) fn make_comm(&self, seats: Vec<Seat>) -> Vec<Arc<EndShared>> {
+        let size = seats.len();
+        self.crowd.fetch_max(size, Ordering::Relaxed);
+        self.with(|state| {
+            let key = state.comms.insert_with(|key| {
+                let meeting = Arc::new(SplitMeeting::new(size));
+                let end = |(rank, seat): (usize, Seat)| {
+                    let rank = Rank::new(rank as u32);
+                    let library = self.info.clone();
+                    let info = CommInfo::new(rank, size, seat.device, seat.name, library);
+                    let (engine, meeting) = (self.me.clone(), Arc::clone(&meeting));
+                    Arc::new(EndShared::new(info, key, engine, meeting))
+                };
+                let ends = seats.into_iter().enumerate().map(end).collect();
+                Comm::new(ends, meeting)
+            });
+            let ends = &state.comms[key.index].ends;
+            ends.iter().map(|end| Arc::clone(&end.shared)).collect()
+        })
+    }
+
+    /// Enqueues operations of a group, all or none.
+    pub(crate) fn launch_group(&self, members: Vec<Member>) -> Result<()> {
+        if members.is_empty() {
+            return Ok(());
+        }
+        self.with(|state| {
+            check_group(state, &members)?;
+            for part in parts(&members) {
+                let ops = |state: &State| {
+                    part.iter().map(|&index| state.numbered(members[index].op)).collect::<Vec<_>>()
+                };
+                let mut streams: Vec<u32> =
+                    part.iter().map(|&index| members[index].stream.key.index).collect();
+                streams.sort_unstable();
+                streams.dedup();
+                let memberships: Vec<_> =
+                    streams.iter().filter_map(|&stream| state.streams[stream].capture).collect();
+                if let Some(first) = memberships.first() {
+                    let plain = part.iter().map(|&index| members[index].op).collect();
+                    let branches = memberships.iter().map(|membership| membership.branch).collect();
+                    state.capture_group(first.capture, branches, plain);
+                } else if part.len() == 1 {
+                    let op = state.numbered(members[part[0]].op);
+                    state.push(streams[0], Entry::Op(op));
+                } else {
+                    let ops = ops(state);
+                    state.push_unit(ops, streams);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The stream behind a handle, of `device`.
+    pub(crate) fn stream(&self, raw: RawStream, device: usize) -> Result<Arc<StreamShared>> {
+        if raw == RawStream::DEFAULT {
+            return Ok(Arc::clone(&self.defaults[device]));
+        }
+        let key = self.key(raw.bits(), STREAM, "stream")?;
+        let found = lock(&self.state).streams.get(key).map(|stream| Arc::clone(&stream.shared));
+        if self.pressed.load(Ordering::SeqCst) {
+            self.press();
+        }
+        let shared = found.filter(|shared| !shared.is_destroyed() && shared.raw == raw);
+        let shared = shared.ok_or_else(|| invalid("the stream was destroyed"))?;
+        if shared.device != device {
+            return Err(invalid(format!(
+                "the stream belongs to device {}, want one of device {device}",
+                shared.device
+            )));
+        }
+        Ok(shared)
+    }
+
+    /// A new stream of `device`.
+    pub(crate) fn make_stream(&self, device: usize) -> RawStream {
+        self.with(|state| {
+            let key = state.streams.insert_with(|key| {
+                let raw = RawStream::from_bits(self.bits(key, STREAM));
+                Stream::new(Arc::new(StreamShared::new(key, raw, device)), false)
+            });
+            state.streams[key.index].shared.raw
+        })
+    }
+
+    pub(crate) fn event_bits(&self, key: Key) -> RawEvent {
+        RawEvent::from_bits(self.bits(key, EVENT))
+    }
+
+    pub(crate) fn event_key(&self, raw: RawEvent) -> Result<Key> {
+        self.key(raw.bits(), EVENT, "event")
+    }
+
+    pub(crate) fn graph_bits(&self, key: Key) -> RawGraph {
+        RawGraph::from_bits(self.bits(key, GRAPH))
+    }
+
+    pub(crate) fn graph_key(&self, raw: RawGraph) -> Result<Key> {
+        self.key(raw.bits(), GRAPH, "graph")
+    }
+
+    /// A handle: which engine, what it names, generation, index. Never zero.
+    fn bits(&self, key: Key, what: usize) -> usize {
+        self.tag << 50 | what << 48 | (key.generation as usize) << 24 | key.index as usize
+    }
+
+    fn key(&self, bits: usize, what: usize, name: &str) -> Result<Key> {
+        if bits >> 48 != self.tag << 2 | what {
+            return Err(invalid(format!("{bits:#x} is no {name} of this mock"))
+                .with_hint("handles of another backend, or of another mock, mean nothing here"));
+        }
+        let generation = (bits >> 24 & 0xff_ffff) as u32;
+        Ok(Key { index: (bits & 0xff_ffff) as u32, generation })
+    }
+
+    /// Checks a range of memory for use by `device`. See [`Memory::check`].
+    pub(crate) fn check_memory(
+        &self,
+        name: &str,
+        device: Option<usize>,
+        ptr: *const u8,
+        bytes: usize,
+    ) -> Result<std::ops::Range<usize>> {
+        self.memory.check(device, ptr.addr(), bytes).map_err(|misuse| match misuse {
+            Misuse::Foreign(owner) => invalid(format!(
+                "{name} at {ptr:p} is memory of device {owner}, want memory of device {}",
+                device.unwrap_or(owner)
+            )),
+            Misuse::PastEnd(left) => invalid(format!(
+                "{name} is {bytes} bytes at {ptr:p}, of which only {left} are allocated"
+            )),
+            Misuse::Straddles => {
+                invalid(format!("{name} is {bytes} bytes at {ptr:p}, and runs into an allocation"))
+            }
+        })
+    }
+
+    /// What has been enqueued and not passed, by stream.
+    pub(crate) fn pending(&self) -> Vec<PendingOp> {
+        self.with(|state| {
+            state.advance();
+            PendingOp::all(state)
+        })
+    }
+}
+
+/// A job in slices.
+struct Shared {
+    engine: Arc<Engine>,
+    job: Job,
+    length: usize,
+    grain: usize,
+}
+
+impl Task for Shared {
+    fn run(&self, slice: usize) {
+        let start = slice * self.grain;
+        let range = start..(start + self.grain).min(self.length);
+        // SAFETY: the callers' buffers are the engine's until the streams have passed, and the pool
+        // gives each slice to one thread.
+        unsafe { self.job.transfer.run(self.engine.config.accumulation, range) };
+    }
+
+    fn finish(&self) {
+        self.engine.with(|state| state.complete(&self.job));
+    }
+}
+
+/// What can only be seen when a group is complete.
+fn check_group(state: &State, members: &[Member]) -> Result<()> {
+    let mut to_self: HashMap<(u64, bool), usize> = HashMap::new();
+    let captured = |member: &Member| {
+        state.streams.get(member.stream.key).is_some_and(|stream| stream.capture.is_some())
+    };
+    let first = captured(&members[0]);
+    for member in members {
+        let Member { op, stream, end } = member;
+        let refuse = |error: collectives_core::Error| {
+            error.with_comm(&end.info).with_operation(op.kind.name())
+        };
+        end.check().map_err(|error| error.with_operation(op.kind.name()))?;
+        let alive = state.comms.get(op.comm);
+        if alive.is_none_or(|comm| comm.ends[op.rank as usize].departed) {
+            return Err(refuse(misuse("the communicator was ended inside the group")));
+        }
+        if stream.is_destroyed() || state.streams.get(stream.key).is_none() {
+            return Err(refuse(misuse("the stream was destroyed inside the group")));
+        }
+        if captured(member) != first {
+            return Err(refuse(
+                misuse("the group mixes streams that are being captured with others that are not")
+                    .with_hint("capture all streams of a group, or none"),
+            ));
+        }
+        if op.kind.is_point_to_point() && op.other == op.rank {
+            *to_self.entry((end.info.id.get(), op.kind == Kind::Send)).or_default() += 1;
+        }
+    }
+    for member in members {
+        let Member { op, end, .. } = member;
+        let count = |sends| to_self.get(&(end.info.id.get(), sends)).copied().unwrap_or(0);
+        if count(true) != count(false) {
+            return Err(misuse(format!(
+                "the group has {} sends of rank {} to itself and {} receives from itself",
+                count(true),
+                op.rank,
+                count(false)
+            ))
+            .with_comm(&end.info)
+            .with_hint("a rank sends to itself and receives that in one group"));
+        }
+    }
+    for part in parts(members) {
+        let captures = part.iter().filter_map(|&index| {
+            state.streams[members[index].stream.key.index].capture.map(|member| member.capture)
+        });
+        let captures: std::collections::BTreeSet<u32> = captures.collect();
+        if captures.len() > 1 {
+            let end = &members[part[0]].end;
+            return Err(misuse("one communicator's operations in a group go to two captures")
+                .with_comm(&end.info));
+        }
+    }
+    Ok(())
+}
+
+/// Divides a group into parts that share neither a stream nor a communicator's end: each starts on
+/// its own, so that one thread may drive many ranks in one group.
+fn parts(members: &[Member]) -> Vec<Vec<usize>> {
+    if members.len() == 1 {
+        return vec![vec![0]];
+    }
+    let mut parent: Vec<usize> = (0..members.len()).collect();
+    fn root(parent: &mut [usize], mut index: usize) -> usize {
+        while parent[index] != index {
+            parent[index] = parent[parent[index]];
+            index = parent[index];
+        }
+        index
+    }
+    let mut by_stream = HashMap::new();
+    let mut by_end = HashMap::new();
+    for (index, member) in members.iter().enumerate() {
+        let same_stream = *by_stream.entry(member.stream.key).or_insert(index);
+        let same_end = *by_end.entry(member.end.info.id).or_insert(index);
+        for other in [same_stream, same_end] {
+            let (a, b) = (root(&mut parent, index), root(&mut parent, other));
+            // Towards the smaller, so that parts stay in the order of their first member.
+            let (low, high) = (a.min(b), a.max(b));
+            parent[high] = low;
+        }
+    }
+    let mut parts: Vec<Vec<usize>> = members.iter().map(|_| Vec::new()).collect();
+    for index in 0..members.len() {
+        parts[root(&mut parent, index)].push(index);
+    }
+    parts.retain(|part| !part.is_empty());
+    parts
+}
+
+/// Small operations that may lie in an inbox before somebody looks.
+const BATCH: usize = 32;
+/// Traffic that a call moves itself before it leaves more to the pool.
+const INLINE_BYTES: usize = 512 * 1024;
+/// Bytes of one rank's buffer in a slice of a large operation.
+const SLICE_BYTES: usize = 128 * 1024;
+/// Looks at the parker before a waiting thread goes to sleep: some ten microseconds.
+const SPINS: usize = 400;
+
+/// What a handle names. Two bits.
+const STREAM: usize = 1;
+const EVENT: usize = 2;
+const GRAPH: usize = 3;
+/// 14 bits of an engine's number.
+const TAG_MASK: usize = 0x3fff;
+
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("handles of the mock need 64 bits");
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("backend", &BACKEND).field("config", &self.config).finish()
+    }
+}
+
+/// Uses of [`Op`] outside the lock are copies.
+const _: () = assert!(size_of::<Op>() <= 96);

@@ -1,0 +1,304 @@
+//! Where ranks meet to make communicators: joining by id, and splitting.
+//!
+//! Both block the calling thread until all have come. Neither holds its own lock while it takes the
+//! engine's; the engine may take theirs while it holds its own.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use collectives_core::{Error, ErrorKind, JoinConfig, Rank, Result, SplitConfig};
+
+use crate::{
+    comm_state::EndShared,
+    engine::{Engine, Seat},
+    error::{Failure, invalid, misuse, refuse},
+    sync::lock,
+};
+
+/// The ids of one engine, and who waits under each.
+pub(crate) struct JoinMeetings {
+    state: Mutex<Joins>,
+    changed: Condvar,
+}
+
+struct Joins {
+    next: u64,
+    /// Ids that were made and not yet used up.
+    issued: BTreeSet<u64>,
+    open: BTreeMap<u64, Join>,
+}
+
+struct Join {
+    seats: Vec<Option<Seat>>,
+    /// The ends, once all have come; or why there will be none.
+    outcome: Option<Result<Vec<Arc<EndShared>>, Failure>>,
+    /// Ranks inside.
+    present: usize,
+}
+
+impl JoinMeetings {
+    pub(crate) const fn new() -> Self {
+        let joins = Joins { next: 0, issued: BTreeSet::new(), open: BTreeMap::new() };
+        Self { state: Mutex::new(joins), changed: Condvar::new() }
+    }
+
+    /// Makes an id.
+    pub(crate) fn issue(&self) -> u64 {
+        let mut joins = lock(&self.state);
+        let id = joins.next;
+        joins.next += 1;
+        joins.issued.insert(id);
+        id
+    }
+
+    /// Meets the other ranks under `id`.
+    pub(crate) fn join(
+        &self,
+        engine: &Arc<Engine>,
+        id: u64,
+        config: JoinConfig,
+    ) -> Result<Arc<EndShared>> {
+        let JoinConfig { rank, size, device, name, deadline, .. } = config;
+        let until = deadline.and_then(|deadline| Instant::now().checked_add(deadline));
+        let at = |error: Error| error.with_operation("join").with_rank(rank.get(), size);
+        let mut joins = lock(&self.state);
+        if !joins.issued.contains(&id) {
+            let error = misuse("this unique id was used up by an earlier join");
+            return Err(at(error.with_hint("make a new id for each communicator")));
+        }
+        let empty = || Join { seats: (0..size).map(|_| None).collect(), outcome: None, present: 0 };
+        let join = joins.open.entry(id).or_insert_with(empty);
+        if let Some(Err(failure)) = &join.outcome {
+            return Err(at(failure.plain()));
+        }
+        if join.seats.len() != size {
+            let known = join.seats.len();
+            let failure = Failure::new(
+                ErrorKind::InvalidArgument,
+                format!("ranks disagree on the size: rank {rank} says {size}, others say {known}"),
+            );
+            return Err(at(self.fail(join, failure)));
+        }
+        if join.seats[rank.index()].is_some() {
+            return Err(at(invalid(format!("rank {rank} has joined already"))
+                .with_hint("give each participant a rank of its own")));
+        }
+        let occupant = join
+            .seats
+            .iter()
+            .position(|seat| seat.as_ref().is_some_and(|seat| seat.device == device));
+        if let Some(occupant) = occupant {
+            let failure = Failure::new(
+                ErrorKind::InvalidUsage,
+                format!("ranks {occupant} and {rank} are both on device {device}"),
+            )
+            .with_hint("give each rank a device of its own, as NCCL wants");
+            return Err(at(self.fail(join, failure)));
+        }
+        join.seats[rank.index()] = Some(Seat { device, name });
+        join.present += 1;
+        if join.present == size {
+            let seats = join.seats.iter_mut().filter_map(Option::take).collect();
+            drop(joins);
+            let ends = engine.make_comm(seats);
+            joins = lock(&self.state);
+            if let Some(join) = joins.open.get_mut(&id) {
+                join.outcome = Some(Ok(ends));
+            }
+            self.changed.notify_all();
+        }
+        loop {
+            let Some(join) = joins.open.get_mut(&id) else {
+                return Err(at(refuse(ErrorKind::Internal, "the meeting of the ranks was lost")));
+            };
+            if let Some(outcome) = &join.outcome {
+                let own = match outcome {
+                    Ok(ends) => Ok(Arc::clone(&ends[rank.index()])),
+                    Err(failure) => Err(at(failure.plain())),
+                };
+                join.present -= 1;
+                if join.present == 0 {
+                    joins.open.remove(&id);
+                }
+                joins.issued.remove(&id);
+                return own;
+            }
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) && join.present < size {
+                let error = late(&join.seats, deadline.unwrap_or_default());
+                // Nothing is left behind: the others see an empty seat.
+                join.seats[rank.index()] = None;
+                join.present -= 1;
+                if join.present == 0 {
+                    joins.open.remove(&id);
+                }
+                return Err(at(error));
+            }
+            joins = wait(&self.changed, joins, left);
+        }
+    }
+
+    /// Ends a meeting for all who came and will come.
+    fn fail(&self, join: &mut Join, failure: Failure) -> Error {
+        let error = failure.plain();
+        join.outcome = Some(Err(failure));
+        self.changed.notify_all();
+        error
+    }
+}
+
+fn late(seats: &[Option<Seat>], deadline: Duration) -> Error {
+    let came = |came: bool| {
+        let ranks = seats.iter().enumerate().filter(move |(_, seat)| seat.is_some() == came);
+        ranks.map(|(rank, _)| rank.to_string()).collect::<Vec<_>>()
+    };
+    let (here, missing) = (came(true), came(false));
+    let message = format!(
+        "{} of {} ranks joined in {deadline:?}: came {}; missing {}",
+        here.len(),
+        seats.len(),
+        here.join(", "),
+        missing.join(", ")
+    );
+    refuse(ErrorKind::Timeout, message)
+}
+
+/// Where the ranks of one communicator meet to split it.
+pub(crate) struct SplitMeeting {
+    state: Mutex<Splits>,
+    changed: Condvar,
+}
+
+struct Splits {
+    /// Splits that not all ranks have left; the first has number `base`.
+    rounds: VecDeque<Round>,
+    base: u64,
+    /// By rank: splits that it took part in, and whether it left the communicator.
+    calls: Vec<u64>,
+    departed: Vec<bool>,
+}
+
+struct Round {
+    tickets: Vec<Option<Ticket>>,
+    came: usize,
+    ends: Option<Vec<Option<Arc<EndShared>>>>,
+    left: usize,
+}
+
+struct Ticket {
+    config: SplitConfig,
+    device: usize,
+}
+
+impl SplitMeeting {
+    pub(crate) fn new(size: usize) -> Self {
+        let (calls, departed) = (vec![0; size], vec![false; size]);
+        let splits = Splits { rounds: VecDeque::new(), base: 0, calls, departed };
+        Self { state: Mutex::new(splits), changed: Condvar::new() }
+    }
+
+    /// Lets waiting ranks look again: the communicator failed.
+    pub(crate) fn wake(&self) {
+        drop(lock(&self.state));
+        self.changed.notify_all();
+    }
+
+    /// A rank left the communicator, and will come to no split.
+    pub(crate) fn depart(&self, rank: Rank) {
+        lock(&self.state).departed[rank.index()] = true;
+        self.changed.notify_all();
+    }
+
+    /// Meets the other ranks of `end`'s communicator, and divides it.
+    pub(crate) fn split(
+        &self,
+        engine: &Arc<Engine>,
+        end: &EndShared,
+        config: SplitConfig,
+    ) -> Result<Option<Arc<EndShared>>> {
+        let (rank, size) = (end.info.rank.index(), end.info.size);
+        let mut splits = lock(&self.state);
+        let number = splits.calls[rank];
+        splits.calls[rank] += 1;
+        let index = |splits: &Splits| (number - splits.base) as usize;
+        while splits.rounds.len() <= index(&splits) {
+            let tickets = (0..size).map(|_| None).collect();
+            splits.rounds.push_back(Round { tickets, came: 0, ends: None, left: size });
+        }
+        let at = index(&splits);
+        let round = &mut splits.rounds[at];
+        round.tickets[rank] = Some(Ticket { config, device: end.info.device });
+        round.came += 1;
+        if round.came == size {
+            let tickets: Vec<Ticket> = round.tickets.iter_mut().filter_map(Option::take).collect();
+            drop(splits);
+            let ends = divide(engine, &tickets);
+            splits = lock(&self.state);
+            let at = index(&splits);
+            splits.rounds[at].ends = Some(ends);
+            self.changed.notify_all();
+        }
+        loop {
+            let at = index(&splits);
+            let departed = splits.departed.clone();
+            let round = &mut splits.rounds[at];
+            if let Some(ends) = &mut round.ends {
+                let own = ends[rank].take();
+                round.left -= 1;
+                while splits.rounds.front().is_some_and(|round| round.left == 0) {
+                    splits.rounds.pop_front();
+                    splits.base += 1;
+                }
+                return Ok(own);
+            }
+            end.check().map_err(|error| error.with_operation("split"))?;
+            if round.came < size
+                && let Some(gone) = (0..size).find(|&r| departed[r] && round.tickets[r].is_none())
+            {
+                let message = format!("rank {gone} left the communicator and will not split it");
+                let failure = Failure::new(ErrorKind::Remote, message);
+                return Err(failure.of(&end.info).with_operation("split"));
+            }
+            splits = wait(&self.changed, splits, None);
+        }
+    }
+}
+
+/// Makes one communicator for each colour. The answer has each old rank's new end.
+fn divide(engine: &Arc<Engine>, tickets: &[Ticket]) -> Vec<Option<Arc<EndShared>>> {
+    let mut parts: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+    for (rank, ticket) in tickets.iter().enumerate() {
+        if let Some(color) = ticket.config.color {
+            parts.entry(color).or_default().push(rank);
+        }
+    }
+    let mut ends: Vec<_> = tickets.iter().map(|_| None).collect();
+    for mut ranks in parts.into_values() {
+        // Stable: equal keys keep the old order.
+        ranks.sort_by_key(|&rank| tickets[rank].config.key);
+        let seat = |&rank: &usize| {
+            let Ticket { config, device } = &tickets[rank];
+            Seat { device: *device, name: config.name.clone() }
+        };
+        let made = engine.make_comm(ranks.iter().map(seat).collect());
+        for (rank, end) in ranks.into_iter().zip(made) {
+            ends[rank] = Some(end);
+        }
+    }
+    ends
+}
+
+/// Waits for a change, at most `left`.
+fn wait<'a, T>(
+    changed: &Condvar,
+    guard: std::sync::MutexGuard<'a, T>,
+    left: Option<Duration>,
+) -> std::sync::MutexGuard<'a, T> {
+    match left {
+        Some(left) => changed.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0,
+        None => changed.wait(guard).unwrap_or_else(PoisonError::into_inner),
+    }
+}

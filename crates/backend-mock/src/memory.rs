@@ -1,0 +1,174 @@
+//! The memory of the fake devices: host memory, with a map that knows which device owns what.
+
+use std::{
+    alloc::{self, Layout},
+    collections::BTreeMap,
+    ops::Range,
+    ptr::NonNull,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use crate::sync::lock;
+
+/// All allocations of one engine.
+pub(crate) struct Memory {
+    map: Mutex<Map>,
+    /// Changes with every allocation and every free, so that what was learned before can be cached.
+    epoch: AtomicU64,
+}
+
+struct Map {
+    /// By address.
+    allocations: BTreeMap<usize, Allocation>,
+    /// Bytes in use, by device.
+    used: Vec<usize>,
+    /// Bytes that each device has.
+    capacity: usize,
+}
+
+/// One allocation.
+pub(crate) struct Allocation {
+    ptr: NonNull<u8>,
+    layout: Layout,
+    device: usize,
+}
+
+// SAFETY: owns its memory, like a box.
+unsafe impl Send for Allocation {}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `Memory::alloc` with this layout, and owned by `self` alone.
+        unsafe { alloc::dealloc(self.ptr.as_ptr(), self.layout) };
+    }
+}
+
+/// What is wrong with a range of memory.
+pub(crate) enum Misuse {
+    /// It belongs to this other device.
+    Foreign(usize),
+    /// It runs past its allocation, of which this many bytes are left from its start on.
+    PastEnd(usize),
+    /// It starts in unknown memory and runs into an allocation.
+    Straddles,
+}
+
+impl Memory {
+    pub(crate) fn new(devices: usize, capacity: usize) -> Self {
+        let map = Map { allocations: BTreeMap::new(), used: vec![0; devices], capacity };
+        Self { map: Mutex::new(map), epoch: AtomicU64::new(0) }
+    }
+
+    /// Allocates; `None` where the device or the host has not that much.
+    pub(crate) fn alloc(&self, device: usize, bytes: usize) -> Option<NonNull<u8>> {
+        // Zero bytes take one, so that every pointer is unique.
+        let size = bytes.max(1);
+        let align = if size >= HUGE_PAGE { HUGE_PAGE } else { ALIGNMENT };
+        let layout = Layout::from_size_align(size, align).ok()?;
+        let mut map = lock(&self.map);
+        let used = map.used[device].checked_add(size).filter(|&used| used <= map.capacity)?;
+        // SAFETY: the size is not zero.
+        let ptr = NonNull::new(unsafe { alloc::alloc(layout) })?;
+        map.used[device] = used;
+        map.allocations.insert(ptr.addr().get(), Allocation { ptr, layout, device });
+        self.epoch.fetch_add(1, Ordering::Release);
+        Some(ptr)
+    }
+
+    /// Takes an allocation out; dropping it frees the memory. `None` where `ptr` is not the start
+    /// of one.
+    pub(crate) fn take(&self, ptr: usize) -> Option<Allocation> {
+        let mut map = lock(&self.map);
+        let allocation = map.allocations.remove(&ptr)?;
+        map.used[allocation.device] -= allocation.layout.size();
+        self.epoch.fetch_add(1, Ordering::Release);
+        Some(allocation)
+    }
+
+    /// The device on which an allocation starts at `ptr`.
+    pub(crate) fn owner(&self, ptr: usize) -> Option<usize> {
+        lock(&self.map).allocations.get(&ptr).map(|allocation| allocation.device)
+    }
+
+    /// A number that changes when the map does.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Checks that `bytes` at `start` may be used by `device` (any device, where `None`). The answer
+    /// is the whole stretch of memory of which the same is known: the allocation, or, for memory
+    /// that the engine does not know, the gap between two allocations.
+    pub(crate) fn check(
+        &self,
+        device: Option<usize>,
+        start: usize,
+        bytes: usize,
+    ) -> Result<Range<usize>, Misuse> {
+        let map = lock(&self.map);
+        let end = start.saturating_add(bytes);
+        let before = map.allocations.range(..=start).next_back();
+        let mut gap_start = 0;
+        if let Some((&base, allocation)) = before {
+            let stop = base + allocation.layout.size();
+            if start < stop {
+                if device.is_some_and(|device| device != allocation.device) {
+                    return Err(Misuse::Foreign(allocation.device));
+                }
+                if end > stop {
+                    return Err(Misuse::PastEnd(stop - start));
+                }
+                return Ok(base..stop);
+            }
+            gap_start = stop;
+        }
+        let after = map.allocations.range(start.saturating_add(1)..).next();
+        let gap_end = after.map_or(usize::MAX, |(&base, _)| base);
+        if end > gap_end { Err(Misuse::Straddles) } else { Ok(gap_start..gap_end) }
+    }
+}
+
+/// What CUDA promises of its allocations.
+const ALIGNMENT: usize = 256;
+
+/// Large allocations start at a huge page, where the system has them.
+const HUGE_PAGE: usize = 2 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_known_by_device_and_end() {
+        let memory = Memory::new(2, 1 << 20);
+        let ptr = memory.alloc(1, 1000).unwrap().addr().get();
+        assert_eq!(ptr % ALIGNMENT, 0);
+        assert!(
+            matches!(memory.check(Some(1), ptr + 8, 992), Ok(range) if range == (ptr..ptr + 1000))
+        );
+        assert!(matches!(memory.check(Some(0), ptr, 8), Err(Misuse::Foreign(1))));
+        assert!(matches!(memory.check(None, ptr + 8, 993), Err(Misuse::PastEnd(992))));
+        assert!(matches!(memory.check(Some(1), ptr - 4, 8), Err(Misuse::Straddles)));
+        assert!(memory.check(Some(0), ptr + 1000, 8).is_ok());
+        let before = memory.epoch();
+        drop(memory.take(ptr).unwrap());
+        assert_ne!(memory.epoch(), before);
+        assert!(memory.take(ptr).is_none());
+    }
+
+    #[test]
+    fn a_device_runs_out_on_its_own() {
+        let memory = Memory::new(2, 1000);
+        let ptr = memory.alloc(0, 600).unwrap();
+        assert!(memory.alloc(0, 600).is_none());
+        let other = memory.alloc(1, 600).unwrap();
+        for ptr in [ptr, other] {
+            memory.take(ptr.addr().get());
+        }
+        assert!(memory.alloc(0, 1001).is_none());
+        let empty = memory.alloc(0, 0).unwrap();
+        assert!(memory.take(empty.addr().get()).is_some());
+    }
+}

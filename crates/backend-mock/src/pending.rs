@@ -1,0 +1,146 @@
+//! What is enqueued and not done: for people, and for verdicts.
+
+use std::{fmt, panic::Location};
+
+use collectives_core::{DType, Rank, RawStream};
+
+use crate::{
+    op::{Kind, Op},
+    slab::Key,
+    state::State,
+    stream::{Stream, StreamShared},
+};
+
+/// One rank's operation that is enqueued and not done. See [`Mock::pending`](crate::Mock::pending).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PendingOp {
+    /// The communicator's name, or a number.
+    pub communicator: String,
+    /// The rank that issued it.
+    pub rank: Rank,
+    /// Number of ranks.
+    pub size: usize,
+    /// The trait method's name.
+    pub operation: &'static str,
+    /// Elements per rank, in the sense of [`collectives_core::shape::Shape::count`].
+    pub count: usize,
+    /// Their type.
+    pub dtype: DType,
+    /// The reduce op's name, where the operation reduces.
+    pub reduce_op: Option<&'static str>,
+    /// The root or peer, where the operation has one.
+    pub other: Option<Rank>,
+    /// Its number among the rank's collectives, or among its sends to (receives from) the peer.
+    pub sequence: u64,
+    /// The device of its stream.
+    pub device: usize,
+    /// Its stream; the default stream too where it is part of a launched graph.
+    pub stream: RawStream,
+    /// Whether it is part of a launched graph.
+    pub in_graph: bool,
+    /// Where in the program the call stands.
+    pub site: &'static Location<'static>,
+    /// How far it has come.
+    pub status: PendingStatus,
+    key: (Key, Key),
+}
+
+/// How far a pending operation has come.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum PendingStatus {
+    /// Behind other work on its stream.
+    Queued,
+    /// All ranks have arrived; data is being moved.
+    Running,
+    /// At the head of its stream, waiting for the operation of these ranks.
+    Waiting(Vec<Rank>),
+}
+
+impl PendingOp {
+    pub(crate) fn all(state: &State) -> Vec<Self> {
+        let mut all = Vec::new();
+        for (_, stream) in state.streams.iter() {
+            for (place, entry) in stream.queue.iter().enumerate() {
+                // A unit stands in several streams, and is listed where its operations were issued
+                // first only.
+                for op in state.ops(entry) {
+                    let listed = Self::of(state, stream, op, place == 0 && stream.started);
+                    let twice = |other: &Self| other.is_same(&listed);
+                    if !all.iter().rev().take(state.ops(entry).len()).any(twice) {
+                        all.push(listed);
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    fn of(state: &State, stream: &Stream, op: &Op, started: bool) -> Self {
+        let comm = state.comms.get(op.comm);
+        let status = match comm {
+            Some(comm) if started && comm.waits(op) => PendingStatus::Waiting(comm.missing(op)),
+            _ if started => PendingStatus::Running,
+            _ => PendingStatus::Queued,
+        };
+        Self {
+            communicator: comm.map_or_else(|| "gone".into(), |comm| comm.title()),
+            rank: Rank::new(op.rank),
+            size: comm.map_or(0, |comm| comm.ends.len()),
+            operation: op.kind.name(),
+            count: op.count,
+            dtype: op.dtype,
+            reduce_op: op.reduction.name(),
+            other: op.other(),
+            sequence: op.sequence,
+            device: stream.shared.device,
+            stream: stream.shared.raw,
+            in_graph: stream.is_branch,
+            site: op.site,
+            status,
+            key: (op.comm, stream.shared.key),
+        }
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        (self.key.0, self.rank, self.operation, self.other, self.sequence)
+            == (other.key.0, other.rank, other.operation, other.other, other.sequence)
+    }
+
+    pub(crate) fn is_on(&self, stream: &StreamShared) -> bool {
+        self.key.1 == stream.key
+    }
+
+    pub(crate) fn is_of_same_communicator(&self, other: &Self) -> bool {
+        self.key.0 == other.key.0
+    }
+}
+
+/// One line: who, what, where, and what for.
+impl fmt::Display for PendingOp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rank, size, communicator, operation, count, dtype, sequence, .. } = self;
+        write!(f, "rank {rank} of {size} in '{communicator}': {operation} #{sequence}")?;
+        write!(f, " of {count} × {dtype}")?;
+        if let Some(op) = self.reduce_op {
+            write!(f, ", {op}")?;
+        }
+        match self.other {
+            Some(peer) if self.operation == Kind::Send.name() => write!(f, ", to rank {peer}")?,
+            Some(peer) if self.operation == Kind::Recv.name() => write!(f, ", from rank {peer}")?,
+            Some(root) => write!(f, ", root {root}")?,
+            None => {}
+        }
+        write!(f, " ({})", self.site)?;
+        match &self.status {
+            PendingStatus::Queued => f.write_str(", behind other work"),
+            PendingStatus::Running => f.write_str(", running"),
+            PendingStatus::Waiting(ranks) => {
+                let ranks: Vec<_> = ranks.iter().map(ToString::to_string).collect();
+                let s = if ranks.len() == 1 { "" } else { "s" };
+                write!(f, ", waiting for rank{s} {}", ranks.join(", "))
+            }
+        }
+    }
+}

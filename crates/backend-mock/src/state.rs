@@ -1,0 +1,594 @@
+//! What the engine knows, and the rules by which it changes. All of it is behind one lock.
+//!
+//! Work enters a stream at the back ([`State::push`]). The head of a stream is *started*
+//! ([`State::start`]): it does its thing at once, or arrives where it meets its peers, or waits.
+//! When it is done it is popped, and its stream goes on the worklist to start the next
+//! ([`State::advance`]). Nothing here calls itself through a chain of streams, however long that is.
+//!
+//! Data moves in one of two ways. A little is moved on the spot. More becomes a [`Job`] that whoever
+//! holds the lock takes out and runs without it ([`crate::engine`]); the entries it came from stay
+//! at the heads of their streams, started, until [`State::complete`].
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+};
+
+use collectives_core::{ErrorKind, Rank};
+
+use crate::{
+    Accumulation,
+    comm_state::{Comm, EndShared},
+    error::Failure,
+    graph::{Capture, Event, Graph, Run, Signal},
+    memory::{Allocation, Memory},
+    op::{Kind, Op},
+    slab::{Key, Slab},
+    stream::{Entry, Stream},
+    sync::{Parker, lock},
+    transfer::Transfer,
+};
+
+/// The state of one engine.
+pub(crate) struct State {
+    pub(crate) streams: Slab<Stream>,
+    pub(crate) comms: Slab<Comm>,
+    pub(crate) events: Slab<Event>,
+    pub(crate) signals: Slab<Signal>,
+    pub(crate) captures: Slab<Capture>,
+    pub(crate) graphs: Slab<Graph>,
+    pub(crate) runs: Slab<Run>,
+    units: Slab<Unit>,
+    /// Streams whose head may be ready to start.
+    worklist: Vec<u32>,
+    /// Data to move without the lock.
+    pub(crate) jobs: VecDeque<Job>,
+    /// Sleepers to wake once the lock is released.
+    pub(crate) wake: Vec<Arc<Parker>>,
+    /// Memory to free once the lock is released.
+    pub(crate) garbage: Vec<Allocation>,
+    accumulation: Accumulation,
+    memory: Arc<Memory>,
+}
+
+/// One rank's operation where it meets its peers, and what it holds up.
+#[derive(Clone, Copy)]
+pub(crate) struct Arrival {
+    pub(crate) op: Op,
+    pub(crate) owner: Owner,
+}
+
+/// What goes on when an operation is done.
+#[derive(Clone, Copy)]
+pub(crate) enum Owner {
+    Stream(u32),
+    Unit(u32),
+}
+
+/// Data to move, and whom it holds up.
+pub(crate) struct Job {
+    pub(crate) transfer: Transfer,
+    /// The stream of a copy or fill; operations have their owners with them.
+    stream: Option<u32>,
+}
+
+/// Operations of a group that share a stream or a communicator, and so start and end together.
+struct Unit {
+    ops: Vec<Op>,
+    streams: Vec<u32>,
+    /// Streams of which it is the head.
+    at_head: usize,
+    /// Operations not done.
+    left: usize,
+}
+
+impl State {
+    pub(crate) fn new(accumulation: Accumulation, memory: Arc<Memory>) -> Self {
+        Self {
+            streams: Slab::new(),
+            comms: Slab::new(),
+            events: Slab::new(),
+            signals: Slab::new(),
+            captures: Slab::new(),
+            graphs: Slab::new(),
+            runs: Slab::new(),
+            units: Slab::new(),
+            worklist: Vec::new(),
+            jobs: VecDeque::new(),
+            wake: Vec::new(),
+            garbage: Vec::new(),
+            accumulation,
+            memory,
+        }
+    }
+
+    /// Takes over what came into the inbox of a stream.
+    pub(crate) fn drain(&mut self, stream: u32) {
+        let Some(state) = self.streams.at(stream) else { return };
+        let shared = Arc::clone(&state.shared);
+        let mut inbox = lock(&shared.inbox);
+        for entry in inbox.drain(..) {
+            self.push(stream, entry);
+        }
+    }
+
+    /// Enqueues one entry.
+    #[inline]
+    pub(crate) fn push(&mut self, stream: u32, entry: Entry) {
+        if let Entry::Op(op) = &entry {
+            self.count(op);
+        }
+        let state = &mut self.streams[stream];
+        state.queue.push_back(entry);
+        if !state.started && state.queue.len() == 1 {
+            self.worklist.push(stream);
+        }
+    }
+
+    /// Enqueues operations that are one. `streams` are those that they use.
+    pub(crate) fn push_unit(&mut self, ops: Vec<Op>, streams: Vec<u32>) {
+        for op in &ops {
+            self.count(op);
+        }
+        let left = ops.len();
+        let unit = self.units.insert(Unit { ops, streams: streams.clone(), at_head: 0, left });
+        for stream in streams {
+            self.push(stream, Entry::Unit { unit: unit.index });
+        }
+    }
+
+    #[inline]
+    fn count(&mut self, op: &Op) {
+        if let Some(comm) = self.comms.get_mut(op.comm) {
+            comm.ends[op.rank as usize].outstanding += 1;
+        }
+    }
+
+    /// The operations behind an entry.
+    pub(crate) fn ops<'a>(&'a self, entry: &'a Entry) -> &'a [Op] {
+        match entry {
+            Entry::Op(op) => std::slice::from_ref(op),
+            Entry::Unit { unit } => self.units.at(*unit).map_or(&[], |unit| &unit.ops),
+            _ => &[],
+        }
+    }
+
+    /// Has the head of a stream looked at when the state next advances.
+    pub(crate) fn look_at(&mut self, stream: u32) {
+        self.worklist.push(stream);
+    }
+
+    /// Starts whatever can be started.
+    pub(crate) fn advance(&mut self) {
+        while let Some(stream) = self.worklist.pop() {
+            self.start(stream);
+        }
+    }
+
+    /// Starts the head of a stream.
+    fn start(&mut self, index: u32) {
+        let Some(stream) = self.streams.at_mut(index) else { return };
+        if stream.started {
+            return;
+        }
+        let Some(&entry) = stream.queue.front() else {
+            self.forget_stream(index);
+            return;
+        };
+        stream.started = true;
+        match entry {
+            Entry::Op(op) => self.arrive(Arrival { op, owner: Owner::Stream(index) }),
+            Entry::Unit { unit } => self.start_unit(unit),
+            Entry::Copy { from, to, bytes } => {
+                self.transfer(Transfer::Copy { from, to, bytes }, Some(index));
+            }
+            Entry::Fill { to, value, bytes } => {
+                self.transfer(Transfer::Fill { to, value, bytes }, Some(index));
+            }
+            Entry::Free(ptr) => {
+                self.garbage.extend(self.memory.take(ptr));
+                self.pass(index);
+            }
+            Entry::Record { signal } => {
+                self.pass(index);
+                self.reach(signal);
+            }
+            Entry::Wait { signal } => {
+                let signal_state = &mut self.signals[signal];
+                if signal_state.reached {
+                    self.pass(index);
+                    self.release(signal);
+                } else {
+                    signal_state.waiting.push(index);
+                }
+            }
+            Entry::GraphRun { run } => {
+                self.runs[run].at_head = true;
+                self.open_run(run);
+            }
+            Entry::GraphBegin { run } => {
+                if self.runs[run].open {
+                    self.pass(index);
+                }
+            }
+            Entry::GraphEnd { run } => {
+                self.pass(index);
+                self.end_branch(run);
+            }
+        }
+    }
+
+    fn start_unit(&mut self, index: u32) {
+        let unit = &mut self.units[index];
+        unit.at_head += 1;
+        if unit.at_head < unit.streams.len() {
+            return;
+        }
+        // Taken out while its members arrive, since the last of them may end the unit.
+        let ops = std::mem::take(&mut unit.ops);
+        for &op in &ops {
+            self.arrive(Arrival { op, owner: Owner::Unit(index) });
+        }
+        if let Some(unit) = self.units.at_mut(index) {
+            unit.ops = ops;
+        }
+    }
+
+    /// The head of a stream is done: the next may start.
+    fn pass(&mut self, index: u32) {
+        let stream = &mut self.streams[index];
+        stream.queue.pop_front();
+        stream.started = false;
+        stream.passed += 1;
+        if !stream.waiters.is_empty() {
+            let passed = stream.passed;
+            let wake = &mut self.wake;
+            stream.waiters.retain(|(target, parker)| {
+                let stays = *target > passed;
+                if !stays && parker.set() {
+                    wake.push(Arc::clone(parker));
+                }
+                stays
+            });
+        }
+        self.worklist.push(index);
+    }
+
+    /// Gives up the place of a destroyed stream that has nothing left to do.
+    fn forget_stream(&mut self, index: u32) {
+        let stream = &self.streams[index];
+        if stream.shared.is_destroyed() && stream.queue.is_empty() && stream.capture.is_none() {
+            self.streams.remove(index);
+        }
+    }
+
+    /// An event was recorded: who waits for it goes on.
+    fn reach(&mut self, index: u32) {
+        let signal = &mut self.signals[index];
+        signal.reached = true;
+        for stream in std::mem::take(&mut signal.waiting) {
+            self.pass(stream);
+            self.release(index);
+        }
+        self.release(index);
+    }
+
+    /// One reference to a signal less.
+    pub(crate) fn release(&mut self, index: u32) {
+        let signal = &mut self.signals[index];
+        signal.references -= 1;
+        if signal.references == 0 {
+            self.signals.remove(index);
+        }
+    }
+
+    /// Lets a run begin if its stream has come to it and earlier runs of its graph have ended.
+    fn open_run(&mut self, index: u32) {
+        let run = &mut self.runs[index];
+        let graph = &self.graphs[run.graph];
+        if !run.at_head || run.open || graph.pending.front() != Some(&index) {
+            return;
+        }
+        run.open = true;
+        for branch in graph.branches.clone() {
+            let stream = &self.streams[branch];
+            let waits =
+                matches!(stream.queue.front(), Some(Entry::GraphBegin { run }) if *run == index);
+            if waits && stream.started {
+                self.pass(branch);
+            }
+        }
+    }
+
+    /// One branch of a run is through.
+    fn end_branch(&mut self, index: u32) {
+        let run = &mut self.runs[index];
+        run.branches_left -= 1;
+        if run.branches_left > 0 {
+            return;
+        }
+        let (stream, graph) = (run.stream, run.graph);
+        self.runs.remove(index);
+        let mut failure = None;
+        for branch in self.graphs[graph].branches.clone() {
+            failure = failure.or_else(|| self.streams[branch].failure.take());
+        }
+        if failure.is_some() {
+            self.streams[stream].failure.get_or_insert_with(|| failure.unwrap_or_else(unknown));
+        }
+        self.pass(stream);
+        let graph_state = &mut self.graphs[graph];
+        graph_state.pending.pop_front();
+        match graph_state.pending.front() {
+            Some(&next) => self.open_run(next),
+            None => self.forget_graph(graph),
+        }
+    }
+
+    /// Gives up the place of a destroyed graph that has no run left.
+    pub(crate) fn forget_graph(&mut self, index: u32) {
+        let graph = &self.graphs[index];
+        if !graph.destroyed || !graph.pending.is_empty() {
+            return;
+        }
+        for branch in self.graphs.remove(index).map_or_else(Vec::new, |graph| graph.branches) {
+            self.streams[branch].shared.set_mode(crate::stream::Mode::Destroyed);
+            self.worklist.push(branch);
+        }
+    }
+
+    /// One rank's operation meets those of its peers; the last one fires it.
+    fn arrive(&mut self, arrival: Arrival) {
+        let op = &arrival.op;
+        let Some(comm) = self.comms.get_mut(op.comm) else {
+            // The communicator is gone, and only what nobody waits for can be left of it.
+            self.finish(arrival);
+            return;
+        };
+        if comm.broken {
+            self.finish_failed(arrival);
+            return;
+        }
+        if op.kind.is_point_to_point() {
+            self.arrive_point_to_point(arrival);
+            return;
+        }
+        let Some(slot) = comm.slot(op.sequence) else {
+            // Two threads used one communicator at once, against its contract.
+            let failure = Failure::new(ErrorKind::InvalidUsage, "two threads use one communicator");
+            self.fail_comm(arrival.op.comm, |_| Some(failure.clone()));
+            self.finish_failed(arrival);
+            return;
+        };
+        slot.push(arrival);
+        if slot.len() < comm.ends.len() {
+            if let Some(missing) = comm.departed_before(op) {
+                self.fail_departed(arrival.op.comm, missing, &arrival.op);
+            }
+            return;
+        }
+        let arrivals = comm.take_slot(op.sequence);
+        if let Some(failure) = mismatch(comm, &arrivals) {
+            self.fail_comm(arrival.op.comm, |_| Some(failure.clone()));
+            for arrival in arrivals {
+                self.finish_failed(arrival);
+            }
+            return;
+        }
+        self.transfer(Transfer::Collective(arrivals), None);
+    }
+
+    fn arrive_point_to_point(&mut self, arrival: Arrival) {
+        let op = arrival.op;
+        let comm = &mut self.comms[op.comm.index];
+        let Some(other) = comm.meet_peer(arrival) else {
+            if let Some(missing) = comm.departed_before(&op) {
+                self.fail_departed(op.comm, missing, &op);
+            }
+            return;
+        };
+        let pair = if op.kind == Kind::Send { [arrival, other] } else { [other, arrival] };
+        if let Some(failure) = mismatch(comm, &pair) {
+            self.fail_comm(op.comm, |_| Some(failure.clone()));
+            for arrival in pair {
+                self.finish_failed(arrival);
+            }
+            return;
+        }
+        self.transfer(Transfer::Exchange(pair), None);
+    }
+
+    fn fail_departed(&mut self, key: Key, missing: Rank, op: &Op) {
+        let failure = Failure::new(
+            ErrorKind::Remote,
+            format!(
+                "rank {missing} left the communicator before it issued what rank {} waits for: {} \
+                 #{} ({})",
+                op.rank,
+                op.kind.name(),
+                op.sequence,
+                op.site
+            ),
+        );
+        self.fail_comm(key, |_| Some(failure.clone()));
+    }
+
+    /// Moves a little data at once, and makes a job of more.
+    fn transfer(&mut self, transfer: Transfer, stream: Option<u32>) {
+        let job = Job { transfer, stream };
+        if job.transfer.traffic() > AT_ONCE_BYTES {
+            self.jobs.push_back(job);
+            return;
+        }
+        let (length, _) = job.transfer.span();
+        // SAFETY: the callers' buffers are the engine's until the streams have passed, and this
+        // thread does the whole span.
+        unsafe { job.transfer.run(self.accumulation, 0..length) };
+        self.complete(&job);
+        if let Transfer::Collective(mut arrivals) = job.transfer {
+            let comm = arrivals[0].op.comm;
+            arrivals.clear();
+            if let Some(comm) = self.comms.get_mut(comm) {
+                comm.keep_spare(arrivals);
+            }
+        }
+    }
+
+    /// The data of a job has been moved.
+    pub(crate) fn complete(&mut self, job: &Job) {
+        if let Some(stream) = job.stream {
+            self.pass(stream);
+        }
+        let done: &[Arrival] = match &job.transfer {
+            Transfer::Collective(arrivals) => arrivals,
+            Transfer::Exchange(pair) => pair,
+            Transfer::Copy { .. } | Transfer::Fill { .. } => &[],
+        };
+        for &arrival in done {
+            self.finish(arrival);
+        }
+    }
+
+    /// One rank's operation is done.
+    #[inline]
+    fn finish(&mut self, arrival: Arrival) {
+        let op = &arrival.op;
+        if let Some(comm) = self.comms.get_mut(op.comm) {
+            let end = &mut comm.ends[op.rank as usize];
+            end.outstanding -= 1;
+            if end.outstanding == 0 {
+                for parker in end.waiters.drain(..) {
+                    if parker.set() {
+                        self.wake.push(parker);
+                    }
+                }
+                if end.departed {
+                    self.forget_comm(op.comm);
+                }
+            }
+        }
+        match arrival.owner {
+            Owner::Stream(stream) => self.pass(stream),
+            Owner::Unit(index) => {
+                let unit = &mut self.units[index];
+                unit.left -= 1;
+                if unit.left == 0 {
+                    let streams = std::mem::take(&mut unit.streams);
+                    self.units.remove(index);
+                    for stream in streams {
+                        self.pass(stream);
+                    }
+                }
+            }
+        }
+    }
+
+    /// As [`finish`](Self::finish), for an operation whose communicator failed first. Its stream
+    /// keeps the failure, except where this very rank was aborted: who aborts knows.
+    fn finish_failed(&mut self, arrival: Arrival) {
+        let op = &arrival.op;
+        let end = self.comms.get(op.comm).map(|comm| &*comm.ends[op.rank as usize].shared);
+        if let Some(failure) = end.and_then(EndShared::remote_failure) {
+            let streams = match arrival.owner {
+                Owner::Stream(stream) => vec![stream],
+                Owner::Unit(unit) => self.units[unit].streams.clone(),
+            };
+            for stream in streams {
+                self.streams[stream].failure.get_or_insert_with(|| failure.clone());
+            }
+        }
+        self.finish(arrival);
+    }
+
+    /// Ends a communicator for good: each rank is told what `why` says, and what is pending is done
+    /// without moving data, so that streams go on.
+    pub(crate) fn fail_comm(&mut self, key: Key, why: impl Fn(Rank) -> Option<Failure>) {
+        let Some(comm) = self.comms.get_mut(key) else { return };
+        comm.broken = true;
+        for (rank, end) in comm.ends.iter().enumerate() {
+            if !end.departed
+                && let Some(failure) = why(Rank::new(rank as u32))
+            {
+                end.shared.fail(failure);
+            }
+        }
+        comm.meeting.wake();
+        for arrival in comm.take_pending() {
+            self.finish_failed(arrival);
+        }
+    }
+
+    /// A rank leaves: what others wait for from it will never come.
+    pub(crate) fn depart(&mut self, key: Key, rank: Rank) {
+        let Some(comm) = self.comms.get_mut(key) else { return };
+        let end = &mut comm.ends[rank.index()];
+        if std::mem::replace(&mut end.departed, true) {
+            return;
+        }
+        comm.departed += 1;
+        if let Some(op) = comm.waiting_for(rank) {
+            self.fail_departed(key, rank, &op);
+        } else {
+            comm.meeting.depart(rank);
+        }
+        self.forget_comm(key);
+    }
+
+    /// Gives up the place of a communicator that all ranks left and nothing waits for.
+    fn forget_comm(&mut self, key: Key) {
+        let Some(comm) = self.comms.get(key) else { return };
+        if comm.departed == comm.ends.len() && comm.ends.iter().all(|end| end.outstanding == 0) {
+            self.comms.remove(key.index);
+        }
+    }
+}
+
+/// Compares what the ranks asked for. A failure names the first two that differ.
+fn mismatch(comm: &Comm, arrivals: &[Arrival]) -> Option<Failure> {
+    let first = &arrivals[0].op;
+    let other = arrivals[1..].iter().map(|arrival| &arrival.op).find(|op| {
+        let same_kind = op.kind == first.kind || op.kind.is_point_to_point();
+        let same_root = op.kind.is_point_to_point() || op.other == first.other;
+        let same_data = (op.count, op.dtype) == (first.count, first.dtype);
+        !(same_kind && same_root && same_data && op.reduction == first.reduction)
+    })?;
+    let number = if first.kind.is_point_to_point() { "message" } else { "collective" };
+    let message = format!(
+        "ranks disagree on {number} #{}: rank {} calls {} ({}), rank {} calls {} ({})",
+        first.sequence,
+        first.rank,
+        describe(first),
+        first.site,
+        other.rank,
+        describe(other),
+        other.site,
+    );
+    tracing::error!(communicator = %comm.title(), "{message}");
+    let hint = "make all ranks issue the same operations in the same order";
+    Some(Failure::new(ErrorKind::InvalidUsage, message).with_hint(hint))
+}
+
+/// An operation as in a call.
+pub(crate) fn describe(op: &Op) -> String {
+    let mut text = format!("{} of {} × {}", op.kind.name(), op.count, op.dtype);
+    if let Some(reduction) = op.reduction.name() {
+        text += &format!(", {reduction}");
+    }
+    match (op.kind, op.other()) {
+        (Kind::Send, Some(peer)) => text += &format!(", to rank {peer}"),
+        (Kind::Recv, Some(peer)) => text += &format!(", from rank {peer}"),
+        (_, Some(root)) => text += &format!(", root {root}"),
+        (_, None) => {}
+    }
+    text
+}
+
+fn unknown() -> Failure {
+    Failure::new(ErrorKind::Internal, "work of a graph failed")
+}
+
+/// Data up to this traffic is moved with the lock held, which is cheaper than letting go of it.
+const AT_ONCE_BYTES: usize = 16 * 1024;
+
+/// Relaxed is enough for counters that only their own rank's thread changes.
+pub(crate) const COUNT: Ordering = Ordering::Relaxed;

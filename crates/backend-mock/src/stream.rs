@@ -1,0 +1,148 @@
+//! Streams: queues of work, and the inboxes through which it comes in.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU8, Ordering},
+    },
+};
+
+use collectives_core::RawStream;
+
+use crate::{error::Failure, op::Op, slab::Key, sync::Parker};
+
+/// The part of a stream that callers share with the engine without its lock.
+pub(crate) struct StreamShared {
+    pub(crate) key: Key,
+    /// The handle; 0 for a default stream and for the branches of graphs.
+    pub(crate) raw: RawStream,
+    pub(crate) device: usize,
+    mode: AtomicU8,
+    /// Work that the engine has not seen yet, in order.
+    pub(crate) inbox: Mutex<Vec<Entry>>,
+}
+
+impl StreamShared {
+    pub(crate) fn new(key: Key, raw: RawStream, device: usize) -> Self {
+        let mode = AtomicU8::new(Mode::Open as u8);
+        Self { key, raw, device, mode, inbox: Mutex::new(Vec::new()) }
+    }
+
+    /// Whether work can go straight to the inbox.
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        self.mode.load(Ordering::Acquire) == Mode::Open as u8
+    }
+
+    /// Whether the handle was destroyed.
+    pub(crate) fn is_destroyed(&self) -> bool {
+        self.mode.load(Ordering::Acquire) == Mode::Destroyed as u8
+    }
+
+    pub(crate) fn set_mode(&self, mode: Mode) {
+        self.mode.store(mode as u8, Ordering::Release);
+    }
+}
+
+/// What happens to work that is enqueued.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+pub(crate) enum Mode {
+    /// It is run.
+    Open,
+    /// It is recorded.
+    Capturing,
+    /// It is refused.
+    Destroyed,
+}
+
+/// The engine's part of a stream.
+pub(crate) struct Stream {
+    pub(crate) shared: Arc<StreamShared>,
+    /// What has not been passed, the head first.
+    pub(crate) queue: VecDeque<Entry>,
+    /// Whether the head has been started: it waits for others, or is running.
+    pub(crate) started: bool,
+    /// Number of entries passed.
+    pub(crate) passed: u64,
+    /// Who waits until how many entries are passed.
+    pub(crate) waiters: Vec<(u64, Arc<Parker>)>,
+    /// The first failure of work on it that nobody has been told of.
+    pub(crate) failure: Option<Failure>,
+    /// The capture it takes part in.
+    pub(crate) capture: Option<Membership>,
+    /// Whether it is the branch of a graph, not a stream of the user.
+    pub(crate) is_branch: bool,
+}
+
+/// A stream's part in a capture.
+#[derive(Clone, Copy)]
+pub(crate) struct Membership {
+    pub(crate) capture: u32,
+    pub(crate) branch: usize,
+}
+
+impl Stream {
+    pub(crate) fn new(shared: Arc<StreamShared>, is_branch: bool) -> Self {
+        Self {
+            shared,
+            queue: VecDeque::new(),
+            started: false,
+            passed: 0,
+            waiters: Vec::new(),
+            failure: None,
+            capture: None,
+            is_branch,
+        }
+    }
+
+    /// Number of entries ever enqueued.
+    pub(crate) fn enqueued(&self) -> u64 {
+        self.passed + self.queue.len() as u64
+    }
+}
+
+/// One piece of work in a stream.
+#[derive(Clone, Copy)]
+pub(crate) enum Entry {
+    /// Bytes to copy.
+    Copy { from: *const u8, to: *mut u8, bytes: usize },
+    /// Bytes to fill.
+    Fill { to: *mut u8, value: u8, bytes: usize },
+    /// Memory to give back.
+    Free(usize),
+    /// The start of a run, in a branch of its graph.
+    GraphBegin { run: u32 },
+    /// The end of a run, in a branch of its graph.
+    GraphEnd { run: u32 },
+    /// A run, in the stream it was launched on.
+    GraphRun { run: u32 },
+    /// One operation.
+    Op(Op),
+    /// An event to reach.
+    Record { signal: u32 },
+    /// Several operations that are one; the same entry stands in every stream they use.
+    Unit { unit: u32 },
+    /// An event to wait for.
+    Wait { signal: u32 },
+}
+
+// SAFETY: the pointers are the caller's, who gave them to the engine until the stream has passed.
+unsafe impl Send for Entry {}
+
+impl Entry {
+    /// What it is, for people.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::Copy { .. } => "copy",
+            Self::Fill { .. } => "memset",
+            Self::Free(_) => "free",
+            Self::GraphBegin { .. } | Self::GraphEnd { .. } | Self::GraphRun { .. } => "graph",
+            Self::Op(op) => op.kind.name(),
+            Self::Record { .. } => "record",
+            Self::Unit { .. } => "group",
+            Self::Wait { .. } => "wait",
+        }
+    }
+}

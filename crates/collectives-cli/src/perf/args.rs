@@ -1,0 +1,215 @@
+//! The command line of `perf`.
+
+use std::{path::PathBuf, str::FromStr};
+
+use clap::ValueEnum;
+use collectives::{BackendName, DType, ReduceOp};
+use serde::Serialize;
+
+use super::operation::Operation;
+
+/// Measure a collective: time and bandwidth by size, in nccl-tests' table
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// What to measure
+    #[arg(value_name = "OPERATION")]
+    pub(super) operation: Operation,
+
+    /// Which library to use
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub(super) backend: BackendArg,
+
+    /// Number of ranks [default: every GPU, or 2 on the mock]
+    #[arg(short = 'n', long, value_name = "N", value_parser = at_least_one())]
+    pub(super) ranks: Option<u32>,
+
+    /// Whether ranks are threads of this process, or processes
+    #[arg(long, default_value = "threads")]
+    pub(super) mode: Mode,
+
+    /// Smallest size of the largest buffer of a rank, like 8, 64K, 1M
+    #[arg(short = 'b', long, value_name = "SIZE", default_value = "8")]
+    pub(super) min_bytes: Size,
+
+    /// Largest size [default: 1G, or 64M on the mock]
+    #[arg(short = 'e', long, value_name = "SIZE")]
+    pub(super) max_bytes: Option<Size>,
+
+    /// Each size is this many times the one before
+    #[arg(short = 'f', long, value_name = "N", default_value = "2",
+          value_parser = clap::value_parser!(u32).range(2..))]
+    pub(super) factor: u32,
+
+    /// Element type: i8 u8 i32 u32 i64 u64 f16 bf16 f32 f64 f8e4m3 f8e5m2
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    pub(super) dtype: DType,
+
+    /// Reduce op: sum prod max min avg [default: sum]
+    #[arg(long, value_name = "OP")]
+    pub(super) op: Option<ReduceOp>,
+
+    /// The rank that sends, or receives the result [default: 0]
+    #[arg(long, value_name = "RANK")]
+    pub(super) root: Option<u32>,
+
+    /// Capture all iterations into one graph, and time one launch of it
+    #[arg(long)]
+    pub(super) graph: bool,
+
+    /// Register the buffers with the communicator
+    #[arg(long, value_name = "HOW", default_value = "none")]
+    pub(super) registered: Registered,
+
+    /// Operations in one measurement [default: chosen by size]
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
+    pub(super) iters: Option<u32>,
+
+    /// Operations of each power of two of the size before the first measurement
+    #[arg(long, value_name = "N", default_value = "5")]
+    pub(super) warmup: u32,
+
+    /// Wait for each operation before the next is issued
+    #[arg(long, conflicts_with = "graph")]
+    pub(super) sync_each: bool,
+
+    /// Do not check the results
+    #[arg(long)]
+    pub(super) no_check: bool,
+
+    /// Write the results to this file, too
+    #[arg(long, value_name = "FILE")]
+    pub(super) json: Option<PathBuf>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  collectives perf all_reduce                          what this machine has, 8 bytes and up
+  collectives perf all_gather -n 4 -b 1M -e 64M        four ranks, 1 MiB to 64 MiB
+  collectives perf all_reduce --dtype bf16 --graph     captured, as in inference engines";
+
+fn at_least_one() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..)
+}
+
+impl Args {
+    /// What is wrong with the arguments whatever the backend, for people.
+    pub(super) fn contradiction(&self) -> Option<String> {
+        let Self { operation, mode, registered, min_bytes, max_bytes, op, root, .. } = self;
+        if *mode == Mode::Processes {
+            return Some("--mode processes is not in this release; ranks are threads".into());
+        }
+        if *registered == Registered::Symmetric {
+            return Some("--registered symmetric is not in this release; use buffer".into());
+        }
+        if let Some(op) = op
+            && !operation.reduces()
+        {
+            return Some(format!("--op {op}: {operation} combines no elements"));
+        }
+        if let Some(root) = root
+            && !operation.has_root()
+        {
+            return Some(format!("--root {root}: {operation} has no root"));
+        }
+        if let Some(max) = max_bytes
+            && min_bytes > max
+        {
+            let (min, max) = (min_bytes.0, max.0);
+            return Some(format!("-b is {min} bytes, more than -e, which is {max}"));
+        }
+        None
+    }
+}
+
+/// What `--backend` takes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(super) enum BackendArg {
+    /// As `COLLECTIVES_BACKEND` says, else what fits the hardware
+    Auto,
+    /// NCCL, on NVIDIA GPUs
+    Nccl,
+    /// RCCL, on AMD GPUs
+    Rccl,
+    /// The CPU
+    Mock,
+}
+
+impl BackendArg {
+    pub(super) const fn name(self) -> Option<BackendName> {
+        match self {
+            Self::Auto => None,
+            Self::Nccl => Some(BackendName::Nccl),
+            Self::Rccl => Some(BackendName::Rccl),
+            Self::Mock => Some(BackendName::Mock),
+        }
+    }
+}
+
+/// What carries the ranks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Mode {
+    Threads,
+    Processes,
+}
+
+/// How the buffers are made known to the library.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Registered {
+    None,
+    Buffer,
+    Symmetric,
+}
+
+/// A number of bytes, with binary units as in nccl-tests: 64K is 65536.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct Size(pub(super) usize);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let shift = match unit.to_ascii_lowercase().as_str() {
+            "" | "b" => 0,
+            "k" | "kb" | "kib" => 10,
+            "m" | "mb" | "mib" => 20,
+            "g" | "gb" | "gib" => 30,
+            _ => return Err("want a number of bytes, like 8, 64K, 1M or 2G".into()),
+        };
+        let number: usize =
+            number.parse().map_err(|_| "want a number of bytes, like 8, 64K, 1M or 2G")?;
+        let bytes = number.checked_mul(1 << shift).filter(|&bytes| bytes <= isize::MAX as usize);
+        match bytes {
+            None => Err("more than this machine can address".into()),
+            Some(0) => Err("want at least one byte".into()),
+            Some(bytes) => Ok(Self(bytes)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_binary_units() {
+        let size = |text: &str| text.parse::<Size>().map(|size| size.0);
+        assert_eq!(size("8"), Ok(8));
+        assert_eq!(size("64K"), Ok(65_536));
+        assert_eq!(size("64kib"), Ok(65_536));
+        assert_eq!(size("1M"), Ok(1 << 20));
+        assert_eq!(size("2G"), Ok(2 << 30));
+        assert_eq!(size("512B"), Ok(512));
+    }
+
+    #[test]
+    fn what_is_no_size_is_refused() {
+        for text in ["", "K", "-1", "1.5M", "8 K", "8T", "64KK", "0", "0K", "99999999999G"] {
+            assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! What a backend says of itself.
+
+use collectives_core::{Backend, Collectives, DType, ErrorKind, Support};
+
+use crate::{
+    check::{Outcome, check_eq, refused},
+    ctx::Ctx,
+    inputs::Reduction,
+    number::with_element,
+    plan::{Collective, Plan, Prepared},
+};
+
+pub(super) fn backend_and_communicator_agree<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    check_eq("capabilities", ctx.comm.capabilities(), ctx.backend.capabilities())?;
+    check_eq("library", &ctx.comm.info().library, ctx.backend.info())?;
+    let clone = ctx.backend.clone();
+    check_eq("library of a clone", clone.info(), ctx.backend.info())
+}
+
+pub(super) fn what_is_missing_is_refused<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    let has = ctx.backend.capabilities();
+    let plan = |collective| Plan::new(collective, DType::F32, 8);
+    let sum = |dtype| Plan::new(Collective::AllReduce, dtype, 8);
+    let gated: [(Support, Plan); 14] = [
+        (has.all_gather, plan(Collective::AllGather)),
+        (has.all_reduce, plan(Collective::AllReduce)),
+        (has.all_to_all, plan(Collective::AllToAll)),
+        (has.broadcast, plan(Collective::Broadcast)),
+        (has.gather, plan(Collective::Gather)),
+        (has.reduce, plan(Collective::Reduce)),
+        (has.reduce_scatter, plan(Collective::ReduceScatter)),
+        (has.scatter, plan(Collective::Scatter)),
+        (has.reduce_avg, sum(DType::F32).with_reduction(Reduction::Avg)),
+        (has.reduce_pre_mul_sum, sum(DType::F32).with_reduction(Reduction::PreMulHost)),
+        (has.dtype_bf16, sum(DType::Bf16)),
+        (has.dtype_f8e4m3, Plan::new(Collective::AllGather, DType::F8E4M3, 8)),
+        (has.dtype_f8e5m2, Plan::new(Collective::AllGather, DType::F8E5M2, 8)),
+        (has.reduce_f8, sum(DType::F8E4M3)),
+    ];
+    for (support, plan) in gated {
+        if !support.is_available() {
+            with_element!(plan.dtype, T => {
+                let call: Prepared<T> = plan.prepare(ctx, ctx.lane(), ctx.seed)?;
+                refused(ErrorKind::Unsupported, plan, call.issue(ctx.lane()))?;
+            });
+        }
+    }
+    Plan::new(Collective::AllReduce, DType::F32, 8).run(ctx)
+}

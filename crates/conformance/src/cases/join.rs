@@ -1,0 +1,83 @@
+//! Joining, and what is refused there.
+
+use std::time::Duration;
+
+use collectives_core::{Backend, Collectives, DType, ErrorKind, JoinConfig, UniqueId};
+
+use crate::{
+    check::{Outcome, check, check_eq, fails, refused},
+    ctx::{Ctx, rank},
+    plan::{Collective, Plan},
+};
+
+pub(super) fn a_rank_outside_the_size_is_refused<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    let config = JoinConfig::new(rank(ctx.size), ctx.size).with_device(ctx.devices[ctx.rank]);
+    let outcome = ctx.join(&ctx.backend.unique_id()?, config);
+    refused(ErrorKind::InvalidArgument, "a rank outside the size", outcome)?;
+    can_still_join(ctx)
+}
+
+pub(super) fn a_size_of_zero_is_refused<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    let config = JoinConfig::new(rank(0), 0).with_device(ctx.devices[ctx.rank]);
+    let outcome = ctx.join(&ctx.backend.unique_id()?, config);
+    refused(ErrorKind::InvalidArgument, "a size of zero", outcome)?;
+    can_still_join(ctx)
+}
+
+pub(super) fn a_missing_device_is_refused<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    let config = ctx.join_config().with_device(ctx.backend.device_count()?);
+    let outcome = ctx.join(&ctx.backend.unique_id()?, config);
+    refused(ErrorKind::InvalidArgument, "a device that is not there", outcome)?;
+    can_still_join(ctx)
+}
+
+pub(super) fn an_id_of_the_wrong_length_is_refused<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    let right = ctx.backend.unique_id()?.as_bytes().len();
+    for length in [0, 3, right - 1, right + 1] {
+        let id = UniqueId::from_bytes(vec![7; length]);
+        let outcome = ctx.join(&id, ctx.join_config());
+        refused(ErrorKind::InvalidArgument, format!("an id of {length} bytes"), outcome)?;
+    }
+    can_still_join(ctx)
+}
+
+pub(super) fn ids_differ_and_travel_as_text<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    let (one, two) = (ctx.backend.unique_id()?, ctx.backend.unique_id()?);
+    check(one != two, "each id is new")?;
+    let text = ctx.exchange(one.to_base64().as_bytes())?.swap_remove(0);
+    let id: UniqueId = String::from_utf8_lossy(&text).parse()?;
+    let comm = ctx.join(&id, ctx.join_config())?;
+    works(ctx, &comm)?;
+    Ok(ctx.finalize(comm)?)
+}
+
+pub(super) fn a_deadline_is_no_hindrance<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    let config = ctx.join_config().with_deadline(Duration::from_secs(60));
+    let comm = ctx.join(&ctx.shared_id()?, config)?;
+    check_eq("size", comm.info().size, ctx.size)?;
+    works(ctx, &comm)?;
+    Ok(ctx.finalize(comm)?)
+}
+
+pub(super) fn a_missing_rank_is_a_timeout<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    let id = ctx.shared_id()?;
+    if ctx.rank + 1 < ctx.size {
+        let config = ctx.join_config().with_deadline(Duration::from_millis(500));
+        let error = fails(ErrorKind::Timeout, "joining without one rank", ctx.join(&id, config))?;
+        check(!error.is_caller_bug(), "a missing rank is not this caller's bug")?;
+    }
+    ctx.meet()?;
+    can_still_join(ctx)
+}
+
+fn can_still_join<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    let comm = ctx.join_again()?;
+    works(ctx, &comm)?;
+    ctx.finalize(comm)?;
+    works(ctx, ctx.comm)
+}
+
+fn works<B: Backend>(ctx: &Ctx<'_, B>, comm: &dyn Collectives) -> Outcome {
+    let lane = ctx.lane_of(comm, ctx.here.stream);
+    Plan::new(Collective::AllReduce, DType::F32, 65).run_on(ctx, lane)
+}

@@ -1,0 +1,266 @@
+//! Every case, in one list: a backend gets them all.
+
+mod capabilities;
+mod capture;
+mod data;
+mod device;
+mod ext;
+mod group;
+mod join;
+mod lifecycle;
+mod memory;
+mod misuse;
+mod one_thread;
+mod peers;
+mod split;
+mod streams;
+
+use collectives_core::Backend;
+
+use crate::{
+    inputs::Reduction,
+    number::BASIC,
+    plan::Collective,
+    suite::Need::{self, Capability, Fp8Reduction, OwnershipChecks, Ranks},
+    world::Run,
+};
+
+/// One case: a statement about every backend, and what it cannot be tried without.
+pub(crate) struct Case<B: Backend> {
+    pub(crate) name: &'static str,
+    pub(crate) needs: &'static [Need],
+    pub(crate) run: Run<B>,
+}
+
+/// Reads `group::name [needs]: function;`. Without a function, it is the one of that path.
+macro_rules! list {
+    ($list:ident: $($group:ident::$name:ident $([$($need:expr),*])? $(: $run:expr)?;)*) => {
+        $list.extend([$(Case {
+            name: concat!(stringify!($group), "::", stringify!($name)),
+            needs: &[$($($need),*)?],
+            run: list!(@run $group::$name $(, $run)?),
+        }),*]);
+    };
+    (@run $group:ident::$name:ident, $run:expr) => { $run };
+    (@run $group:ident::$name:ident) => { |ctx| $group::$name(ctx) };
+}
+
+/// The cases of an operation that reduces.
+macro_rules! reducing {
+    ($list:ident: $($group:ident $collective:ident;)*) => {$(list! { $list:
+        $group::sum_matches_oracle [Capability(stringify!($group))]:
+            |ctx| data::small(ctx, Collective::$collective, &BASIC, &[Reduction::Sum]);
+        $group::product_matches_oracle [Capability(stringify!($group))]:
+            |ctx| data::small(ctx, Collective::$collective, &BASIC, &[Reduction::Prod]);
+        $group::max_matches_oracle [Capability(stringify!($group))]:
+            |ctx| data::small(ctx, Collective::$collective, &BASIC, &[Reduction::Max]);
+        $group::min_matches_oracle [Capability(stringify!($group))]:
+            |ctx| data::small(ctx, Collective::$collective, &BASIC, &[Reduction::Min]);
+        $group::average_matches_oracle [Capability(stringify!($group)), AVG]:
+            |ctx| data::small(ctx, Collective::$collective, &BASIC, &[Reduction::Avg]);
+        $group::pre_mul_sum_by_a_host_scalar_matches_oracle
+            [Capability(stringify!($group)), PRE_MUL_SUM]:
+            |ctx| data::small(ctx, Collective::$collective, &BASIC, &[Reduction::PreMulHost]);
+        $group::pre_mul_sum_by_a_device_scalar_matches_oracle
+            [Capability(stringify!($group)), PRE_MUL_SUM]:
+            |ctx| data::small(ctx, Collective::$collective, &BASIC, &[Reduction::PreMulDevice]);
+        $group::bf16_matches_oracle [Capability(stringify!($group)), BF16, AVG, PRE_MUL_SUM]:
+            |ctx| data::small(ctx, Collective::$collective, &data::BF16, &Reduction::ALL);
+        $group::fp8_matches_oracle [Capability(stringify!($group)), Fp8Reduction, AVG, PRE_MUL_SUM]:
+            |ctx| data::small(ctx, Collective::$collective, &data::FP8, &Reduction::ALL);
+        $group::large_buffers_match_oracle [Capability(stringify!($group))]:
+            |ctx| data::large(ctx, Collective::$collective, &BASIC, &data::COMMON);
+        $group::large_buffers_of_small_floats_match_oracle
+            [Capability(stringify!($group)), Fp8Reduction, BF16, AVG, PRE_MUL_SUM]:
+            |ctx| data::large(ctx, Collective::$collective, &data::SMALL_FLOATS, &Reduction::ALL);
+        $group::buffers_may_start_at_any_element [Capability(stringify!($group))]:
+            |ctx| data::unaligned(ctx, Collective::$collective, &[Reduction::Sum]);
+        $group::nan_loses_against_a_number [Capability(stringify!($group))]:
+            |ctx| data::nan_loses_against_a_number(ctx, Collective::$collective);
+    })*};
+}
+
+/// The cases of an operation that only moves.
+macro_rules! moving {
+    ($list:ident: $($group:ident $collective:ident;)*) => {$(list! { $list:
+        $group::every_dtype_arrives [Capability(stringify!($group))]:
+            |ctx| data::small(ctx, Collective::$collective, &BASIC, &[]);
+        $group::bf16_arrives [Capability(stringify!($group)), BF16]:
+            |ctx| data::small(ctx, Collective::$collective, &data::BF16, &[]);
+        $group::fp8_arrives [Capability(stringify!($group)), F8E4M3, F8E5M2]:
+            |ctx| data::small(ctx, Collective::$collective, &data::FP8, &[]);
+        $group::large_buffers_arrive [Capability(stringify!($group))]:
+            |ctx| data::large(ctx, Collective::$collective, &BASIC, &[]);
+        $group::buffers_may_start_at_any_element [Capability(stringify!($group))]:
+            |ctx| data::unaligned(ctx, Collective::$collective, &[]);
+    })*};
+}
+
+pub(crate) fn cases<B: Backend>() -> Vec<Case<B>> {
+    let mut list = Vec::new();
+    reducing! { list:
+        all_reduce AllReduce;
+        reduce Reduce;
+        reduce_scatter ReduceScatter;
+    }
+    moving! { list:
+        all_gather AllGather;
+        all_to_all AllToAll;
+        broadcast Broadcast;
+        gather Gather;
+        scatter Scatter;
+    }
+    list! { list:
+        data::every_rank_receives_the_same_bits;
+        data::buffers_given_off_root_are_ignored [GATHER, SCATTER];
+        data::null_pointers_are_fine_for_no_elements [ALL_TO_ALL, GATHER, SCATTER];
+
+        peers::every_dtype_arrives [Ranks(2)];
+        peers::small_floats_arrive [Ranks(2), BF16, F8E4M3, F8E5M2];
+        peers::large_messages_arrive [Ranks(2)];
+        peers::messages_match_in_the_order_of_issue [Ranks(2)];
+        peers::messages_without_elements_match_too [Ranks(2)];
+        peers::every_pair_exchanges_in_one_group;
+        peers::a_message_to_oneself_arrives;
+        peers::a_message_to_oneself_outside_a_group_is_refused;
+        peers::a_message_to_oneself_without_its_receive_is_refused;
+
+        ext::all_gather_v_matches_oracle;
+        ext::all_gather_v_works_in_place;
+        ext::reduce_scatter_v_matches_oracle;
+        ext::all_to_all_v_matches_oracle;
+        ext::gather_v_matches_oracle;
+        ext::scatter_v_matches_oracle;
+        ext::no_elements_at_all_are_fine;
+        ext::send_recv_turns_a_ring;
+        ext::a_batch_progresses_together;
+        ext::a_barrier_holds_every_stream;
+        ext::warm_up_can_be_repeated;
+        ext::composites_stand_inside_a_group;
+        ext::counts_that_do_not_fit_are_refused;
+
+        group::different_operations_start_together;
+        group::raw_calls_make_a_group;
+        group::nested_groups_start_at_the_outermost_end;
+        group::an_empty_group_does_nothing;
+        group::a_failing_closure_launches_nothing;
+        group::an_unwinding_closure_launches_nothing;
+        group::an_ignored_refusal_launches_nothing;
+        group::a_refusal_in_an_inner_group_drops_the_outer;
+        group::the_first_refusal_is_returned;
+        group::a_dropped_group_of_two_communicators_launches_nothing;
+        group::an_end_without_a_start_is_refused;
+        group::two_communicators_share_a_group;
+        group::an_operator_may_be_destroyed_before_the_group_ends [PRE_MUL_SUM];
+        group::composites_of_a_dropped_group_launch_nothing;
+
+        one_thread::drives_all_ranks [JOIN_ALL];
+        one_thread::drops_a_group_of_all_ranks [JOIN_ALL];
+        one_thread::exchanges_between_its_ranks [JOIN_ALL];
+        one_thread::is_refused_impossible_device_lists [JOIN_ALL];
+
+        split::two_colours_make_two_communicators [SPLIT];
+        split::keys_reverse_the_order [SPLIT];
+        split::no_colour_takes_no_part [SPLIT];
+        split::parent_and_children_work_in_turn [SPLIT];
+        split::children_outlive_their_parent [SPLIT];
+        split::a_child_can_be_split_again [SPLIT];
+        split::split_dyn_divides_as_split_does [SPLIT];
+        split::inside_a_group_it_is_refused [SPLIT];
+
+        misuse::wrong_counts_are_refused [ALL_TO_ALL, GATHER, SCATTER];
+        misuse::different_dtypes_are_refused [ALL_TO_ALL, GATHER, SCATTER];
+        misuse::roots_and_peers_outside_are_refused [GATHER, SCATTER];
+        misuse::missing_buffers_on_root_are_refused [GATHER, SCATTER];
+        misuse::overlapping_buffers_are_refused [ALL_TO_ALL, GATHER, SCATTER];
+        misuse::null_pointers_are_refused [ALL_TO_ALL, GATHER, SCATTER];
+        misuse::misaligned_pointers_are_refused [ALL_TO_ALL, GATHER, SCATTER];
+        misuse::buffers_past_the_end_of_memory_are_refused [ALL_TO_ALL, GATHER, SCATTER];
+        misuse::foreign_operators_are_refused [PRE_MUL_SUM];
+        misuse::destroyed_operators_are_refused [PRE_MUL_SUM];
+        misuse::operators_of_another_dtype_are_refused [PRE_MUL_SUM];
+        misuse::memory_of_another_device_is_refused [OwnershipChecks, Ranks(2)];
+        misuse::a_stream_of_another_device_is_refused [OwnershipChecks, Ranks(2)];
+
+        lifecycle::a_communicator_knows_itself;
+        lifecycle::finalize_flushes_what_was_enqueued;
+        lifecycle::ranks_join_drop_and_join_again;
+        lifecycle::many_communicators_live_side_by_side;
+        lifecycle::a_communicator_moves_between_threads;
+        lifecycle::a_healthy_communicator_reports_no_error;
+        lifecycle::after_abort_every_call_says_so [ABORT];
+        lifecycle::abort_from_another_thread_frees_a_waiting_rank [ABORT, Ranks(2)];
+        lifecycle::abort_frees_an_enqueued_stream [ABORT, Ranks(2)];
+        lifecycle::an_abort_handle_outlives_its_communicator [ABORT];
+        lifecycle::an_aborted_communicator_leaves_others_alone [ABORT];
+
+        join::a_rank_outside_the_size_is_refused;
+        join::a_size_of_zero_is_refused;
+        join::a_missing_device_is_refused;
+        join::an_id_of_the_wrong_length_is_refused;
+        join::ids_differ_and_travel_as_text;
+        join::a_deadline_is_no_hindrance [JOIN_DEADLINE];
+        join::a_missing_rank_is_a_timeout [JOIN_DEADLINE, Ranks(2)];
+
+        capture::an_all_reduce_is_replayed_with_fresh_inputs [CAPTURE];
+        capture::a_grouped_send_and_receive_are_replayed [CAPTURE];
+        capture::every_operation_can_be_captured [CAPTURE, ALL_TO_ALL, GATHER, SCATTER];
+        capture::two_operations_share_a_graph [CAPTURE];
+        capture::nothing_runs_before_the_launch [CAPTURE];
+        capture::synchronizing_is_refused_and_the_capture_survives [CAPTURE];
+        capture::a_refused_call_leaves_the_capture_intact [CAPTURE];
+        capture::a_dropped_group_leaves_the_capture_intact [CAPTURE];
+        capture::eager_calls_and_replays_alternate [CAPTURE];
+        capture::two_communicators_share_a_captured_stream [CAPTURE];
+        capture::two_communicators_on_two_streams_share_a_graph [CAPTURE];
+        capture::a_device_scalar_is_read_at_each_replay [CAPTURE, PRE_MUL_SUM];
+        capture::copies_are_captured_too [CAPTURE];
+        capture::a_graph_may_be_destroyed_while_it_runs [CAPTURE];
+        capture::misplaced_begins_and_ends_are_refused [CAPTURE];
+
+        streams::a_call_does_not_wait_for_other_ranks [Ranks(2)];
+        streams::an_event_orders_two_streams;
+        streams::one_communicator_works_on_two_streams;
+        streams::two_communicators_work_on_two_streams;
+        streams::buffers_may_be_freed_right_after_the_call;
+        streams::freed_memory_is_not_reused_too_early;
+        streams::work_on_a_destroyed_stream_still_runs;
+        streams::a_wait_gives_up_and_the_work_completes_later [Ranks(2)];
+        streams::an_event_behind_waiting_work_is_not_reached [Ranks(2)];
+        streams::many_operations_queue_up;
+
+        device::knows_itself;
+        device::memory_is_aligned_and_distinct;
+        device::copies_round_trip;
+        device::copies_reach_other_devices [Ranks(2)];
+        device::memset_fills_exactly_its_range;
+        device::an_event_never_recorded_holds_nothing;
+        device::an_event_is_reached_when_its_stream_has_passed_it;
+        device::an_impossible_allocation_is_out_of_memory;
+        device::an_ordinal_out_of_range_is_refused;
+
+        memory::memory_of_the_library_works_unregistered [MEM_ALLOC];
+        memory::registered_memory_works [MEM_ALLOC, REGISTER];
+        memory::memory_of_the_device_can_be_registered [REGISTER];
+
+        capabilities::backend_and_communicator_agree;
+        capabilities::what_is_missing_is_refused;
+    }
+    list
+}
+
+const ABORT: Need = Capability("abort");
+const ALL_TO_ALL: Need = Capability("all_to_all");
+const AVG: Need = Capability("reduce_avg");
+const BF16: Need = Capability("dtype_bf16");
+const CAPTURE: Need = Capability("capture");
+const F8E4M3: Need = Capability("dtype_f8e4m3");
+const F8E5M2: Need = Capability("dtype_f8e5m2");
+const GATHER: Need = Capability("gather");
+const JOIN_ALL: Need = Capability("join_all");
+const JOIN_DEADLINE: Need = Capability("join_deadline");
+const MEM_ALLOC: Need = Capability("mem_alloc");
+const PRE_MUL_SUM: Need = Capability("reduce_pre_mul_sum");
+const REGISTER: Need = Capability("register");
+const SCATTER: Need = Capability("scatter");
+const SPLIT: Need = Capability("split");

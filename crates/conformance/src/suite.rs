@@ -1,0 +1,206 @@
+//! From cases to trials: what is skipped, what is known to fail, and which world runs it.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use collectives_core::{Backend, Capabilities, Device};
+use libtest_mimic::{Failed, Trial};
+
+use crate::{
+    Harness, KnownFault,
+    cases::{Case, cases},
+    world::World,
+};
+
+/// One trial per world size and case.
+pub fn trials<H: Harness>(harness: H) -> Vec<Trial> {
+    let suite = Arc::new(Suite::new(harness));
+    let mut trials = Vec::new();
+    for size in suite.harness.worlds() {
+        // Dropped, and with it the worlds, when the last trial of this size has run.
+        let worlds = Arc::new(Worlds { size, idle: Mutex::default() });
+        trials.extend(cases().into_iter().map(|case| suite.trial(&worlds, case)));
+    }
+    trials
+}
+
+/// What a case cannot do without.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Need {
+    /// A field of [`Capabilities`].
+    Capability(&'static str),
+    /// Reductions of fp8, by the library and by the device.
+    Fp8Reduction,
+    /// Refusal of buffers and streams of another device.
+    OwnershipChecks,
+    /// A world of at least this size.
+    Ranks(usize),
+}
+
+struct Suite<H: Harness> {
+    harness: H,
+    name: String,
+    capabilities: Capabilities,
+    /// Of the first device; none where it is no CUDA device.
+    compute_capability: Option<(u32, u32)>,
+    faults: Vec<KnownFault>,
+    seed: u64,
+    /// Held by the one world that runs, where only one may.
+    turn: Mutex<()>,
+}
+
+/// The worlds of one size that no trial is using.
+struct Worlds<B: Backend> {
+    size: usize,
+    idle: Mutex<Vec<World<B>>>,
+}
+
+impl<H: Harness> Suite<H> {
+    fn new(harness: H) -> Self {
+        let backend = harness.backend();
+        let version = backend.info().version;
+        let applies = |fault: &KnownFault| {
+            fault.since.is_none_or(|since| since <= version)
+                && fault.fixed.is_none_or(|fixed| version < fixed)
+        };
+        Self {
+            name: harness.name(),
+            capabilities: *backend.capabilities(),
+            compute_capability: harness
+                .devices(1)
+                .first()
+                .and_then(|&ordinal| backend.device(ordinal).ok())
+                .and_then(|device| device.info().compute_capability),
+            faults: harness.known_faults().into_iter().filter(applies).collect(),
+            seed: seed(),
+            turn: Mutex::new(()),
+            harness,
+        }
+    }
+
+    fn trial(self: &Arc<Self>, worlds: &Arc<Worlds<H::Backend>>, case: Case<H::Backend>) -> Trial {
+        let size = worlds.size;
+        let ranks = if size == 1 { "rank" } else { "ranks" };
+        let world = format!("{}/{size} {ranks}", self.name);
+        if let Some(lack) = case.needs.iter().find_map(|need| self.lacks(*need, size)) {
+            let name = format!("[needs {lack}] {}", case.name);
+            let skipped = move || Err(Failed::from(format!("cannot run: needs {lack}")));
+            return Trial::test(name, skipped).with_kind(world).with_ignored_flag(true);
+        }
+        let (suite, worlds, kind) = (Arc::clone(self), Arc::clone(worlds), world.clone());
+        let name = case.name;
+        Trial::test(name, move || suite.run(&worlds, &world, &case)).with_kind(kind)
+    }
+
+    fn lacks(&self, need: Need, size: usize) -> Option<String> {
+        match need {
+            Need::Capability(field) => {
+                let entries = self.capabilities.entries();
+                let entry = entries.iter().find(|(name, _)| *name == field);
+                let (_, support) = entry.expect("cases name fields of `Capabilities`");
+                (!support.is_available()).then(|| field.into())
+            }
+            Need::Fp8Reduction => {
+                let has = self.capabilities.reduce_f8.is_available()
+                    && self.compute_capability.is_none_or(|capability| capability >= (9, 0));
+                (!has).then(|| "reduce_f8 and compute capability 9.0".into())
+            }
+            Need::OwnershipChecks => {
+                (!self.harness.checks_ownership()).then(|| "ownership checks".into())
+            }
+            Need::Ranks(least) => (size < least).then(|| format!("{least} ranks")),
+        }
+    }
+
+    fn run(
+        &self,
+        worlds: &Worlds<H::Backend>,
+        world: &str,
+        case: &Case<H::Backend>,
+    ) -> Result<(), Failed> {
+        let outcome = self.run_in_world(worlds, world, case);
+        let fault =
+            self.faults.iter().find(|fault| fault.case == case.name && fault.ranks <= worlds.size);
+        judge(outcome, fault, self.seed)
+    }
+
+    fn run_in_world(
+        &self,
+        worlds: &Worlds<H::Backend>,
+        name: &str,
+        case: &Case<H::Backend>,
+    ) -> Result<(), String> {
+        let _turn = self.harness.serial().then(|| lock(&self.turn));
+        let idle = lock(&worlds.idle).pop();
+        let mut world = match idle {
+            Some(world) => world,
+            None => {
+                let devices = self.harness.devices(worlds.size);
+                let backend = self.harness.backend();
+                World::open(name.into(), &backend, &devices, self.harness.deadline())?
+            }
+        };
+        world.run(case.name, self.seed, case.run)?;
+        lock(&worlds.idle).push(world);
+        Ok(())
+    }
+}
+
+/// A case passes where it should, and fails as it is known to.
+fn judge(outcome: Result<(), String>, fault: Option<&KnownFault>, seed: u64) -> Result<(), Failed> {
+    match (outcome, fault) {
+        (Ok(()), None) => Ok(()),
+        (Ok(()), Some(fault)) => Err(Failed::from(format!(
+            "expected to fail ({}), but passed: take it off the known faults",
+            fault.link
+        ))),
+        (Err(text), Some(fault)) if text.contains(fault.message) => Ok(()),
+        (Err(text), _) => {
+            Err(Failed::from(format!("{text}\n  rerun with COLLECTIVES_TEST_SEED={seed}")))
+        }
+    }
+}
+
+/// `COLLECTIVES_TEST_SEED`, or one that differs from run to run.
+fn seed() -> u64 {
+    let given = std::env::var("COLLECTIVES_TEST_SEED").ok();
+    given.map_or_else(
+        || RandomState::new().hash_one(0) >> 32,
+        |text| text.trim().parse().expect("COLLECTIVES_TEST_SEED is a number"),
+    )
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_known_fault_must_fail_as_described() {
+        let fault = KnownFault {
+            case: "all_reduce::sum_matches_oracle",
+            ranks: 1,
+            since: None,
+            fixed: None,
+            message: "element 3",
+            link: "https://example.org/1",
+        };
+        let failed = |text: &str| Err(text.to_owned());
+        assert!(judge(Ok(()), None, 1).is_ok());
+        assert!(judge(failed("element 3 is 7"), Some(&fault), 1).is_ok());
+        for (outcome, fault, says) in [
+            (Ok(()), Some(&fault), "take it off"),
+            (failed("another element"), Some(&fault), "another element"),
+            (failed("element 3"), None, "COLLECTIVES_TEST_SEED=1"),
+        ] {
+            let message = judge(outcome, fault, 1).unwrap_err();
+            let message = message.message().unwrap_or_default().to_owned();
+            assert!(message.contains(says), "{message}");
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! A loaded library: the control plane.
+
+use std::{ffi::c_void, marker::PhantomData, path::Path, sync::Arc, sync::OnceLock};
+
+use collectives_core::{
+    Backend, Capabilities, Error, ErrorKind, GroupEnd, JoinAllConfig, JoinConfig, LibraryInfo,
+    Rank, Result, UniqueId,
+};
+use collectives_nccl_abi::{self as abi, Flavour, Table, fork, ncclComm_t, ncclUniqueId};
+
+use crate::{
+    Comm, Vendor,
+    capabilities::{self, capabilities_of},
+    error, group,
+    join::ParentPolicy,
+};
+
+/// A loaded library of vendor `V`. Cheap to clone; clones are the same library.
+///
+/// Three doors to one room: [`load`](Self::load) searches as users expect,
+/// [`load_from`](Self::load_from) takes one path, [`from_table`](Self::from_table) opens nothing.
+/// None of them needs a GPU or a driver.
+pub struct Library<V: Vendor> {
+    inner: Arc<Inner>,
+    vendor: PhantomData<fn() -> V>,
+}
+
+#[derive(Clone)]
+struct Inner {
+    abi: &'static abi::Library,
+    info: LibraryInfo,
+    capabilities: Capabilities,
+    checks_pointers: bool,
+    parent_policy: ParentPolicy,
+}
+
+impl<V: Vendor> Library<V> {
+    /// Finds and opens the vendor's library; the order of the search is told at
+    /// [`collectives_nccl_abi::search`].
+    ///
+    /// # Errors
+    /// [`Library`](ErrorKind::Library), listing every path tried and why each was refused.
+    pub fn load() -> Result<Self> {
+        abi::Library::load(V::ABI).map(Self::new).map_err(error::from_load)
+    }
+
+    /// Opens this library and no other. A bare name is found by the dynamic loader.
+    ///
+    /// # Errors
+    /// [`Library`](ErrorKind::Library), saying what is wrong with it.
+    pub fn load_from(path: impl AsRef<Path>) -> Result<Self> {
+        abi::Library::load_from(V::ABI, path).map(Self::new).map_err(error::from_load)
+    }
+
+    /// Takes a ready-made table of functions and opens nothing.
+    ///
+    /// # Safety
+    /// The functions of the table are those of their signatures in `nccl.h`, behave as NCCL's, and
+    /// can be called until the process ends.
+    ///
+    /// # Errors
+    /// [`Library`](ErrorKind::Library) where `ncclGetVersion` does not answer.
+    pub unsafe fn from_table(table: Table) -> Result<Self> {
+        // SAFETY: the caller's promise.
+        let library = unsafe { abi::Library::from_table(V::ABI, table) };
+        library.map(Self::new).map_err(error::from_load)
+    }
+
+    /// The library below: its table, its raw version, what the search skipped.
+    pub fn abi(&self) -> &'static abi::Library {
+        self.inner.abi
+    }
+
+    /// This library with another policy for the parent of a join with a deadline, for measuring.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_parent_policy(&self, policy: ParentPolicy) -> Self {
+        let inner = Inner { parent_policy: policy, ..(*self.inner).clone() };
+        Self { inner: Arc::new(inner), vendor: PhantomData }
+    }
+
+    fn new(library: &'static abi::Library) -> Self {
+        let info = LibraryInfo {
+            backend: backend_name(V::ABI.flavour),
+            path: library.path().map(Path::to_owned),
+            version: capabilities::version(library.version()),
+            found_by: library.source().to_string(),
+        };
+        let capabilities = capabilities_of(library.flavour(), library.version(), library.table());
+        let inner = Inner {
+            abi: library,
+            info,
+            capabilities,
+            checks_pointers: checks_pointers(),
+            parent_policy: ParentPolicy::DEFAULT,
+        };
+        Self { inner: Arc::new(inner), vendor: PhantomData }
+    }
+
+    pub(crate) fn checks_pointers(&self) -> bool {
+        self.inner.checks_pointers
+    }
+
+    pub(crate) fn parent_policy(&self) -> ParentPolicy {
+        self.inner.parent_policy
+    }
+
+    /// An error of an operation of this library that concerns no communicator.
+    pub(crate) fn refuse(&self, operation: &'static str, error: Error) -> Error {
+        error.with_library(&self.inner.info).with_operation(operation)
+    }
+
+    pub(crate) fn refuse_in_child(&self, operation: &'static str) -> Result<()> {
+        match fork::in_forked_child() {
+            true => Err(error::forked(operation, &self.inner.info)),
+            false => Ok(()),
+        }
+    }
+}
+
+impl<V: Vendor> Backend for Library<V> {
+    type Comm = Comm<V>;
+    type Device = V::Device;
+
+    fn info(&self) -> &LibraryInfo {
+        &self.inner.info
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.inner.capabilities
+    }
+
+    fn device_count(&self) -> Result<usize> {
+        V::device_count()
+    }
+
+    fn device(&self, ordinal: usize) -> Result<V::Device> {
+        V::device(ordinal)
+    }
+
+    fn unique_id(&self) -> Result<UniqueId> {
+        self.refuse_in_child("unique_id")?;
+        let mut id = ncclUniqueId::ZERO;
+        // SAFETY: `id` outlives the call.
+        let result = unsafe { (self.inner.abi.table().get_unique_id)(&mut id) };
+        if result.is_success() {
+            return Ok(UniqueId::from(id.internal));
+        }
+        let error = error::from_result(self.inner.abi, result).with_poison(false);
+        Err(self.refuse("unique_id", error))
+    }
+
+    fn join(&self, id: &UniqueId, config: JoinConfig) -> Result<Comm<V>> {
+        self.join_one(id, config)
+    }
+
+    fn join_all(&self, config: JoinAllConfig) -> Result<Vec<Comm<V>>> {
+        self.join_devices(config)
+    }
+
+    fn group_start(&self) -> Result<()> {
+        group::start(self.inner.abi, &self.inner.info)
+    }
+
+    fn group_end(&self, end: GroupEnd) -> Result<()> {
+        group::end(self.inner.abi, &self.inner.info, end)
+    }
+
+    /// Wraps a communicator; asks `ncclCommCount`, `ncclCommUserRank` and `ncclCommCuDevice`, and
+    /// no device runtime.
+    unsafe fn comm_from_raw(&self, raw: *mut c_void) -> Result<Comm<V>> {
+        const OPERATION: &str = "comm_from_raw";
+        self.refuse_in_child(OPERATION)?;
+        let raw = ncclComm_t(raw);
+        if raw.is_null() {
+            let error = Error::new(ErrorKind::InvalidArgument, "the communicator is null");
+            return Err(self.refuse(OPERATION, error));
+        }
+        let table = self.inner.abi.table();
+        let mut answers = [0; 3];
+        let questions = [
+            ("ncclCommUserRank", table.comm_user_rank),
+            ("ncclCommCount", table.comm_count),
+            ("ncclCommCuDevice", table.comm_cu_device),
+        ];
+        for (answer, (name, question)) in answers.iter_mut().zip(questions) {
+            let Some(question) = question else {
+                let message = format!("this library has no {name}");
+                return Err(self.refuse(OPERATION, Error::new(ErrorKind::Unsupported, message)));
+            };
+            // SAFETY: the caller promises a live communicator of this library; `answer` outlives
+            // the call.
+            let result = unsafe { question(raw, answer) };
+            if !result.is_success() {
+                return Err(self.refuse(OPERATION, error::from_result(self.inner.abi, result)));
+            }
+        }
+        match answers.map(|answer| u32::try_from(answer).ok()) {
+            [Some(rank), Some(size), Some(device)] => {
+                let place = (Rank::new(rank), size as usize, device as usize);
+                Ok(Comm::new(self.clone(), raw, place, None, None))
+            }
+            _ => {
+                let [rank, size, device] = answers;
+                let message = format!("it calls itself rank {rank} of {size} on device {device}");
+                Err(self.refuse(OPERATION, error::broken_promise(message)))
+            }
+        }
+    }
+}
+
+impl<V: Vendor> Clone for Library<V> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner), vendor: PhantomData }
+    }
+}
+
+impl<V: Vendor> std::fmt::Debug for Library<V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Library").field(&self.inner.info).finish()
+    }
+}
+
+/// Whether `COLLECTIVES_CHECK` asks for pointer checks; read once.
+fn checks_pointers() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| match std::env::var("COLLECTIVES_CHECK") {
+        Ok(value) if value == "pointers" => true,
+        Ok(value) => {
+            if !value.is_empty() {
+                tracing::warn!(%value, "COLLECTIVES_CHECK knows only the value 'pointers'");
+            }
+            false
+        }
+        Err(_) => false,
+    })
+}
+
+/// The backend's name, as people write it.
+const fn backend_name(flavour: Flavour) -> &'static str {
+    match flavour {
+        Flavour::Nccl => "NCCL",
+        Flavour::Rccl => "RCCL",
+    }
+}

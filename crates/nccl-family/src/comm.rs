@@ -1,0 +1,858 @@
+//! One rank's end of a communicator: the data plane.
+
+use std::{
+    cell::RefCell,
+    ffi::{CStr, CString, c_int, c_void},
+    ptr,
+    sync::Arc,
+};
+
+use collectives_core::{
+    AbortHandle, Backend, Capabilities, Collectives, CommInfo, DType, Error, ErrorKind, GroupEnd,
+    Launch, PreMulSum, Rank, RawRegistration, RecvBuf, ReduceOp, Result, Scalar, SendBuf, Split,
+    SplitConfig, shape,
+};
+use collectives_nccl_abi::{
+    Table, ncclComm_t, ncclConfig_t, ncclRedOp_t, ncclResult_t, ncclScalarResidence_t, types,
+};
+
+use crate::{
+    Library, Vendor, conv, error, group,
+    state::{Call, Control, Ends, Lifeline},
+};
+
+/// One rank's end of a communicator of vendor `V`.
+///
+/// # Dropping
+/// `ncclCommDestroy` on a helper thread, waited for at most ten seconds; a communicator that has
+/// failed is aborted instead, as destroying waits for ranks that may be gone. Never
+/// `ncclCommFinalize`, which waits for the other ranks of the node: one thread may drop several
+/// ranks one after another, since the library frees the ranks of one process when the last of them
+/// is destroyed. Dropped while a group of this thread uses it, it is leaked with a warning.
+pub struct Comm<V: Vendor> {
+    line: Arc<Lifeline>,
+    /// Made once, so that all handles are the same.
+    handle: AbortHandle,
+    table: &'static Table,
+    capabilities: Capabilities,
+    /// The operators made on it, by [`PreMulSum::id`]; `None` once destroyed.
+    operators: RefCell<Vec<Option<ncclRedOp_t>>>,
+    library: Library<V>,
+}
+
+impl<V: Vendor> Comm<V> {
+    /// Takes over a live communicator. `kept` are its parent and its name, as in [`Ends`].
+    pub(crate) fn new(
+        library: Library<V>,
+        raw: ncclComm_t,
+        (rank, size, device): (Rank, usize, usize),
+        name: Option<Arc<CStr>>,
+        parent: Option<ncclComm_t>,
+    ) -> Self {
+        let text = name.as_deref().map(|name| name.to_string_lossy().into_owned());
+        let info = CommInfo::new(rank, size, device, text, library.info().clone());
+        let ends = Ends { parent, name, make_current: V::make_current };
+        let line = Lifeline::new(raw, info, library.abi(), ends);
+        Self {
+            handle: AbortHandle::new(Arc::new(Control(Arc::clone(&line)))),
+            line,
+            table: library.abi().table(),
+            capabilities: *library.capabilities(),
+            operators: RefCell::default(),
+            library,
+        }
+    }
+
+    /// Runs a data operation: inside a call, and noted in the open group.
+    #[inline]
+    fn issue(
+        &self,
+        operation: &'static str,
+        body: impl FnOnce(&Issue<'_, V>) -> Result<()>,
+    ) -> Result<()> {
+        let outcome = self.line.enter(operation).and_then(|call| {
+            let rules = shape::Rules::new(self.line.info(), &self.capabilities);
+            let outcome = body(&Issue { comm: self, operation, rules });
+            drop::<Call<'_>>(call);
+            outcome
+        });
+        if outcome.is_err() && group::any_open() {
+            self.note_refusal(&outcome);
+        }
+        outcome
+    }
+
+    #[cold]
+    fn note_refusal(&self, outcome: &Result<()>) {
+        if let Err(refusal) = outcome {
+            let copy = || error::copy(refusal, self.line.info());
+            group::note_refusal(self.line.library(), copy);
+        }
+    }
+
+    /// An answer of the library to a call on this communicator, inside that call.
+    #[inline]
+    fn answer(&self, operation: &'static str, result: ncclResult_t) -> Result<()> {
+        if result.is_success() {
+            return Ok(());
+        }
+        self.no_success(operation, result)
+    }
+
+    #[cold]
+    fn no_success(&self, operation: &'static str, mut result: ncclResult_t) -> Result<()> {
+        if result == ncclResult_t::IN_PROGRESS {
+            // In a group it is queued, and the group's end waits.
+            if group::is_open(self.line.library()) {
+                return Ok(());
+            }
+            result = self.line.settle();
+        }
+        match result {
+            ncclResult_t::SUCCESS => Ok(()),
+            _ if !self.line.is_live() => Err(self.line.gone().with_operation(operation)),
+            _ => Err(self.line.failed(result).with_operation(operation)),
+        }
+    }
+
+    /// A function that this library may lack, whatever its capabilities say.
+    fn function<F>(&self, operation: &'static str, function: Option<F>) -> Result<F> {
+        function.ok_or_else(|| {
+            let message = format!("this library has no function for {operation}");
+            self.refuse(operation, Error::new(ErrorKind::Unsupported, message))
+        })
+    }
+
+    #[cold]
+    fn refuse(&self, operation: &'static str, error: Error) -> Error {
+        error.with_comm(self.line.info()).with_operation(operation)
+    }
+
+    /// Makes the device current where there is a device runtime: the library takes it from the
+    /// thread.
+    fn bind_device(&self, operation: &'static str) -> Result<()> {
+        match V::runtime() {
+            Ok(()) => V::make_current(self.line.info().device)
+                .map_err(|error| self.refuse(operation, error)),
+            Err(missing) => {
+                tracing::debug!(%missing, operation, "no device made current");
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A data operation that is being issued.
+struct Issue<'a, V: Vendor> {
+    comm: &'a Comm<V>,
+    operation: &'static str,
+    rules: shape::Rules<'a>,
+}
+
+impl<V: Vendor> Issue<'_, V> {
+    #[inline]
+    fn raw(&self) -> ncclComm_t {
+        self.comm.line.raw()
+    }
+
+    /// The library's answer; in a group the communicator is from now on part of it.
+    #[inline]
+    fn answer(&self, result: ncclResult_t) -> Result<()> {
+        if group::any_open() {
+            group::note_use(&self.comm.line);
+        }
+        self.comm.answer(self.operation, result)
+    }
+
+    /// The library's number of an operator.
+    #[inline]
+    fn reduce_op(&self, op: ReduceOp) -> Result<ncclRedOp_t> {
+        match (conv::reduce_op(op), op) {
+            (Some(raw), _) => Ok(raw),
+            (None, ReduceOp::PreMulSum(op)) => self.comm.operator(self.operation, op),
+            // Not reached: only operators of communicators have no number of their own.
+            (None, _) => Err(self.comm.refuse(self.operation, unknown_operator())),
+        }
+    }
+
+    /// Asks the vendor about pointers and stream, if the user wants that.
+    #[inline]
+    fn check(
+        &self,
+        send: Option<*const c_void>,
+        recv: Option<*mut c_void>,
+        launch: Launch<'_>,
+    ) -> Result<()> {
+        if !self.comm.library.checks_pointers() {
+            return Ok(());
+        }
+        self.check_pointers(send, recv.map(<*mut c_void>::cast_const), launch)
+    }
+
+    #[cold]
+    fn check_pointers(
+        &self,
+        send: Option<*const c_void>,
+        recv: Option<*const c_void>,
+        launch: Launch<'_>,
+    ) -> Result<()> {
+        let buffers: Vec<_> = [("send", send), ("recv", recv)]
+            .into_iter()
+            .filter_map(|(name, ptr)| Some((name, ptr.filter(|ptr| !ptr.is_null())?)))
+            .collect();
+        V::check(self.comm.line.info().device, &buffers, launch.stream())
+            .map_err(|error| self.comm.refuse(self.operation, error))
+    }
+
+    /// Issues sends and receives as one group, for an operation that the library lacks.
+    ///
+    /// # Safety
+    /// See [`Collectives`], for each move.
+    unsafe fn emulate(
+        &self,
+        shape: shape::Shape,
+        moves: impl Iterator<Item = Move>,
+        launch: Launch<'_>,
+    ) -> Result<()> {
+        if shape.count == 0 {
+            return Ok(());
+        }
+        let (table, library) = (self.comm.table, self.comm.line.library());
+        let (dtype, stream) = (conv::dtype(shape.dtype), launch.stream().as_ptr());
+        group::start(library, self.comm.library.info())?;
+        let outcome = moves.map(|one| match one {
+            Move::Send(ptr, peer) => {
+                // SAFETY: inside a call, so the communicator is not freed; the caller promises the
+                // memory.
+                unsafe { (table.send)(ptr, shape.count, dtype, peer, self.raw(), stream) }
+            }
+            Move::Recv(ptr, peer) => {
+                // SAFETY: as above.
+                unsafe { (table.recv)(ptr, shape.count, dtype, peer, self.raw(), stream) }
+            }
+        });
+        let mut outcomes = outcome.map(|result| self.answer(result));
+        let outcome = outcomes.try_for_each(|outcome| outcome);
+        if outcome.is_err() {
+            self.comm.note_refusal(&outcome);
+        }
+        let end = group::end(library, self.comm.library.info(), GroupEnd::Launch);
+        outcome.and_then(|()| end.map_err(|error| error.with_operation(self.operation)))
+    }
+}
+
+/// A part of an emulated operation: the address, and the rank it goes to or comes from.
+enum Move {
+    Recv(*mut c_void, c_int),
+    Send(*const c_void, c_int),
+}
+
+impl<V: Vendor> Collectives for Comm<V> {
+    fn info(&self) -> &CommInfo {
+        self.line.info()
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    unsafe fn all_reduce(
+        &self,
+        send: SendBuf,
+        recv: RecvBuf,
+        op: ReduceOp,
+        launch: Launch<'_>,
+    ) -> Result<()> {
+        self.issue("all_reduce", |issue| {
+            let shape = issue.rules.all_reduce(send, recv, op)?;
+            let op = issue.reduce_op(op)?;
+            issue.check(Some(send.ptr), Some(recv.ptr), launch)?;
+            // SAFETY: inside a call, so the communicator is not freed; the caller promises the
+            // memory and the stream.
+            issue.answer(unsafe {
+                (self.table.all_reduce)(
+                    send.ptr,
+                    recv.ptr,
+                    shape.count,
+                    conv::dtype(shape.dtype),
+                    op,
+                    issue.raw(),
+                    launch.stream().as_ptr(),
+                )
+            })
+        })
+    }
+
+    unsafe fn reduce(
+        &self,
+        send: SendBuf,
+        recv: Option<RecvBuf>,
+        op: ReduceOp,
+        root: Rank,
+        launch: Launch<'_>,
+    ) -> Result<()> {
+        self.issue("reduce", |issue| {
+            let shape = issue.rules.reduce(send, recv, op, root)?;
+            let op = issue.reduce_op(op)?;
+            // Only root's buffer is looked at.
+            let recv = recv.filter(|_| root == self.line.info().rank).map(|recv| recv.ptr);
+            issue.check(Some(send.ptr), recv, launch)?;
+            // SAFETY: inside a call, so the communicator is not freed; the caller promises the
+            // memory and the stream; null stands where the library does not look.
+            issue.answer(unsafe {
+                (self.table.reduce)(
+                    send.ptr,
+                    recv.unwrap_or(ptr::null_mut()),
+                    shape.count,
+                    conv::dtype(shape.dtype),
+                    op,
+                    number(root),
+                    issue.raw(),
+                    launch.stream().as_ptr(),
+                )
+            })
+        })
+    }
+
+    unsafe fn broadcast(
+        &self,
+        send: Option<SendBuf>,
+        recv: RecvBuf,
+        root: Rank,
+        launch: Launch<'_>,
+    ) -> Result<()> {
+        self.issue("broadcast", |issue| {
+            let shape = issue.rules.broadcast(send, recv, root)?;
+            // Only root's buffer is looked at; elsewhere the call is as if in place.
+            let send = send.filter(|_| root == self.line.info().rank).map(|send| send.ptr);
+            issue.check(send, Some(recv.ptr), launch)?;
+            // SAFETY: inside a call, so the communicator is not freed; the caller promises the
+            // memory and the stream.
+            issue.answer(unsafe {
+                (self.table.broadcast)(
+                    send.unwrap_or(recv.ptr),
+                    recv.ptr,
+                    shape.count,
+                    conv::dtype(shape.dtype),
+                    number(root),
+                    issue.raw(),
+                    launch.stream().as_ptr(),
+                )
+            })
+        })
+    }
+
+    unsafe fn all_gather(&self, send: SendBuf, recv: RecvBuf, launch: Launch<'_>) -> Result<()> {
+        self.issue("all_gather", |issue| {
+            let shape = issue.rules.all_gather(send, recv)?;
+            issue.check(Some(send.ptr), Some(recv.ptr), launch)?;
+            // SAFETY: inside a call, so the communicator is not freed; the caller promises the
+            // memory and the stream.
+            issue.answer(unsafe {
+                (self.table.all_gather)(
+                    send.ptr,
+                    recv.ptr,
+                    shape.count,
+                    conv::dtype(shape.dtype),
+                    issue.raw(),
+                    launch.stream().as_ptr(),
+                )
+            })
+        })
+    }
+
+    unsafe fn reduce_scatter(
+        &self,
+        send: SendBuf,
+        recv: RecvBuf,
+        op: ReduceOp,
+        launch: Launch<'_>,
+    ) -> Result<()> {
+        self.issue("reduce_scatter", |issue| {
+            let shape = issue.rules.reduce_scatter(send, recv, op)?;
+            let op = issue.reduce_op(op)?;
+            issue.check(Some(send.ptr), Some(recv.ptr), launch)?;
+            // SAFETY: inside a call, so the communicator is not freed; the caller promises the
+            // memory and the stream.
+            issue.answer(unsafe {
+                (self.table.reduce_scatter)(
+                    send.ptr,
+                    recv.ptr,
+                    shape.count,
+                    conv::dtype(shape.dtype),
+                    op,
+                    issue.raw(),
+                    launch.stream().as_ptr(),
+                )
+            })
+        })
+    }
+
+    /// `ncclAlltoAll` (NCCL 2.28.3, RCCL 2.7.6), else a group of `ncclSend` and `ncclRecv`.
+    unsafe fn all_to_all(&self, send: SendBuf, recv: RecvBuf, launch: Launch<'_>) -> Result<()> {
+        self.issue("all_to_all", |issue| {
+            let shape = issue.rules.all_to_all(send, recv)?;
+            issue.check(Some(send.ptr), Some(recv.ptr), launch)?;
+            let Some(all_to_all) = self.table.all_to_all else {
+                let moves = (0..self.line.info().size).flat_map(|peer| {
+                    let start = peer * shape.count;
+                    [
+                        Move::Send(send.part(start, shape.count).ptr, peer as c_int),
+                        Move::Recv(recv.part(start, shape.count).ptr, peer as c_int),
+                    ]
+                });
+                // SAFETY: the caller's promise covers the parts.
+                return unsafe { issue.emulate(shape, moves, launch) };
+            };
+            // SAFETY: inside a call, so the communicator is not freed; the caller promises the
+            // memory and the stream.
+            issue.answer(unsafe {
+                all_to_all(
+                    send.ptr,
+                    recv.ptr,
+                    shape.count,
+                    conv::dtype(shape.dtype),
+                    issue.raw(),
+                    launch.stream().as_ptr(),
+                )
+            })
+        })
+    }
+
+    /// `ncclGather` (NCCL 2.28.3, RCCL 2.7.6), else a group of `ncclSend` and `ncclRecv`.
+    unsafe fn gather(
+        &self,
+        send: SendBuf,
+        recv: Option<RecvBuf>,
+        root: Rank,
+        launch: Launch<'_>,
+    ) -> Result<()> {
+        self.issue("gather", |issue| {
+            let shape = issue.rules.gather(send, recv, root)?;
+            let info = self.line.info();
+            let recv = recv.filter(|_| root == info.rank);
+            issue.check(Some(send.ptr), recv.map(|recv| recv.ptr), launch)?;
+            let Some(gather) = self.table.gather else {
+                let own = recv.map(|recv| recv.part(root.index() * shape.count, 0).ptr);
+                let in_place = own.is_some_and(|own| own.cast_const() == send.ptr);
+                let parts = recv.into_iter().flat_map(|recv| {
+                    (0..info.size).map(move |peer| (peer, recv.part(peer * shape.count, 0).ptr))
+                });
+                let moves = parts
+                    .filter(|(peer, _)| !(in_place && *peer == root.index()))
+                    .map(|(peer, part)| Move::Recv(part, peer as c_int))
+                    .chain((!in_place).then_some(Move::Send(send.ptr, number(root))));
+                // SAFETY: the caller's promise covers the parts.
+                return unsafe { issue.emulate(shape, moves, launch) };
+            };
+            // SAFETY: inside a call, so the communicator is not freed; the caller promises the
+            // memory and the stream; null stands where the library does not look.
+            issue.answer(unsafe {
+                gather(
+                    send.ptr,
+                    recv.map_or(ptr::null_mut(), |recv| recv.ptr),
+                    shape.count,
+                    conv::dtype(shape.dtype),
+                    number(root),
+                    issue.raw(),
+                    launch.stream().as_ptr(),
+                )
+            })
+        })
+    }
+
+    /// `ncclScatter` (NCCL 2.28.3, RCCL 2.7.6), else a group of `ncclSend` and `ncclRecv`.
+    unsafe fn scatter(
+        &self,
+        send: Option<SendBuf>,
+        recv: RecvBuf,
+        root: Rank,
+        launch: Launch<'_>,
+    ) -> Result<()> {
+        self.issue("scatter", |issue| {
+            let shape = issue.rules.scatter(send, recv, root)?;
+            let info = self.line.info();
+            let send = send.filter(|_| root == info.rank);
+            issue.check(send.map(|send| send.ptr), Some(recv.ptr), launch)?;
+            let Some(scatter) = self.table.scatter else {
+                let own = send.map(|send| send.part(root.index() * shape.count, 0).ptr);
+                let in_place = own.is_some_and(|own| own == recv.ptr.cast_const());
+                let parts = send.into_iter().flat_map(|send| {
+                    (0..info.size).map(move |peer| (peer, send.part(peer * shape.count, 0).ptr))
+                });
+                let moves = parts
+                    .filter(|(peer, _)| !(in_place && *peer == root.index()))
+                    .map(|(peer, part)| Move::Send(part, peer as c_int))
+                    .chain((!in_place).then_some(Move::Recv(recv.ptr, number(root))));
+                // SAFETY: the caller's promise covers the parts.
+                return unsafe { issue.emulate(shape, moves, launch) };
+            };
+            // SAFETY: inside a call, so the communicator is not freed; the caller promises the
+            // memory and the stream; null stands where the library does not look.
+            issue.answer(unsafe {
+                scatter(
+                    send.map_or(ptr::null(), |send| send.ptr),
+                    recv.ptr,
+                    shape.count,
+                    conv::dtype(shape.dtype),
+                    number(root),
+                    issue.raw(),
+                    launch.stream().as_ptr(),
+                )
+            })
+        })
+    }
+
+    unsafe fn send(&self, buf: SendBuf, peer: Rank, launch: Launch<'_>) -> Result<()> {
+        self.issue("send", |issue| {
+            let shape = issue.rules.send(buf, peer)?;
+            self.refuse_lone_send_to_self(peer)?;
+            issue.check(Some(buf.ptr), None, launch)?;
+            // SAFETY: inside a call, so the communicator is not freed; the caller promises the
+            // memory and the stream.
+            issue.answer(unsafe {
+                (self.table.send)(
+                    buf.ptr,
+                    shape.count,
+                    conv::dtype(shape.dtype),
+                    number(peer),
+                    issue.raw(),
+                    launch.stream().as_ptr(),
+                )
+            })
+        })
+    }
+
+    unsafe fn recv(&self, buf: RecvBuf, peer: Rank, launch: Launch<'_>) -> Result<()> {
+        self.issue("recv", |issue| {
+            let shape = issue.rules.recv(buf, peer)?;
+            self.refuse_lone_recv_from_self(peer)?;
+            issue.check(None, Some(buf.ptr), launch)?;
+            // SAFETY: inside a call, so the communicator is not freed; the caller promises the
+            // memory and the stream.
+            issue.answer(unsafe {
+                (self.table.recv)(
+                    buf.ptr,
+                    shape.count,
+                    conv::dtype(shape.dtype),
+                    number(peer),
+                    issue.raw(),
+                    launch.stream().as_ptr(),
+                )
+            })
+        })
+    }
+
+    fn group_start(&self) -> Result<()> {
+        group::start(self.line.library(), self.library.info())
+    }
+
+    fn group_end(&self) -> Result<()> {
+        group::end(self.line.library(), self.library.info(), GroupEnd::Launch)
+    }
+
+    unsafe fn create_pre_mul_sum(&self, scalar: Scalar) -> Result<PreMulSum> {
+        const OPERATION: &str = "create_pre_mul_sum";
+        self.require(OPERATION, self.capabilities.reduce_pre_mul_sum, "reduce op premulsum")?;
+        let dtype = scalar.dtype();
+        self.require_dtype(OPERATION, dtype)?;
+        let _call = self.line.enter(OPERATION)?;
+        let create = self.function(OPERATION, self.table.red_op_create_pre_mul_sum)?;
+        let mut raw = ncclRedOp_t::SUM;
+        // Aligned for every dtype; the library copies it before it returns.
+        let mut value = match scalar {
+            Scalar::Host { bytes, .. } => u64::from_ne_bytes(bytes),
+            Scalar::Device { .. } => 0,
+        };
+        let (scalar, residence) = match scalar {
+            Scalar::Host { .. } => ((&raw mut value).cast(), ncclScalarResidence_t::HOST_IMMEDIATE),
+            Scalar::Device { ptr, .. } => (ptr.cast_mut(), ncclScalarResidence_t::DEVICE),
+        };
+        // SAFETY: inside a call, so the communicator is not freed; `raw` and `value` outlive the
+        // call; a device scalar is the caller's promise.
+        let result =
+            unsafe { create(&mut raw, scalar, conv::dtype(dtype), residence, self.line.raw()) };
+        self.answer(OPERATION, result)?;
+        let mut operators = self.operators.borrow_mut();
+        operators.push(Some(raw));
+        Ok(PreMulSum::from_parts(self.line.info().id, operators.len() as u64 - 1, dtype))
+    }
+
+    fn destroy_pre_mul_sum(&self, op: PreMulSum) -> Result<()> {
+        const OPERATION: &str = "destroy_pre_mul_sum";
+        let _call = self.line.enter(OPERATION)?;
+        if op.comm() != self.line.info().id {
+            let message = "the reduce op belongs to another communicator";
+            return Err(self.refuse(OPERATION, Error::new(ErrorKind::InvalidArgument, message)));
+        }
+        let destroy = self.function(OPERATION, self.table.red_op_destroy)?;
+        let raw = self.operator(OPERATION, op)?;
+        // SAFETY: inside a call, so the communicator is not freed; the operator is alive on it.
+        self.answer(OPERATION, unsafe { destroy(raw, self.line.raw()) })?;
+        if let Some(slot) = self.operators.borrow_mut().get_mut(op.id() as usize) {
+            *slot = None;
+        }
+        Ok(())
+    }
+
+    fn mem_alloc(&self, bytes: usize) -> Result<*mut c_void> {
+        const OPERATION: &str = "mem_alloc";
+        self.require(OPERATION, self.capabilities.mem_alloc, OPERATION)?;
+        let _call = self.line.enter(OPERATION)?;
+        let alloc = self.function(OPERATION, self.table.mem_alloc)?;
+        self.bind_device(OPERATION)?;
+        let mut memory = ptr::null_mut();
+        // SAFETY: `memory` outlives the call.
+        let result = unsafe { alloc(&mut memory, bytes) };
+        if result.is_success() {
+            return Ok(memory);
+        }
+        // The communicator had no part in it.
+        let error = error::from_result(self.line.library(), result).with_poison(false);
+        Err(self.refuse(OPERATION, error).with_hint(format!("{bytes} bytes were asked for")))
+    }
+
+    unsafe fn mem_free(&self, ptr: *mut c_void) -> Result<()> {
+        const OPERATION: &str = "mem_free";
+        let _call = self.line.enter(OPERATION)?;
+        let free = self.function(OPERATION, self.table.mem_free)?;
+        self.bind_device(OPERATION)?;
+        // SAFETY: the caller promises memory of `mem_alloc` that nothing uses.
+        match unsafe { free(ptr) } {
+            ncclResult_t::SUCCESS => Ok(()),
+            result => {
+                let error = error::from_result(self.line.library(), result).with_poison(false);
+                Err(self.refuse(OPERATION, error))
+            }
+        }
+    }
+
+    unsafe fn register(&self, ptr: *mut c_void, bytes: usize) -> Result<RawRegistration> {
+        const OPERATION: &str = "register";
+        self.require(OPERATION, self.capabilities.register, OPERATION)?;
+        let _call = self.line.enter(OPERATION)?;
+        let register = self.function(OPERATION, self.table.comm_register)?;
+        let mut handle = ptr::null_mut();
+        // SAFETY: inside a call, so the communicator is not freed; the caller promises the memory;
+        // `handle` outlives the call.
+        let result = unsafe { register(self.line.raw(), ptr, bytes, &mut handle) };
+        self.answer(OPERATION, result)?;
+        // Null where registration is switched off: operations work without.
+        Ok(RawRegistration::from_ptr(handle))
+    }
+
+    unsafe fn deregister(&self, registration: RawRegistration) -> Result<()> {
+        const OPERATION: &str = "deregister";
+        let _call = self.line.enter(OPERATION)?;
+        let deregister = self.function(OPERATION, self.table.comm_deregister)?;
+        if registration.as_ptr().is_null() {
+            return Ok(());
+        }
+        // SAFETY: inside a call, so the communicator is not freed; the caller promises a
+        // registration of it.
+        let result = unsafe { deregister(self.line.raw(), registration.as_ptr()) };
+        self.answer(OPERATION, result)
+    }
+
+    fn split_dyn(&self, config: SplitConfig) -> Result<Option<Box<dyn Collectives>>> {
+        Ok(self.split(config)?.map(|part| Box::new(part) as Box<dyn Collectives>))
+    }
+
+    fn poll_error(&self) -> Result<()> {
+        const OPERATION: &str = "poll_error";
+        drop(self.line.enter(OPERATION)?);
+        match self.line.poll() {
+            Some(failure) => Err(failure),
+            None => Ok(()),
+        }
+    }
+
+    fn abort_handle(&self) -> AbortHandle {
+        self.handle.clone()
+    }
+
+    /// Null once the communicator was aborted, which frees it.
+    fn as_raw(&self) -> *mut c_void {
+        if self.line.is_live() { self.line.raw().0 } else { ptr::null_mut() }
+    }
+
+    /// `ncclCommFinalize` (2.14.3) where there is one, then `ncclCommDestroy`, on this thread.
+    fn finalize(self: Box<Self>) -> Result<()> {
+        self.line.finalize()
+    }
+
+    fn abort(self: Box<Self>) -> Result<()> {
+        if !self.line.is_live() {
+            return Err(self.line.gone().with_operation("abort"));
+        }
+        self.line.abort()
+    }
+}
+
+impl<V: Vendor> Comm<V> {
+    /// The library's number of an operator that was made on this communicator.
+    fn operator(&self, operation: &'static str, op: PreMulSum) -> Result<ncclRedOp_t> {
+        let slot = self.operators.borrow().get(op.id() as usize).copied().flatten();
+        slot.ok_or_else(|| self.refuse(operation, unknown_operator()))
+    }
+
+    /// NCCL answers a lone send to self with `ncclInvalidUsage`, and from inside the launch.
+    fn refuse_lone_send_to_self(&self, peer: Rank) -> Result<()> {
+        self.refuse_alone(peer, "send", "a send to this rank itself is alone", "receive")
+    }
+
+    /// A lone receive from self waits for a send that can't come.
+    fn refuse_lone_recv_from_self(&self, peer: Rank) -> Result<()> {
+        self.refuse_alone(peer, "recv", "a receive from this rank itself is alone", "send")
+    }
+
+    #[inline]
+    fn refuse_alone(
+        &self,
+        peer: Rank,
+        operation: &'static str,
+        message: &str,
+        partner: &str,
+    ) -> Result<()> {
+        if peer != self.line.info().rank || group::is_open(self.line.library()) {
+            return Ok(());
+        }
+        let error = Error::new(ErrorKind::InvalidUsage, message)
+            .with_hint(format!("put it into a group with its {partner}"));
+        Err(self.refuse(operation, error))
+    }
+
+    fn require(
+        &self,
+        operation: &'static str,
+        support: collectives_core::Support,
+        what: &str,
+    ) -> Result<()> {
+        support.require(what).map_err(|error| self.refuse(operation, error))
+    }
+
+    fn require_dtype(&self, operation: &'static str, dtype: DType) -> Result<()> {
+        let support = match dtype {
+            DType::Bf16 => self.capabilities.dtype_bf16,
+            DType::F8E4M3 => self.capabilities.dtype_f8e4m3,
+            DType::F8E5M2 => self.capabilities.dtype_f8e5m2,
+            DType::I8
+            | DType::U8
+            | DType::I32
+            | DType::U32
+            | DType::I64
+            | DType::U64
+            | DType::F16
+            | DType::F32
+            | DType::F64 => collectives_core::Support::Native,
+        };
+        self.require(operation, support, dtype.name())
+    }
+}
+
+impl<V: Vendor> Split for Comm<V> {
+    /// `ncclCommSplit` (2.18.1). The parts share no resources with this communicator, so that
+    /// aborting one leaves the others alone.
+    fn split(&self, config: SplitConfig) -> Result<Option<Self>> {
+        const OPERATION: &str = "split";
+        self.require(OPERATION, self.capabilities.split, OPERATION)?;
+        let _call = self.line.enter(OPERATION)?;
+        let split = self.function(OPERATION, self.table.comm_split)?;
+        if group::is_open(self.line.library()) {
+            let error = Error::new(ErrorKind::InvalidUsage, "a group is open on this thread")
+                .with_hint("split outside of groups");
+            return Err(self.refuse(OPERATION, error));
+        }
+        let color = match config.color.map(c_int::try_from) {
+            None => types::NCCL_SPLIT_NOCOLOR,
+            Some(Ok(color)) => color,
+            Some(Err(_)) => {
+                let message =
+                    format!("color is {}, want at most {}", config.color.unwrap_or(0), c_int::MAX);
+                let error = Error::new(ErrorKind::InvalidArgument, message);
+                return Err(self.refuse(OPERATION, error));
+            }
+        };
+        let name = c_name(config.name).map_err(|error| self.refuse(OPERATION, error))?;
+        self.bind_device(OPERATION)?;
+        let mut raw_config = ncclConfig_t::for_version(self.line.library().version());
+        raw_config.blocking = 1;
+        raw_config.splitShare = 0;
+        raw_config.commName = name.as_deref().map_or(ptr::null(), |name| name.as_ptr());
+        let mut raw = ncclComm_t::NULL;
+        // SAFETY: inside a call, so the communicator is not freed; `raw` and `raw_config` outlive
+        // the call, and the name outlives the new communicator, which keeps it.
+        let result =
+            unsafe { split(self.line.raw(), color, config.key, &mut raw, &mut raw_config) };
+        self.answer(OPERATION, result)?;
+        if color == types::NCCL_SPLIT_NOCOLOR {
+            return Ok(None);
+        }
+        if raw.is_null() {
+            let error = error::broken_promise("it answered success and no communicator");
+            return Err(self.refuse(OPERATION, error));
+        }
+        // SAFETY: a live communicator that nobody else knows.
+        let (rank, size) = unsafe { self.place_of(raw) }?;
+        let place = (rank, size, self.line.info().device);
+        Ok(Some(Self::new(self.library.clone(), raw, place, name, None)))
+    }
+}
+
+impl<V: Vendor> Comm<V> {
+    /// Rank and size of a communicator that was just made.
+    ///
+    /// # Safety
+    /// It is alive.
+    unsafe fn place_of(&self, raw: ncclComm_t) -> Result<(Rank, usize)> {
+        const OPERATION: &str = "split";
+        let mut answers = [0; 2];
+        let questions = [self.table.comm_user_rank, self.table.comm_count];
+        for (answer, question) in answers.iter_mut().zip(questions) {
+            let question = self.function(OPERATION, question)?;
+            // SAFETY: the caller promises a live communicator; `answer` outlives the call.
+            let result = unsafe { question(raw, answer) };
+            self.answer(OPERATION, result)?;
+        }
+        match answers.map(u32::try_from) {
+            [Ok(rank), Ok(size)] => Ok((Rank::new(rank), size as usize)),
+            _ => {
+                let [rank, size] = answers;
+                let message = format!("the new communicator calls itself rank {rank} of {size}");
+                Err(self.refuse(OPERATION, error::broken_promise(message)))
+            }
+        }
+    }
+}
+
+impl<V: Vendor> Drop for Comm<V> {
+    fn drop(&mut self) {
+        self.line.close();
+    }
+}
+
+impl<V: Vendor> std::fmt::Debug for Comm<V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Comm").field(self.line.info()).finish()
+    }
+}
+
+/// A name for the library.
+pub(crate) fn c_name(name: Option<String>) -> Result<Option<Arc<CStr>>> {
+    let name = name.map(CString::new).transpose().map_err(|error| {
+        Error::new(ErrorKind::InvalidArgument, "the communicator's name holds a NUL byte")
+            .with_source(error)
+    })?;
+    Ok(name.map(Arc::from))
+}
+
+/// A rank as the library's number. It is inside a communicator, whose size is a C int.
+#[inline]
+fn number(rank: Rank) -> c_int {
+    rank.get() as c_int
+}
+
+#[cold]
+fn unknown_operator() -> Error {
+    Error::new(ErrorKind::InvalidArgument, "the reduce op does not exist, or was destroyed")
+}

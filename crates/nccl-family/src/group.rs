@@ -1,0 +1,220 @@
+//! Groups: all or nothing.
+//!
+//! The library counts its groups per thread, and so does this module, per thread and library. It
+//! must, since the library does not know of calls that the shape rules refused: left alone it would
+//! launch the rest of the group, and the other ranks would hang. So a refusal is remembered, and
+//! the outermost end makes the library drop what it has queued. There is no function for that; but
+//! a call that the library refuses does it (NCCL 2.16.5 to 2.32.3: the outermost end answers the
+//! refusal's code, nothing is launched, and communicators work as before). The call is an
+//! all-reduce with a datatype that no release has.
+//!
+//! An open group holds the communicators that it uses, so that none is freed while the library has
+//! operations of it queued.
+
+use std::{
+    cell::{Cell, RefCell},
+    ptr,
+    sync::Arc,
+};
+
+use collectives_core::{Error, ErrorKind, GroupEnd, LibraryInfo, Result};
+use collectives_nccl_abi::{self as abi, fork, ncclDataType_t, ncclRedOp_t, ncclResult_t};
+
+use crate::{
+    error,
+    state::{Hold, Lifeline},
+};
+
+thread_local! {
+    /// Groups open on this thread, of all libraries: what the hot path asks.
+    static OPEN: Cell<u32> = const { Cell::new(0) };
+    /// The same in detail; one entry for each library with an open group.
+    static GROUPS: RefCell<Vec<Group>> = const { RefCell::new(Vec::new()) };
+}
+
+/// An open group.
+struct Group {
+    library: &'static abi::Library,
+    depth: u32,
+    /// The first refusal, which the outermost end returns.
+    refusal: Option<Error>,
+    /// The communicators with operations in it.
+    used: Vec<Hold>,
+}
+
+/// Whether any group is open on this thread.
+#[inline]
+pub(crate) fn any_open() -> bool {
+    OPEN.get() > 0
+}
+
+/// Whether a group of `library` is open on this thread.
+pub(crate) fn is_open(library: &'static abi::Library) -> bool {
+    any_open() && with(library, |_| ()).is_some()
+}
+
+/// Whether a group that is open on this thread uses the communicator.
+pub(crate) fn holds(line: &Arc<Lifeline>) -> bool {
+    let uses = |group: &mut Group| group.used.iter().any(|hold| Arc::ptr_eq(hold.line(), line));
+    any_open() && with(line.library(), uses).unwrap_or(false)
+}
+
+/// Opens a group, or a level of it.
+pub(crate) fn start(library: &'static abi::Library, info: &LibraryInfo) -> Result<()> {
+    if fork::in_forked_child() {
+        return Err(error::forked("group_start", info));
+    }
+    // SAFETY: takes nothing.
+    let result = unsafe { (library.table().group_start)() };
+    if !result.is_success() {
+        return Err(error::from_result(library, result)
+            .with_library(info)
+            .with_operation("group_start")
+            .with_poison(false));
+    }
+    GROUPS.with_borrow_mut(|groups| match find(groups, library) {
+        Some(group) => group.depth += 1,
+        None => groups.push(Group { library, depth: 1, refusal: None, used: Vec::new() }),
+    });
+    OPEN.set(OPEN.get() + 1);
+    Ok(())
+}
+
+/// Notes that a call on the communicator is queued in the open group.
+pub(crate) fn note_use(line: &Arc<Lifeline>) {
+    with(line.library(), |group| {
+        if !group.used.iter().any(|hold| Arc::ptr_eq(hold.line(), line)) {
+            group.used.extend(line.hold());
+        }
+    });
+}
+
+/// Notes that a call in the open group was refused.
+pub(crate) fn note_refusal(library: &'static abi::Library, refusal: impl FnOnce() -> Error) {
+    with(library, |group| {
+        group.refusal.get_or_insert_with(refusal);
+    });
+}
+
+/// Ends a group, or a level of it.
+pub(crate) fn end(library: &'static abi::Library, info: &LibraryInfo, how: GroupEnd) -> Result<()> {
+    if fork::in_forked_child() {
+        return Err(error::forked("group_end", info));
+    }
+    let Some(outermost) = leave(library) else {
+        return Err(Error::new(ErrorKind::InvalidUsage, "no group is open on this thread")
+            .with_library(info)
+            .with_operation("group_end"));
+    };
+    if let Some(group) = outermost {
+        return group.end(info, how);
+    }
+    if how == GroupEnd::Discard {
+        note_refusal(library, || {
+            Error::new(ErrorKind::InvalidUsage, "a group inside this one was discarded")
+                .with_library(info)
+                .with_operation("group_end")
+        });
+    }
+    // SAFETY: takes nothing; an inner end launches nothing.
+    match unsafe { (library.table().group_end)() } {
+        ncclResult_t::SUCCESS => Ok(()),
+        result => {
+            Err(error::from_result(library, result).with_library(info).with_operation("group_end"))
+        }
+    }
+}
+
+/// Leaves a level: `None` if there is none, the group if it was the outermost.
+fn leave(library: &'static abi::Library) -> Option<Option<Group>> {
+    GROUPS.with_borrow_mut(|groups| {
+        let index = groups.iter().position(|group| ptr::eq(group.library, library))?;
+        OPEN.set(OPEN.get() - 1);
+        groups[index].depth -= 1;
+        Some((groups[index].depth == 0).then(|| groups.swap_remove(index)))
+    })
+}
+
+impl Group {
+    /// The outermost end.
+    fn end(mut self, info: &LibraryInfo, how: GroupEnd) -> Result<()> {
+        let aborted = self.used.iter().find(|hold| !hold.line().is_live());
+        let aborted = aborted.map(|hold| hold.line().gone().with_operation("group_end"));
+        match (how, self.refusal.take().or(aborted)) {
+            (GroupEnd::Launch, None) => self.launch(info),
+            (GroupEnd::Launch, Some(refusal)) => self.discard(info).and(Err(refusal)),
+            (GroupEnd::Discard, _) => self.discard(info),
+        }
+    }
+
+    fn launch(&self, info: &LibraryInfo) -> Result<()> {
+        // SAFETY: takes nothing; what is queued was promised by the callers who queued it, and the
+        // communicators are held.
+        let mut result = unsafe { (self.library.table().group_end)() };
+        if result == ncclResult_t::IN_PROGRESS {
+            let settled = self.used.iter().map(|hold| hold.line().settle());
+            // As in the library, the last failure is the group's.
+            result = settled.fold(ncclResult_t::SUCCESS, |so_far, one| match one {
+                ncclResult_t::SUCCESS => so_far,
+                failure => failure,
+            });
+        }
+        if result.is_success() {
+            return Ok(());
+        }
+        // The library does not say on which communicator it failed, so it is all of theirs.
+        let mut errors: Vec<_> = self.used.iter().map(|hold| hold.line().failed(result)).collect();
+        let error = match (errors.pop(), errors.is_empty()) {
+            (Some(only), true) => only,
+            _ => error::from_result(self.library, result).with_library(info),
+        };
+        Err(error.with_operation("group_end"))
+    }
+
+    /// Makes the library drop what it has queued, then ends its group.
+    fn discard(&self, info: &LibraryInfo) -> Result<()> {
+        let live = self.used.iter().find(|hold| hold.line().is_live());
+        let poisoned = live.or_else(|| self.used.first()).map(poison);
+        // SAFETY: takes nothing, and launches nothing as its group is refused or empty.
+        let result = unsafe { (self.library.table().group_end)() };
+        if poisoned.is_some() && result.is_success() {
+            return Err(error::broken_promise("it launched a group that holds a refused call")
+                .with_library(info)
+                .with_operation("group_end")
+                .with_hint("ranks may hang: abort their communicators"));
+        }
+        Ok(())
+    }
+}
+
+/// Has a call refused by the library, which dooms its group.
+fn poison(hold: &Hold) -> ncclResult_t {
+    let line = hold.line();
+    // SAFETY: the communicator is held. The datatype is checked before anything else is done with
+    // the arguments, and the null pointers are never read.
+    unsafe {
+        (line.library().table().all_reduce)(
+            ptr::null(),
+            ptr::null_mut(),
+            1,
+            NO_DATATYPE,
+            ncclRedOp_t::SUM,
+            line.raw(),
+            ptr::null_mut(),
+        )
+    }
+}
+
+/// Runs `body` on the open group of `library`, if there is one.
+fn with<R>(library: &'static abi::Library, body: impl FnOnce(&mut Group) -> R) -> Option<R> {
+    // Where the thread is ending and its groups are gone already, none is open.
+    let answer = GROUPS.try_with(|groups| find(&mut groups.borrow_mut(), library).map(body));
+    answer.ok().flatten()
+}
+
+fn find<'a>(groups: &'a mut [Group], library: &'static abi::Library) -> Option<&'a mut Group> {
+    groups.iter_mut().find(|group| ptr::eq(group.library, library))
+}
+
+/// Far above every datatype there is (12 in NCCL 2.32) or may be.
+const NO_DATATYPE: ncclDataType_t = ncclDataType_t(0x7f);

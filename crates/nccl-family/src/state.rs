@@ -1,0 +1,488 @@
+//! The life line of a communicator: what it shares with its abort handles and with open groups.
+//!
+//! `ncclCommAbort` and `ncclCommDestroy` free the communicator, and another thread may be inside a
+//! call on it at that moment. So the pointer is given to the library only between *enter* and
+//! *leave*, and whoever ends the communicator
+//!
+//! 1. changes the state, so that no call enters any more;
+//! 2. waits until nobody is inside;
+//! 3. frees the pointer, or leaks it if a call does not leave in time.
+//!
+//! Enter is two steps: say "inside", then look at the state. Both sides write first and read
+//! second, all sequentially consistent, so at least one sees the other (Dekker's argument): a call
+//! that entered is waited for, or it sees the new state and turns back. Entering costs one exchange
+//! (some 5 ns) and leaving a plain store, since only the thread that owns the communicator enters;
+//! a read-modify-write on both ends would double that. Others (groups, handles that poll) count in
+//! a word of their own.
+//!
+//! What could hang inside the library (destroy, abort, revoke) runs on a helper thread, and is
+//! waited for a bounded time. That thread makes the communicator's device current first: the
+//! library restores the thread's device afterwards, and on a fresh thread that is device 0, where
+//! it would create a context that costs hundreds of megabytes.
+
+use std::{
+    ffi::CStr,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use collectives_core::{AbortControl, CommInfo, Error, ErrorKind, Result};
+use collectives_nccl_abi::{self as abi, Table, fork, ncclComm_t, ncclResult_t, types};
+
+use crate::{error, group};
+
+/// See the [module](self).
+pub(crate) struct Lifeline {
+    state: AtomicU32,
+    /// How deep the owning thread is inside calls. Written by that thread only.
+    calls: AtomicU32,
+    /// Open groups and polling handles.
+    holds: AtomicU32,
+    raw: ncclComm_t,
+    ends: Ends,
+    library: &'static abi::Library,
+    info: CommInfo,
+    /// The first failure, which stays true for ever.
+    failure: OnceLock<Error>,
+}
+
+/// What goes down with the communicator, and how.
+pub(crate) struct Ends {
+    /// The communicator that this one was split from and shares resources with.
+    pub(crate) parent: Option<ncclComm_t>,
+    /// `commName`: NCCL 2.27.3 and later keep the pointer.
+    #[expect(dead_code, reason = "kept for the library, which has its address")]
+    pub(crate) name: Option<Arc<CStr>>,
+    /// Makes the device current on the helper thread.
+    pub(crate) make_current: fn(usize) -> Result<()>,
+}
+
+// SAFETY: the handles are addresses that only the library dereferences, and the protocol of this
+// module decides who gives them to it; NCCL's communicators are not bound to the thread that made
+// them.
+unsafe impl Send for Lifeline {}
+// SAFETY: as above; `ncclCommGetAsyncError` and `ncclCommRevoke`, the only functions called beside
+// a call of another thread, are made for that.
+unsafe impl Sync for Lifeline {}
+
+impl Lifeline {
+    pub(crate) fn new(
+        raw: ncclComm_t,
+        info: CommInfo,
+        library: &'static abi::Library,
+        ends: Ends,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            state: AtomicU32::new(LIVE),
+            calls: AtomicU32::new(0),
+            holds: AtomicU32::new(0),
+            raw,
+            ends,
+            library,
+            info,
+            failure: OnceLock::new(),
+        })
+    }
+
+    #[inline]
+    pub(crate) fn info(&self) -> &CommInfo {
+        &self.info
+    }
+
+    pub(crate) fn library(&self) -> &'static abi::Library {
+        self.library
+    }
+
+    /// The handle: to be given to the library inside a call, a hold or a thread that ends it.
+    #[inline]
+    pub(crate) fn raw(&self) -> ncclComm_t {
+        self.raw
+    }
+
+    #[inline]
+    pub(crate) fn is_live(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == LIVE
+    }
+
+    /// Enters a call. Only the thread that owns the communicator may do this, which its being
+    /// `!Sync` sees to; calls nest.
+    #[inline]
+    pub(crate) fn enter(&self, operation: &'static str) -> Result<Call<'_>> {
+        if fork::in_forked_child() {
+            return Err(error::forked(operation, &self.info.library));
+        }
+        let outer = self.calls.load(Ordering::Relaxed);
+        self.calls.swap(outer + 1, Ordering::SeqCst);
+        let call = Call { line: self, outer };
+        if self.state.load(Ordering::SeqCst) == LIVE {
+            return Ok(call);
+        }
+        drop(call);
+        Err(self.gone().with_operation(operation))
+    }
+
+    /// Keeps the pointer from being freed, from any thread, unless the end has begun.
+    pub(crate) fn hold(self: &Arc<Self>) -> Option<Hold> {
+        self.holds.fetch_add(1, Ordering::SeqCst);
+        let hold = Hold(Arc::clone(self));
+        self.is_live().then_some(hold)
+    }
+
+    /// The error for what the library answered to a call on this communicator.
+    #[cold]
+    pub(crate) fn failed(&self, result: ncclResult_t) -> Error {
+        let error = error::from_result(self.library, result).with_comm(&self.info);
+        if error.poisons_communicator() {
+            let _first_stays = self.failure.set(error::copy(&error, &self.info));
+        }
+        error
+    }
+
+    /// Waits out `ncclInProgress`, which a communicator of ours answers only where the variable
+    /// `NCCL_COMM_BLOCKING=0` or its maker made it non-blocking. To be called inside a call or hold.
+    #[cold]
+    pub(crate) fn settle(&self) -> ncclResult_t {
+        let Some(get_async_error) = self.table().comm_get_async_error else {
+            return ncclResult_t::IN_PROGRESS;
+        };
+        let mut pause = Backoff::new();
+        loop {
+            let mut state = ncclResult_t::SUCCESS;
+            // SAFETY: the caller is inside a call or hold, so the communicator is not freed.
+            let result = unsafe { get_async_error(self.raw, &mut state) };
+            let outcome = if result.is_success() { state } else { result };
+            if outcome != ncclResult_t::IN_PROGRESS || !self.is_live() {
+                return outcome;
+            }
+            pause.sleep();
+        }
+    }
+
+    /// The error of a communicator that has come to its end.
+    #[cold]
+    pub(crate) fn gone(&self) -> Error {
+        let error = match self.state.load(Ordering::SeqCst) {
+            CLOSED => Error::new(ErrorKind::InvalidUsage, "the communicator is finalized"),
+            _ => Error::new(ErrorKind::Aborted, "the communicator was aborted")
+                .with_hint("join a new one"),
+        };
+        error.with_comm(&self.info)
+    }
+
+    /// What broke the communicator, if anything did; asks the library if need be.
+    pub(crate) fn poll(self: &Arc<Self>) -> Option<Error> {
+        if let Some(failure) = self.failure.get() {
+            return Some(error::copy(failure, &self.info));
+        }
+        let get_async_error = self.table().comm_get_async_error?;
+        let _hold = self.hold()?;
+        let mut state = ncclResult_t::SUCCESS;
+        // SAFETY: the hold keeps the communicator; this function may be called beside another
+        // thread's call.
+        let result = unsafe { get_async_error(self.raw, &mut state) };
+        match if result.is_success() { state } else { result } {
+            ncclResult_t::SUCCESS | ncclResult_t::IN_PROGRESS => None,
+            failure => Some(self.failed(failure).with_operation("poll_error")),
+        }
+    }
+
+    /// Ends the communicator from any thread; see [`collectives_core::AbortHandle::abort`].
+    pub(crate) fn abort(self: &Arc<Self>) -> Result<()> {
+        if fork::in_forked_child() {
+            return Err(error::forked("abort", &self.info.library));
+        }
+        if !self.end(ABORTED) {
+            return Ok(());
+        }
+        let Some(abort) = self.table().comm_abort else {
+            self.leak("the library has no ncclCommAbort");
+            return Ok(());
+        };
+        if group::holds(self) {
+            self.leak("an open group of this thread uses it");
+            return Ok(());
+        }
+        if !self.is_idle() {
+            self.revoke();
+        }
+        if !self.is_idle_within(PATIENCE) {
+            self.leak("a call of another thread does not leave the library");
+            return Ok(());
+        }
+        let line = Arc::clone(self);
+        let aborted = bounded(PATIENCE, move || {
+            line.bind_device();
+            // SAFETY: the end has begun and nobody is inside, so this is the last use of the
+            // pointer.
+            let result = unsafe { abort(line.raw) };
+            line.free_parent();
+            result
+        });
+        match aborted {
+            Some(ncclResult_t::SUCCESS) => Ok(()),
+            Some(result) => Err(self.failed(result).with_operation("abort")),
+            None => {
+                tracing::warn!("ncclCommAbort goes on in the background after {PATIENCE:?}");
+                Ok(())
+            }
+        }
+    }
+
+    fn is_aborted(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == ABORTED
+    }
+
+    /// Flushes and frees the communicator on this thread, however long that takes.
+    pub(crate) fn finalize(self: &Arc<Self>) -> Result<()> {
+        let call = self.enter("finalize")?;
+        if group::is_open(self.library) {
+            return Err(Error::new(ErrorKind::InvalidUsage, "a group is open on this thread")
+                .with_comm(&self.info)
+                .with_operation("finalize")
+                .with_hint("end the group first; the communicator is closed all the same"));
+        }
+        self.bind_device();
+        let mut flushed = ncclResult_t::SUCCESS;
+        if let Some(finalize) = self.table().comm_finalize {
+            // SAFETY: inside a call, so the communicator is not freed.
+            flushed = unsafe { finalize(self.raw) };
+            if flushed == ncclResult_t::IN_PROGRESS {
+                flushed = self.settle();
+            }
+        }
+        drop(call);
+        let outcome = match flushed.is_success() {
+            true => Ok(()),
+            false => Err(self.failed(flushed).with_operation("finalize")),
+        };
+        if !self.end(CLOSED) {
+            return Err(self.gone().with_operation("finalize"));
+        }
+        if !self.is_idle_within(PATIENCE) {
+            self.leak("a group or handle of another thread does not let go of it");
+            return outcome;
+        }
+        let freed = self.free();
+        outcome.and_then(|()| match freed.is_success() {
+            true => Ok(()),
+            false => Err(self.failed(freed).with_operation("finalize")),
+        })
+    }
+
+    /// Frees the communicator, in bounded time: what dropping does.
+    pub(crate) fn close(self: &Arc<Self>) {
+        if !self.end(CLOSED) {
+            return;
+        }
+        if fork::in_forked_child() {
+            return self.leak("this process was forked after it was made");
+        }
+        if group::holds(self) {
+            return self.leak("an open group of this thread uses it");
+        }
+        if !self.is_idle_within(PATIENCE) {
+            return self.leak("a group or handle of another thread does not let go of it");
+        }
+        let line = Arc::clone(self);
+        match bounded(FLUSH_PATIENCE, move || line.free()) {
+            Some(ncclResult_t::SUCCESS) => {}
+            Some(result) => {
+                let error = self.failed(result).with_operation("drop");
+                tracing::warn!(%error, "a dropped communicator did not end well");
+            }
+            None => tracing::warn!(
+                rank = self.info.rank.get(),
+                size = self.info.size,
+                "a dropped communicator is still being flushed after {FLUSH_PATIENCE:?}: a rank \
+                 may be gone, or work on its streams never ends; it goes on in the background"
+            ),
+        }
+    }
+
+    /// Destroys the communicator, or aborts one that has failed, as destroying would wait for ranks
+    /// that may be gone; then the parent. The end has begun and nobody is inside.
+    fn free(&self) -> ncclResult_t {
+        self.bind_device();
+        let table = self.table();
+        let end = match table.comm_abort {
+            Some(abort) if self.failure.get().is_some() || self.has_async_error() => abort,
+            _ => table.comm_destroy,
+        };
+        // SAFETY: the end has begun and nobody is inside, so this is the last use of the pointer.
+        let result = unsafe { end(self.raw) };
+        self.free_parent();
+        result
+    }
+
+    /// Destroys the parent, if one was kept. The child has ended.
+    fn free_parent(&self) {
+        let Some(parent) = self.ends.parent else { return };
+        // SAFETY: the parent belongs to this life line alone, which comes here once.
+        let result = unsafe { (self.table().comm_destroy)(parent) };
+        if !result.is_success() {
+            tracing::warn!(?result, "the parent of a communicator did not end well");
+        }
+    }
+
+    /// Whether the library knows of a failure. Nobody else is inside.
+    fn has_async_error(&self) -> bool {
+        let Some(get_async_error) = self.table().comm_get_async_error else { return false };
+        let mut state = ncclResult_t::SUCCESS;
+        // SAFETY: the pointer is freed only after this.
+        let result = unsafe { get_async_error(self.raw, &mut state) };
+        !result.is_success() || !matches!(state, ncclResult_t::SUCCESS | ncclResult_t::IN_PROGRESS)
+    }
+
+    /// Makes calls that are stuck inside the library leave: NCCL 2.28.7 and later can, without
+    /// freeing the communicator.
+    fn revoke(self: &Arc<Self>) {
+        let Some(revoke) = self.table().comm_revoke else { return };
+        let line = Arc::clone(self);
+        let revoked = bounded(PATIENCE, move || {
+            line.bind_device();
+            // SAFETY: calls are inside, so the pointer is not freed until they have left and this
+            // has returned, or never; revoking beside a call is what the function is for.
+            unsafe { revoke(line.raw, types::NCCL_REVOKE_DEFAULT) }
+        });
+        tracing::debug!(?revoked, "revoked a communicator with a call inside");
+    }
+
+    /// Begins the end; only the first to do so succeeds.
+    fn end(&self, state: u32) -> bool {
+        self.state.compare_exchange(LIVE, state, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.calls.load(Ordering::SeqCst) == 0 && self.holds.load(Ordering::SeqCst) == 0
+    }
+
+    fn is_idle_within(&self, limit: Duration) -> bool {
+        let start = Instant::now();
+        let mut pause = Backoff::new();
+        while !self.is_idle() {
+            if start.elapsed() >= limit {
+                return false;
+            }
+            pause.sleep();
+        }
+        true
+    }
+
+    /// Gives the communicator up without freeing it; its name stays for the library's threads.
+    fn leak(self: &Arc<Self>, why: &str) {
+        tracing::warn!(
+            rank = self.info.rank.get(),
+            size = self.info.size,
+            "a communicator is leaked, not freed: {why}"
+        );
+        std::mem::forget(Arc::clone(self));
+    }
+
+    fn bind_device(&self) {
+        // Without a device runtime there is no context to spare either.
+        if let Err(error) = (self.ends.make_current)(self.info.device) {
+            tracing::debug!(%error, "could not make a communicator's device current");
+        }
+    }
+
+    fn table(&self) -> &'static Table {
+        self.library.table()
+    }
+}
+
+impl AbortControl for Control {
+    fn abort(&self) -> Result<()> {
+        self.0.abort()
+    }
+
+    fn is_aborted(&self) -> bool {
+        self.0.is_aborted()
+    }
+
+    fn failure(&self) -> Option<Error> {
+        if self.0.is_aborted() {
+            return Some(self.0.gone());
+        }
+        self.0.poll()
+    }
+}
+
+/// What abort handles share.
+pub(crate) struct Control(pub(crate) Arc<Lifeline>);
+
+/// A call of the owning thread, inside the library.
+pub(crate) struct Call<'a> {
+    line: &'a Lifeline,
+    outer: u32,
+}
+
+impl Drop for Call<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        // Release: all that the call did happens before the pointer is freed.
+        self.line.calls.store(self.outer, Ordering::Release);
+    }
+}
+
+/// Something outside the owning thread's calls that needs the pointer to stay.
+pub(crate) struct Hold(Arc<Lifeline>);
+
+impl Hold {
+    pub(crate) fn line(&self) -> &Arc<Lifeline> {
+        &self.0
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.holds.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// Runs `work` on a helper thread and waits for its answer at most `limit`. Afterwards it goes on
+/// alone.
+pub(crate) fn bounded<R: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> R + Send + 'static,
+) -> Option<R> {
+    let (done, answer) = mpsc::sync_channel(1);
+    let helper = thread::Builder::new().name("collectives-end".into()).spawn(move || {
+        // Nobody listens any more if it took too long.
+        let _ = done.send(work());
+    });
+    match helper {
+        Ok(_) => answer.recv_timeout(limit).ok(),
+        Err(error) => {
+            tracing::warn!(%error, "no thread to end a communicator on: it is leaked");
+            None
+        }
+    }
+}
+
+/// Pauses that grow from 20 µs to 2 ms, for polling what takes microseconds or minutes.
+pub(crate) struct Backoff(Duration);
+
+impl Backoff {
+    pub(crate) const fn new() -> Self {
+        Self(Duration::from_micros(20))
+    }
+
+    pub(crate) fn sleep(&mut self) {
+        thread::sleep(self.0);
+        self.0 = (self.0 * 2).min(Duration::from_millis(2));
+    }
+}
+
+const LIVE: u32 = 0;
+const ABORTED: u32 = 1;
+const CLOSED: u32 = 2;
+
+/// How long an end waits for others to leave, and for the library's abort.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+/// How long dropping waits for the library to flush what is enqueued.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(10);

@@ -1,0 +1,106 @@
+//! The capabilities of each release, pinned, from the functions that its library exports.
+
+use std::{
+    collections::BTreeSet,
+    ffi::{CStr, c_void},
+    ptr,
+};
+
+use collectives_core::Capabilities;
+use collectives_nccl_abi::{Flavour, Table};
+use collectives_nccl_family::capabilities_of;
+
+macro_rules! exports {
+    ($name:literal) => {
+        include_str!(concat!("../../nccl-abi/tests/symbols/", $name, ".txt"))
+    };
+}
+
+extern "C" fn stub() {}
+
+fn capabilities(flavour: Flavour, code: i32, exports: &str) -> Capabilities {
+    let exports: BTreeSet<&str> = exports.lines().collect();
+    let find = |name: &CStr| match name.to_str() {
+        Ok(name) if exports.contains(name) => stub as extern "C" fn() as *const c_void,
+        _ => ptr::null(),
+    };
+    // SAFETY: the pointers have other signatures, but nothing here calls them.
+    let table = unsafe { Table::fill(find) }.expect("every release has the required functions");
+    capabilities_of(flavour, code, &table)
+}
+
+/// Everything that is not native, in the words of `Support`.
+#[track_caller]
+fn lacks(flavour: Flavour, code: i32, exports: &str, expected: &[(&str, &str)]) {
+    let found: Vec<_> = capabilities(flavour, code, exports)
+        .entries()
+        .into_iter()
+        .map(|(name, support)| (name, support.to_string()))
+        .filter(|(_, support)| support != "native")
+        .collect();
+    let expected: Vec<_> =
+        expected.iter().map(|(name, support)| (*name, (*support).to_owned())).collect();
+    assert_eq!(found, expected, "{flavour} {code}");
+}
+
+const FP8_SINCE_2_24: [(&str, &str); 3] = [
+    ("reduce_f8", "needs 2.24.3"),
+    ("dtype_f8e4m3", "needs 2.24.3"),
+    ("dtype_f8e5m2", "needs 2.24.3"),
+];
+const EMULATED: [(&str, &str); 3] =
+    [("all_to_all", "emulated"), ("gather", "emulated"), ("scatter", "emulated")];
+
+#[test]
+fn nccl_2_16_5() {
+    let memory = [("mem_alloc", "needs 2.19.1"), ("register", "needs 2.19.1")];
+    let split = [("split", "needs 2.18.1"), ("join_deadline", "needs 2.18.1")];
+    let expected = [&EMULATED[..], &FP8_SINCE_2_24, &split, &memory].concat();
+    lacks(Flavour::Nccl, 21605, exports!("nccl-2.16.5"), &expected);
+}
+
+#[test]
+fn nccl_2_18_3() {
+    let memory = [("mem_alloc", "needs 2.19.1"), ("register", "needs 2.19.1")];
+    let expected = [&EMULATED[..], &FP8_SINCE_2_24, &memory].concat();
+    lacks(Flavour::Nccl, 21803, exports!("nccl-2.18.3"), &expected);
+}
+
+#[test]
+fn nccl_2_21_5() {
+    let expected = [&EMULATED[..], &FP8_SINCE_2_24].concat();
+    lacks(Flavour::Nccl, 22105, exports!("nccl-2.21.5"), &expected);
+}
+
+#[test]
+fn nccl_2_25_1() {
+    lacks(Flavour::Nccl, 22501, exports!("nccl-2.25.1"), &EMULATED);
+}
+
+#[test]
+fn nccl_from_2_28_has_everything() {
+    lacks(Flavour::Nccl, 22809, exports!("nccl-2.28.9"), &[]);
+    lacks(Flavour::Nccl, 23102, exports!("nccl-2.31.2"), &[]);
+    lacks(Flavour::Nccl, 23203, exports!("nccl-2.32.3"), &[]);
+}
+
+#[test]
+fn rccl_2_13_4() {
+    let expected = [
+        ("reduce_f8", "needs 2.20.5"),
+        ("dtype_f8e4m3", "needs 2.20.5"),
+        ("dtype_f8e5m2", "needs 2.20.5"),
+        ("split", "needs 2.18.3"),
+        ("finalize", "needs 2.15.5"),
+        ("join_deadline", "needs 2.18.3"),
+        ("mem_alloc", "needs 2.20.5"),
+        ("register", "needs 2.20.5"),
+    ];
+    lacks(Flavour::Rccl, 21304, exports!("rccl-2.13.4"), &expected);
+}
+
+#[test]
+fn rccl_2_27_7() {
+    // Its non-blocking init blocks while a rank is missing.
+    lacks(Flavour::Rccl, 22707, exports!("rccl-2.27.7"), &[("join_deadline", "no")]);
+}

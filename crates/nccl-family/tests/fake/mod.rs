@@ -1,0 +1,688 @@
+//! A library of the NCCL C ABI made of Rust functions: it moves no data, writes down what it is
+//! asked, and answers what a test tells it to.
+//!
+//! Each test has a [`World`] of its own: that of the thread, or of the communicator in question, as
+//! communicators are also called on threads of the code under test.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, HashSet},
+    ffi::{CStr, CString, c_char, c_int, c_void},
+    ptr,
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
+
+use collectives_core::{
+    Backend, Device, DeviceInfo, Error, ErrorKind, RawEvent, RawGraph, RawStream, Result,
+};
+use collectives_nccl_abi::{
+    self as abi, Table, cudaStream_t, ncclComm_t, ncclConfig_t, ncclDataType_t, ncclRedOp_t,
+    ncclResult_t, ncclScalarResidence_t, ncclUniqueId, quirks,
+};
+use collectives_nccl_family::{Comm, Library, Vendor};
+
+/// What a test knows of its library.
+#[derive(Default)]
+pub(crate) struct World {
+    version: c_int,
+    log: Mutex<Vec<String>>,
+    answers: Mutex<HashMap<&'static str, c_int>>,
+    hanging: Mutex<HashSet<&'static str>>,
+    /// What `ncclCommGetAsyncError` tells.
+    state: Mutex<c_int>,
+    last_error: Mutex<Option<&'static CStr>>,
+}
+
+impl World {
+    /// A world for this thread, whose library tells this version code.
+    pub(crate) fn enter(version: c_int) -> Arc<Self> {
+        let world = Arc::new(Self { version, ..Self::default() });
+        CURRENT.set(Some(Arc::clone(&world)));
+        DEPTH.set(0);
+        GROUP_ERROR.set(0);
+        QUEUED.take();
+        world
+    }
+
+    /// The library with every function that this module has, but those.
+    pub(crate) fn library_without(&self, absent: &[&str]) -> Library<Fake> {
+        // SAFETY: each name is filled with the function of its signature.
+        let table = unsafe { Table::fill(|name| find(name, absent)) }.expect("the required ones");
+        // SAFETY: the functions keep the ABI.
+        unsafe { Library::from_table(table) }.expect("it tells a version")
+    }
+
+    pub(crate) fn library(&self) -> Library<Fake> {
+        self.library_without(&[])
+    }
+
+    /// A communicator that was never joined.
+    pub(crate) fn comm(
+        self: &Arc<Self>,
+        library: &Library<Fake>,
+        rank: c_int,
+        size: c_int,
+    ) -> Comm<Fake> {
+        // SAFETY: a communicator of this library, handed over.
+        unsafe { library.comm_from_raw(self.raw(rank, size).0) }.expect("it is alive")
+    }
+
+    pub(crate) fn raw(self: &Arc<Self>, rank: c_int, size: c_int) -> ncclComm_t {
+        self.named(rank, size, ptr::null(), "comm")
+    }
+
+    fn named(
+        self: &Arc<Self>,
+        rank: c_int,
+        size: c_int,
+        name: *const c_char,
+        kind: &'static str,
+    ) -> ncclComm_t {
+        let world = Arc::clone(self);
+        // Never freed, so that a late use is seen in the log and not as a crash.
+        let comm = Box::leak(Box::new(FakeComm { world, rank, size, name, kind }));
+        ncclComm_t(ptr::from_mut(comm).cast())
+    }
+
+    /// From now on the function answers this.
+    pub(crate) fn answer(&self, function: &'static str, code: c_int) {
+        self.answers.lock().unwrap().insert(function, code);
+    }
+
+    /// From now on the function does not return.
+    pub(crate) fn hang(&self, function: &'static str) {
+        self.hanging.lock().unwrap().insert(function);
+    }
+
+    /// Calls of the function that hang return.
+    pub(crate) fn release(&self, function: &'static str) {
+        self.hanging.lock().unwrap().remove(function);
+    }
+
+    /// What `ncclCommGetAsyncError` tells from now on.
+    pub(crate) fn set_state(&self, code: c_int) {
+        *self.state.lock().unwrap() = code;
+    }
+
+    pub(crate) fn set_last_error(&self, text: &str) {
+        let text = CString::new(text).unwrap();
+        *self.last_error.lock().unwrap() = Some(Box::leak(text.into_boxed_c_str()));
+    }
+
+    /// What the library was asked since the last look.
+    pub(crate) fn log(&self) -> Vec<String> {
+        std::mem::take(&mut self.log.lock().unwrap())
+    }
+
+    /// Waits until the log has a line that starts like this.
+    pub(crate) fn wait_for(&self, start: &str) {
+        while !self.log.lock().unwrap().iter().any(|line| line.starts_with(start)) {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn note(&self, function: &'static str, line: String) -> ncclResult_t {
+        self.log.lock().unwrap().push(line);
+        while self.hanging.lock().unwrap().contains(function) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        ncclResult_t(self.answers.lock().unwrap().get(function).copied().unwrap_or(0))
+    }
+}
+
+/// How deep the library has this thread inside groups.
+pub(crate) fn group_depth() -> u32 {
+    DEPTH.get()
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Arc<World>>> = const { RefCell::new(None) };
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
+    static GROUP_ERROR: Cell<c_int> = const { Cell::new(0) };
+    static QUEUED: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+struct FakeComm {
+    world: Arc<World>,
+    rank: c_int,
+    size: c_int,
+    name: *const c_char,
+    kind: &'static str,
+}
+
+fn current() -> Arc<World> {
+    CURRENT.with_borrow(|world| world.clone()).expect("the thread has a world")
+}
+
+fn of(comm: ncclComm_t) -> &'static FakeComm {
+    assert!(!comm.is_null(), "a null communicator is never given to the library");
+    // SAFETY: every communicator of this module is leaked.
+    unsafe { &*comm.0.cast::<FakeComm>() }
+}
+
+/// An operation: refused for a wrong datatype, queued in a group, else done.
+fn enqueue(
+    function: &'static str,
+    comm: ncclComm_t,
+    dtype: ncclDataType_t,
+    arguments: String,
+) -> ncclResult_t {
+    let comm = of(comm);
+    let line = format!("{function}({arguments}) on {}", comm.rank);
+    let mut result = comm.world.note(function, line.clone());
+    if !(0..12).contains(&dtype.0) {
+        result = ncclResult_t::INVALID_ARGUMENT;
+    }
+    if DEPTH.get() > 0 {
+        match result.0 {
+            0 => QUEUED.with_borrow_mut(|queued| queued.push(line)),
+            code => GROUP_ERROR.set(code),
+        }
+    }
+    result
+}
+
+extern "C" fn get_version(version: *mut c_int) -> ncclResult_t {
+    // SAFETY: the caller's out pointer.
+    unsafe { *version = current().version };
+    ncclResult_t::SUCCESS
+}
+
+extern "C" fn get_error_string(result: ncclResult_t) -> *const c_char {
+    let text = match result.0 {
+        1 => c"unhandled cuda error",
+        4 => c"invalid argument",
+        5 => c"invalid usage",
+        6 => c"remote process exited or there was a network error",
+        8 => c"timeout",
+        _ => c"unknown result code",
+    };
+    text.as_ptr()
+}
+
+extern "C" fn get_last_error(_: ncclComm_t) -> *const c_char {
+    // Also asked on threads without a world.
+    let world = CURRENT.with_borrow(|world| world.clone());
+    let text = world.and_then(|world| *world.last_error.lock().unwrap());
+    text.map_or(ptr::null(), CStr::as_ptr)
+}
+
+extern "C" fn get_unique_id(id: *mut ncclUniqueId) -> ncclResult_t {
+    // SAFETY: the caller's out pointer.
+    unsafe { *id = ncclUniqueId { internal: [7; 128] } };
+    current().note("get_unique_id", "get_unique_id()".into())
+}
+
+extern "C" fn comm_init_rank(
+    comm: *mut ncclComm_t,
+    size: c_int,
+    _: ncclUniqueId,
+    rank: c_int,
+) -> ncclResult_t {
+    let world = current();
+    let result = world.note("init", format!("init({rank} of {size})"));
+    if result.is_success() {
+        // SAFETY: the caller's out pointer.
+        unsafe { *comm = world.raw(rank, size) };
+    }
+    result
+}
+
+extern "C" fn comm_init_rank_config(
+    comm: *mut ncclComm_t,
+    size: c_int,
+    _: ncclUniqueId,
+    rank: c_int,
+    config: *mut ncclConfig_t,
+) -> ncclResult_t {
+    // SAFETY: the caller's pointers.
+    let (config, before) = unsafe { (*config, *comm) };
+    assert!(before.is_null(), "the out pointer holds null");
+    let world = current();
+    let blocking = config.blocking;
+    let share = config.splitShare.max(-1);
+    let line = format!("init_config({rank} of {size}, blocking {blocking}, share {share})");
+    let result = world.note("init", line);
+    let flavour = abi::Flavour::Nccl;
+    if quirks::rejects_undefined_blocking(flavour, world.version) && !matches!(blocking, 0 | 1) {
+        return ncclResult_t::INVALID_ARGUMENT;
+    }
+    if result == ncclResult_t::UNHANDLED_CUDA_ERROR
+        && quirks::leaks_group_level_on_failed_init(flavour, world.version)
+    {
+        DEPTH.set(DEPTH.get() + 1);
+    }
+    if matches!(result, ncclResult_t::SUCCESS | ncclResult_t::IN_PROGRESS) {
+        let kind = if blocking == 0 { "parent" } else { "comm" };
+        // SAFETY: as above.
+        unsafe { *comm = world.named(rank, size, config.commName, kind) };
+    }
+    if world.answers.lock().unwrap().contains_key("no communicator") {
+        // SAFETY: as above.
+        unsafe { *comm = ncclComm_t::NULL };
+    }
+    result
+}
+
+extern "C" fn comm_split(
+    comm: ncclComm_t,
+    color: c_int,
+    key: c_int,
+    child: *mut ncclComm_t,
+    config: *mut ncclConfig_t,
+) -> ncclResult_t {
+    // SAFETY: the caller's pointers.
+    let (config, before) = unsafe { (*config, *child) };
+    assert!(before.is_null(), "the out pointer holds null");
+    let parent = of(comm);
+    let line = format!("split({color}, {key}, blocking {}) of {}", config.blocking, parent.kind);
+    let result = parent.world.note("split", line);
+    if color >= 0 && matches!(result, ncclResult_t::SUCCESS | ncclResult_t::IN_PROGRESS) {
+        let made = parent.world.named(parent.rank, parent.size, config.commName, "child");
+        // SAFETY: as above.
+        unsafe { *child = made };
+    }
+    result
+}
+
+/// An end: what it is called on, by which name the library knows it at that moment.
+fn end(function: &'static str, comm: ncclComm_t) -> ncclResult_t {
+    let comm = of(comm);
+    let name = match comm.name.is_null() {
+        true => String::new(),
+        // SAFETY: the library keeps the pointer that its maker gave it, so it is alive.
+        false => format!(" '{}'", unsafe { CStr::from_ptr(comm.name) }.to_string_lossy()),
+    };
+    comm.world.note(function, format!("{function}({}{name})", comm.kind))
+}
+
+extern "C" fn comm_finalize(comm: ncclComm_t) -> ncclResult_t {
+    end("finalize", comm)
+}
+
+extern "C" fn comm_destroy(comm: ncclComm_t) -> ncclResult_t {
+    end("destroy", comm)
+}
+
+extern "C" fn comm_abort(comm: ncclComm_t) -> ncclResult_t {
+    end("abort", comm)
+}
+
+/// Makes calls that hang leave.
+extern "C" fn comm_revoke(comm: ncclComm_t, flags: c_int) -> ncclResult_t {
+    assert_eq!(flags, 0);
+    let result = end("revoke", comm);
+    of(comm).world.release("all_reduce");
+    result
+}
+
+extern "C" fn comm_get_async_error(comm: ncclComm_t, state: *mut ncclResult_t) -> ncclResult_t {
+    // SAFETY: the caller's out pointer.
+    unsafe { *state = ncclResult_t(*of(comm).world.state.lock().unwrap()) };
+    ncclResult_t::SUCCESS
+}
+
+extern "C" fn comm_count(comm: ncclComm_t, count: *mut c_int) -> ncclResult_t {
+    // SAFETY: the caller's out pointer.
+    unsafe { *count = of(comm).size };
+    ncclResult_t::SUCCESS
+}
+
+extern "C" fn comm_cu_device(comm: ncclComm_t, device: *mut c_int) -> ncclResult_t {
+    // SAFETY: the caller's out pointer.
+    unsafe { *device = of(comm).rank };
+    ncclResult_t::SUCCESS
+}
+
+extern "C" fn comm_user_rank(comm: ncclComm_t, rank: *mut c_int) -> ncclResult_t {
+    // SAFETY: the caller's out pointer.
+    unsafe { *rank = of(comm).rank };
+    ncclResult_t::SUCCESS
+}
+
+extern "C" fn all_reduce(
+    send: *const c_void,
+    recv: *mut c_void,
+    count: usize,
+    dtype: ncclDataType_t,
+    op: ncclRedOp_t,
+    comm: ncclComm_t,
+    stream: cudaStream_t,
+) -> ncclResult_t {
+    let arguments = match dtype.0 {
+        0..12 => format!("{send:p}, {recv:p}, {count}, {}, {}, {stream:p}", dtype.0, op.0),
+        _ => "poison".to_owned(),
+    };
+    enqueue("all_reduce", comm, dtype, arguments)
+}
+
+extern "C" fn reduce(
+    send: *const c_void,
+    recv: *mut c_void,
+    count: usize,
+    dtype: ncclDataType_t,
+    op: ncclRedOp_t,
+    root: c_int,
+    comm: ncclComm_t,
+    _: cudaStream_t,
+) -> ncclResult_t {
+    let arguments = format!("{send:p}, {recv:p}, {count}, {}, {}, root {root}", dtype.0, op.0);
+    enqueue("reduce", comm, dtype, arguments)
+}
+
+extern "C" fn broadcast(
+    send: *const c_void,
+    recv: *mut c_void,
+    count: usize,
+    dtype: ncclDataType_t,
+    root: c_int,
+    comm: ncclComm_t,
+    _: cudaStream_t,
+) -> ncclResult_t {
+    let arguments = format!("{send:p}, {recv:p}, {count}, {}, root {root}", dtype.0);
+    enqueue("broadcast", comm, dtype, arguments)
+}
+
+extern "C" fn all_gather(
+    send: *const c_void,
+    recv: *mut c_void,
+    count: usize,
+    dtype: ncclDataType_t,
+    comm: ncclComm_t,
+    _: cudaStream_t,
+) -> ncclResult_t {
+    enqueue("all_gather", comm, dtype, format!("{send:p}, {recv:p}, {count}, {}", dtype.0))
+}
+
+extern "C" fn reduce_scatter(
+    send: *const c_void,
+    recv: *mut c_void,
+    count: usize,
+    dtype: ncclDataType_t,
+    op: ncclRedOp_t,
+    comm: ncclComm_t,
+    _: cudaStream_t,
+) -> ncclResult_t {
+    let arguments = format!("{send:p}, {recv:p}, {count}, {}, {}", dtype.0, op.0);
+    enqueue("reduce_scatter", comm, dtype, arguments)
+}
+
+extern "C" fn all_to_all(
+    send: *const c_void,
+    recv: *mut c_void,
+    count: usize,
+    dtype: ncclDataType_t,
+    comm: ncclComm_t,
+    _: cudaStream_t,
+) -> ncclResult_t {
+    enqueue("all_to_all", comm, dtype, format!("{send:p}, {recv:p}, {count}, {}", dtype.0))
+}
+
+extern "C" fn gather(
+    send: *const c_void,
+    recv: *mut c_void,
+    count: usize,
+    dtype: ncclDataType_t,
+    root: c_int,
+    comm: ncclComm_t,
+    _: cudaStream_t,
+) -> ncclResult_t {
+    let arguments = format!("{send:p}, {recv:p}, {count}, {}, root {root}", dtype.0);
+    enqueue("gather", comm, dtype, arguments)
+}
+
+extern "C" fn scatter(
+    send: *const c_void,
+    recv: *mut c_void,
+    count: usize,
+    dtype: ncclDataType_t,
+    root: c_int,
+    comm: ncclComm_t,
+    _: cudaStream_t,
+) -> ncclResult_t {
+    let arguments = format!("{send:p}, {recv:p}, {count}, {}, root {root}", dtype.0);
+    enqueue("scatter", comm, dtype, arguments)
+}
+
+extern "C" fn send(
+    send: *const c_void,
+    count: usize,
+    dtype: ncclDataType_t,
+    peer: c_int,
+    comm: ncclComm_t,
+    _: cudaStream_t,
+) -> ncclResult_t {
+    enqueue("send", comm, dtype, format!("{send:p}, {count}, to {peer}"))
+}
+
+extern "C" fn recv(
+    recv: *mut c_void,
+    count: usize,
+    dtype: ncclDataType_t,
+    peer: c_int,
+    comm: ncclComm_t,
+    _: cudaStream_t,
+) -> ncclResult_t {
+    enqueue("recv", comm, dtype, format!("{recv:p}, {count}, from {peer}"))
+}
+
+extern "C" fn group_start() -> ncclResult_t {
+    DEPTH.set(DEPTH.get() + 1);
+    ncclResult_t::SUCCESS
+}
+
+extern "C" fn group_end() -> ncclResult_t {
+    if DEPTH.get() == 0 {
+        return current().note("unmatched", "group_end without a group".into());
+    }
+    DEPTH.set(DEPTH.get() - 1);
+    if DEPTH.get() > 0 {
+        return ncclResult_t::SUCCESS;
+    }
+    let (error, queued) = (GROUP_ERROR.replace(0), QUEUED.take());
+    if error != 0 {
+        let _ = current().note("dropped", format!("dropped {}", queued.len()));
+        return ncclResult_t(error);
+    }
+    if queued.is_empty() {
+        return ncclResult_t::SUCCESS;
+    }
+    current().note("launch", format!("launched {}", queued.len()))
+}
+
+extern "C" fn red_op_create_pre_mul_sum(
+    op: *mut ncclRedOp_t,
+    scalar: *mut c_void,
+    dtype: ncclDataType_t,
+    residence: ncclScalarResidence_t,
+    comm: ncclComm_t,
+) -> ncclResult_t {
+    let scalar = match residence {
+        // SAFETY: the tests give float scalars, aligned by contract.
+        ncclScalarResidence_t::HOST_IMMEDIATE => unsafe { *scalar.cast::<f32>() }.to_string(),
+        _ => format!("at {scalar:p}"),
+    };
+    // SAFETY: the caller's out pointer.
+    unsafe { *op = ncclRedOp_t(77) };
+    of(comm).world.note("create", format!("create({scalar}, {})", dtype.0))
+}
+
+extern "C" fn red_op_destroy(op: ncclRedOp_t, comm: ncclComm_t) -> ncclResult_t {
+    of(comm).world.note("destroy_op", format!("destroy_op({})", op.0))
+}
+
+extern "C" fn mem_alloc(memory: *mut *mut c_void, bytes: usize) -> ncclResult_t {
+    let result = current().note("mem_alloc", format!("mem_alloc({bytes})"));
+    // SAFETY: the caller's out pointer.
+    unsafe { *memory = ptr::without_provenance_mut(0xa000) };
+    result
+}
+
+extern "C" fn mem_free(memory: *mut c_void) -> ncclResult_t {
+    current().note("mem_free", format!("mem_free({memory:p})"))
+}
+
+extern "C" fn comm_register(
+    comm: ncclComm_t,
+    memory: *mut c_void,
+    bytes: usize,
+    handle: *mut *mut c_void,
+) -> ncclResult_t {
+    // SAFETY: the caller's out pointer.
+    unsafe { *handle = ptr::without_provenance_mut(0x99) };
+    of(comm).world.note("register", format!("register({memory:p}, {bytes})"))
+}
+
+extern "C" fn comm_deregister(comm: ncclComm_t, handle: *mut c_void) -> ncclResult_t {
+    of(comm).world.note("deregister", format!("deregister({handle:p})"))
+}
+
+/// The functions, by the library's names.
+fn find(name: &CStr, absent: &[&str]) -> *const c_void {
+    let name = name.to_str().unwrap();
+    if absent.contains(&name) {
+        return ptr::null();
+    }
+    match name {
+        "ncclGetVersion" => get_version as *const c_void,
+        "ncclGetErrorString" => get_error_string as *const c_void,
+        "ncclGetLastError" => get_last_error as *const c_void,
+        "ncclGetUniqueId" => get_unique_id as *const c_void,
+        "ncclCommInitRank" => comm_init_rank as *const c_void,
+        "ncclCommInitRankConfig" => comm_init_rank_config as *const c_void,
+        "ncclCommSplit" => comm_split as *const c_void,
+        "ncclCommFinalize" => comm_finalize as *const c_void,
+        "ncclCommDestroy" => comm_destroy as *const c_void,
+        "ncclCommAbort" => comm_abort as *const c_void,
+        "ncclCommRevoke" => comm_revoke as *const c_void,
+        "ncclCommGetAsyncError" => comm_get_async_error as *const c_void,
+        "ncclCommCount" => comm_count as *const c_void,
+        "ncclCommCuDevice" => comm_cu_device as *const c_void,
+        "ncclCommUserRank" => comm_user_rank as *const c_void,
+        "ncclAllReduce" => all_reduce as *const c_void,
+        "ncclReduce" => reduce as *const c_void,
+        "ncclBroadcast" => broadcast as *const c_void,
+        "ncclAllGather" => all_gather as *const c_void,
+        "ncclReduceScatter" => reduce_scatter as *const c_void,
+        "ncclAlltoAll" => all_to_all as *const c_void,
+        "ncclGather" => gather as *const c_void,
+        "ncclScatter" => scatter as *const c_void,
+        "ncclSend" => send as *const c_void,
+        "ncclRecv" => recv as *const c_void,
+        "ncclGroupStart" => group_start as *const c_void,
+        "ncclGroupEnd" => group_end as *const c_void,
+        "ncclRedOpCreatePreMulSum" => red_op_create_pre_mul_sum as *const c_void,
+        "ncclRedOpDestroy" => red_op_destroy as *const c_void,
+        "ncclMemAlloc" => mem_alloc as *const c_void,
+        "ncclMemFree" => mem_free as *const c_void,
+        "ncclCommRegister" => comm_register as *const c_void,
+        "ncclCommDeregister" => comm_deregister as *const c_void,
+        _ => ptr::null(),
+    }
+}
+
+/// The vendor of this library: eight devices that hold nothing.
+#[derive(Debug)]
+pub(crate) enum Fake {}
+
+impl Vendor for Fake {
+    const ABI: &'static abi::Vendor = abi::Vendor::NCCL;
+
+    type Device = NoDevice;
+
+    fn runtime() -> Result<()> {
+        match RUNTIME.get() {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::Device, "no driver in this test")),
+        }
+    }
+
+    fn device_count() -> Result<usize> {
+        Self::runtime().map(|()| 8)
+    }
+
+    fn device(_: usize) -> Result<NoDevice> {
+        Err(Error::new(ErrorKind::Device, "the devices of this test hold nothing"))
+    }
+
+    fn make_current(ordinal: usize) -> Result<()> {
+        BOUND.set(Some(ordinal));
+        Ok(())
+    }
+
+    fn check(
+        ordinal: usize,
+        buffers: &[(&'static str, *const c_void)],
+        _: RawStream,
+    ) -> Result<()> {
+        match buffers.iter().find(|(_, ptr)| ptr.addr() == FOREIGN) {
+            Some((name, _)) => Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("{name} is memory of device 1, the communicator is on device {ordinal}"),
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+thread_local! {
+    /// Whether this thread finds a device runtime.
+    pub(crate) static RUNTIME: Cell<bool> = const { Cell::new(true) };
+    /// The device that was last made current on this thread.
+    pub(crate) static BOUND: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// An address that `Fake::check` takes for another device's.
+pub(crate) const FOREIGN: usize = 0xf000;
+
+/// No device at all.
+#[derive(Clone, Debug)]
+pub(crate) enum NoDevice {}
+
+macro_rules! nothing {
+    ($($function:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {
+        $(unsafe fn $function(&self, $($argument: $type),*) -> Result<$result> {
+            match *self {}
+        })*
+    };
+}
+
+#[expect(unused_variables, reason = "there is no device to use them on")]
+impl Device for NoDevice {
+    fn info(&self) -> &DeviceInfo {
+        match *self {}
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<*mut c_void> {
+        match *self {}
+    }
+
+    fn stream_create(&self) -> Result<RawStream> {
+        match *self {}
+    }
+
+    fn event_create(&self) -> Result<RawEvent> {
+        match *self {}
+    }
+
+    nothing! {
+        free(ptr: *mut c_void, after: RawStream) -> ();
+        copy_to(dst: *mut c_void, src: *const c_void, bytes: usize, stream: RawStream) -> ();
+        copy_from(dst: *mut c_void, src: *const c_void, bytes: usize, stream: RawStream) -> ();
+        copy_between(dst: *mut c_void, src: *const c_void, bytes: usize, stream: RawStream) -> ();
+        memset(dst: *mut c_void, value: u8, bytes: usize, stream: RawStream) -> ();
+        stream_destroy(stream: RawStream) -> ();
+        event_destroy(event: RawEvent) -> ();
+        record(event: RawEvent, stream: RawStream) -> ();
+        wait(stream: RawStream, event: RawEvent) -> ();
+        query(event: RawEvent) -> bool;
+        synchronize(stream: RawStream, deadline: Option<Duration>) -> ();
+        begin_capture(stream: RawStream) -> ();
+        end_capture(stream: RawStream) -> RawGraph;
+        is_capturing(stream: RawStream) -> bool;
+        launch(graph: RawGraph, stream: RawStream) -> ();
+        graph_destroy(graph: RawGraph) -> ();
+    }
+}

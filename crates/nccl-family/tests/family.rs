@@ -1,0 +1,837 @@
+//! What reaches the library, and what does not: over a table of functions that write it down.
+
+mod fake;
+
+use std::{
+    ptr,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use collectives_core::{
+    Backend, BackendExt, Collectives, CollectivesExt, DType, ErrorKind, JoinAllConfig, JoinConfig,
+    Launch, Rank, RawStream, RecvBuf, ReduceOp, Scalar, SendBuf, Split, SplitConfig, Support,
+    Version,
+};
+use collectives_nccl_family::{Comm, ParentPolicy};
+use static_assertions::{assert_impl_all, assert_not_impl_any};
+
+use fake::{BOUND, FOREIGN, Fake, RUNTIME, World, group_depth};
+
+assert_impl_all!(Comm<Fake>: Send);
+assert_not_impl_any!(Comm<Fake>: Sync);
+
+const NEWEST: i32 = 23203;
+
+fn send(at: usize, count: usize) -> SendBuf {
+    SendBuf::new(ptr::without_provenance(at), count, DType::F32)
+}
+
+fn recv(at: usize, count: usize) -> RecvBuf {
+    RecvBuf::new(ptr::without_provenance_mut(at), count, DType::F32)
+}
+
+fn launch() -> Launch<'static> {
+    Launch::new(RawStream::from_bits(0x5))
+}
+
+/// An all-reduce of `count` elements into a buffer for four.
+fn sum(comm: &Comm<Fake>, count: usize) -> collectives_core::Result<()> {
+    // SAFETY: the library of these tests touches no memory.
+    unsafe { comm.all_reduce(send(0x1000, 4), recv(0x2000, count), ReduceOp::Sum, launch()) }
+}
+
+const SUM: &str = "all_reduce(0x1000, 0x2000, 4, 7, 0, 0x5) on 0";
+const POISON: &str = "all_reduce(poison) on 0";
+
+#[test]
+fn operations_reach_the_library_with_its_numbers() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    let (one, two) = (Rank::new(0), Rank::new(1));
+    sum(&comm, 4).unwrap();
+    // SAFETY: the library of these tests touches no memory.
+    let outcome = unsafe {
+        comm.reduce(send(0x1000, 4), None, ReduceOp::Max, two, launch())
+            .and_then(|()| {
+                comm.reduce(send(0x1000, 4), Some(recv(0x2000, 4)), ReduceOp::Min, one, launch())
+            })
+            .and_then(|()| comm.broadcast(None, recv(0x2000, 4), two, launch()))
+            .and_then(|()| comm.broadcast(Some(send(0x1000, 4)), recv(0x2000, 4), one, launch()))
+            .and_then(|()| comm.all_gather(send(0x1000, 4), recv(0x2000, 8), launch()))
+            .and_then(|()| {
+                comm.reduce_scatter(send(0x1000, 8), recv(0x2000, 4), ReduceOp::Prod, launch())
+            })
+            .and_then(|()| comm.all_to_all(send(0x1000, 8), recv(0x2000, 8), launch()))
+            .and_then(|()| comm.gather(send(0x1000, 4), Some(recv(0x2000, 8)), one, launch()))
+            .and_then(|()| comm.scatter(None, recv(0x2000, 4), two, launch()))
+            .and_then(|()| comm.send(send(0x1000, 4), two, launch()))
+            .and_then(|()| comm.recv(recv(0x2000, 4), two, launch()))
+    };
+    outcome.unwrap();
+    assert_eq!(
+        world.log(),
+        [
+            SUM,
+            "reduce(0x1000, 0x0, 4, 7, 2, root 1) on 0",
+            "reduce(0x1000, 0x2000, 4, 7, 3, root 0) on 0",
+            "broadcast(0x2000, 0x2000, 4, 7, root 1) on 0",
+            "broadcast(0x1000, 0x2000, 4, 7, root 0) on 0",
+            "all_gather(0x1000, 0x2000, 4, 7) on 0",
+            "reduce_scatter(0x1000, 0x2000, 4, 7, 1) on 0",
+            "all_to_all(0x1000, 0x2000, 4, 7) on 0",
+            "gather(0x1000, 0x2000, 4, 7, root 0) on 0",
+            "scatter(0x0, 0x2000, 4, 7, root 1) on 0",
+            "send(0x1000, 4, to 1) on 0",
+            "recv(0x2000, 4, from 1) on 0",
+        ]
+    );
+}
+
+#[test]
+fn refusals_never_reach_the_library() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    let error = sum(&comm, 5).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    // SAFETY: the library of these tests touches no memory.
+    let error = unsafe { comm.send(send(0x1000, 4), Rank::new(0), launch()) }.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidUsage);
+    assert_eq!(
+        error.to_string(),
+        "NCCL send (rank 0 of 2): a send to this rank itself is alone; put it into a group with \
+         its receive"
+    );
+    assert!(!error.poisons_communicator());
+    assert!(world.log().is_empty());
+    sum(&comm, 4).unwrap();
+}
+
+#[test]
+fn a_group_with_a_refused_call_is_dropped_whole() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let comm = world.comm(&library, 0, 2);
+    let outcome = library.group(|_| {
+        sum(&comm, 4)?;
+        let ignored = sum(&comm, 5);
+        assert!(ignored.is_err());
+        sum(&comm, 4)
+    });
+    let error = outcome.unwrap_err();
+    assert_eq!(error.to_string(), "NCCL all_reduce (rank 0 of 2): recv holds 5 elements, want 4");
+    assert_eq!(world.log(), [SUM, SUM, POISON, "dropped 2"]);
+
+    library.group(|_| sum(&comm, 4)).unwrap();
+    assert_eq!(world.log(), [SUM, "launched 1"]);
+}
+
+#[test]
+fn a_group_with_nothing_but_a_refusal_asks_the_library_nothing() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let comm = world.comm(&library, 0, 2);
+    let error = library.group(|_| drop_result(sum(&comm, 5))).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    assert!(world.log().is_empty());
+    assert_eq!(group_depth(), 0);
+}
+
+fn drop_result<T, E>(_: Result<T, E>) -> collectives_core::Result<()> {
+    Ok(())
+}
+
+#[test]
+fn a_group_whose_body_fails_or_unwinds_launches_nothing() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let comm = world.comm(&library, 0, 2);
+    let outcome = library.group(|_| {
+        sum(&comm, 4)?;
+        DType::from_torch_name("floaty")
+    });
+    assert!(outcome.unwrap_err().to_string().contains("floaty"));
+    assert_eq!(world.log(), [SUM, POISON, "dropped 1"]);
+
+    let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        library.group(|_| -> collectives_core::Result<()> {
+            sum(&comm, 4)?;
+            panic!("in the body of a group");
+        })
+    }));
+    assert!(unwound.is_err());
+    assert_eq!(world.log(), [SUM, POISON, "dropped 1"]);
+    assert_eq!(group_depth(), 0);
+}
+
+#[test]
+fn a_discarded_inner_group_drops_the_outer_one() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let comm = world.comm(&library, 0, 2);
+    let outcome = library.group(|_| {
+        sum(&comm, 4)?;
+        drop_result(library.group(|_| DType::from_torch_name("floaty")))
+    });
+    let error = outcome.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidUsage);
+    assert_eq!(world.log(), [SUM, POISON, "dropped 1"]);
+}
+
+#[test]
+fn an_end_without_a_group_does_not_reach_the_library() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    let error = comm.group_end().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidUsage);
+    assert_eq!(error.to_string(), "NCCL group_end: no group is open on this thread");
+    assert!(world.log().is_empty());
+}
+
+#[test]
+fn what_the_library_refuses_in_a_group_is_its_first_refusal() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let comm = world.comm(&library, 0, 2);
+    world.answer("all_reduce", 5);
+    comm.group_start().unwrap();
+    let first = sum(&comm, 4).unwrap_err();
+    let end = comm.group_end().unwrap_err();
+    assert_eq!(end.to_string(), first.to_string());
+    assert_eq!(end.kind(), ErrorKind::InvalidUsage);
+    world.answer("all_reduce", 0);
+    sum(&comm, 4).unwrap();
+}
+
+#[test]
+fn codes_become_kinds_and_unknown_ones_are_kept() {
+    let kinds = [
+        (1, ErrorKind::Device, true),
+        (2, ErrorKind::System, true),
+        (3, ErrorKind::Internal, true),
+        (4, ErrorKind::InvalidArgument, false),
+        (5, ErrorKind::InvalidUsage, false),
+        (6, ErrorKind::Remote, true),
+        (8, ErrorKind::Timeout, true),
+        (42, ErrorKind::Vendor, true),
+        (-3, ErrorKind::Vendor, true),
+    ];
+    for (code, kind, poisons) in kinds {
+        let world = World::enter(NEWEST);
+        let comm = world.comm(&world.library(), 0, 2);
+        world.answer("all_reduce", code);
+        let error = sum(&comm, 4).unwrap_err();
+        assert_eq!(error.kind(), kind, "code {code}");
+        assert_eq!(error.poisons_communicator(), poisons, "code {code}");
+        assert_eq!(error.vendor_code().map(|code| code.0), Some(code));
+        assert_eq!(comm.abort_handle().failure().is_some(), poisons, "code {code}");
+    }
+    let world = World::enter(22809);
+    let comm = world.comm(&world.library(), 0, 2);
+    world.answer("all_reduce", 8);
+    world.set_last_error("the last words\n");
+    let error = sum(&comm, 4).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Vendor, "8 was no code before 2.30.3");
+    assert_eq!(
+        error.to_string(),
+        "NCCL all_reduce (rank 0 of 2): unknown code 8 (code 8): \"the last words\""
+    );
+    world.answer("all_reduce", 1);
+    world.set_last_error("Cuda failure 'out of memory'");
+    assert_eq!(sum(&comm, 4).unwrap_err().kind(), ErrorKind::OutOfMemory);
+}
+
+#[test]
+fn a_failed_init_leaves_no_group_open_and_keeps_the_last_words() {
+    for version in [21605, 22105, 22501, NEWEST] {
+        let world = World::enter(version);
+        let library = world.library();
+        world.answer("init", 1);
+        world.set_last_error("Cuda failure 'no device'");
+        RUNTIME.set(false);
+        let id = library.unique_id().unwrap();
+        let error = library.join(&id, JoinConfig::new(Rank::new(0), 1)).unwrap_err();
+        assert_eq!(group_depth(), 0, "version code {version}");
+        assert_eq!(error.kind(), ErrorKind::Device);
+        assert_eq!(error.last_error(), Some("Cuda failure 'no device'"));
+        assert_eq!(error.hint(), Some("no driver in this test"));
+        assert_eq!(error.rank(), Some((0, 1)));
+        assert!(!error.poisons_communicator());
+    }
+    RUNTIME.set(true);
+}
+
+#[test]
+fn join_checks_its_arguments_before_the_library_is_asked() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let id = library.unique_id().unwrap();
+    world.log();
+    let refused = |config: JoinConfig, kind: ErrorKind, text: &str| {
+        let error = library.join(&id, config).unwrap_err();
+        assert_eq!((error.kind(), error.to_string().as_str()), (kind, text));
+    };
+    refused(
+        JoinConfig::new(Rank::new(2), 2),
+        ErrorKind::InvalidArgument,
+        "NCCL join (rank 2 of 2): rank is 2, want less than the size 2",
+    );
+    refused(
+        JoinConfig::new(Rank::new(0), 2).with_device(8),
+        ErrorKind::InvalidArgument,
+        "NCCL join (rank 0 of 2): device is 8, but there are 8; set the device in the JoinConfig; \
+         unset, it is the rank",
+    );
+    refused(
+        JoinConfig::new(Rank::new(0), 2).with_name("a\0b"),
+        ErrorKind::InvalidArgument,
+        "NCCL join (rank 0 of 2): the communicator's name holds a NUL byte",
+    );
+    let short = collectives_core::UniqueId::from_bytes(vec![0; 3]);
+    let error = library.join(&short, JoinConfig::new(Rank::new(0), 2)).unwrap_err();
+    assert!(error.to_string().contains("holds 3 bytes, want 128"), "{error}");
+    library.group_start().unwrap();
+    refused(
+        JoinConfig::new(Rank::new(0), 2),
+        ErrorKind::InvalidUsage,
+        "NCCL join: a group is open on this thread; join outside of groups; join_all makes all \
+         ranks of one process",
+    );
+    library.group_end(collectives_core::GroupEnd::Launch).unwrap();
+    assert!(world.log().is_empty());
+}
+
+#[test]
+fn a_library_that_gives_no_communicator_is_found_out() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let id = library.unique_id().unwrap();
+    world.answer("no communicator", 0);
+    let error = library.join(&id, JoinConfig::new(Rank::new(0), 1)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Internal);
+}
+
+#[test]
+fn a_joined_communicator_is_blocking_and_its_name_outlives_it() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let id = library.unique_id().unwrap();
+    world.log();
+    let config = JoinConfig::new(Rank::new(1), 2).with_name("tensor parallel").with_device(3);
+    let comm = library.join(&id, config).unwrap();
+    assert_eq!(BOUND.get(), Some(3), "the library finds the device on the thread");
+    assert_eq!(comm.info().device, 3);
+    assert_eq!(comm.info().name.as_deref(), Some("tensor parallel"));
+    drop(comm);
+    assert_eq!(
+        world.log(),
+        ["init_config(1 of 2, blocking 1, share -1)", "destroy(comm 'tensor parallel')"]
+    );
+}
+
+#[test]
+fn a_library_of_2_16_gets_an_explicit_blocking_and_has_no_split() {
+    let world = World::enter(21605);
+    let library = world.library_without(&["ncclCommSplit", "ncclAlltoAll"]);
+    let id = library.unique_id().unwrap();
+    let comm = library.join(&id, JoinConfig::new(Rank::new(0), 2)).unwrap();
+    let error = comm.split(SplitConfig::new(0)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert_eq!(
+        error.to_string(),
+        "NCCL split (rank 0 of 2): this library has no split; needs version 2.18.1 or newer"
+    );
+    let config = JoinConfig::new(Rank::new(0), 2).with_deadline(Duration::from_secs(1));
+    let error = library.join(&id, config).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    let since = Some(Version::new(2, 18, 1));
+    assert_eq!(library.capabilities().join_deadline, Support::Unsupported { since });
+}
+
+#[test]
+fn a_library_before_2_14_is_joined_without_a_config() {
+    let world = World::enter(21304);
+    let library = world.library_without(&["ncclCommInitRankConfig", "ncclCommFinalize"]);
+    let id = library.unique_id().unwrap();
+    world.log();
+    let comm = library.join(&id, JoinConfig::new(Rank::new(0), 2)).unwrap();
+    Box::new(comm).finalize().unwrap();
+    assert_eq!(world.log(), ["init(0 of 2)", "destroy(comm)"]);
+}
+
+#[test]
+fn a_join_with_a_deadline_is_a_split_of_a_non_blocking_parent() {
+    for (policy, expected) in [
+        (
+            ParentPolicy::Destroy,
+            [
+                "init_config(1 of 2, blocking 0, share 0)",
+                "split(0, 1, blocking 1) of parent",
+                "destroy(parent)",
+                "sum",
+                "destroy(child)",
+            ],
+        ),
+        (
+            ParentPolicy::KeepShared,
+            [
+                "init_config(1 of 2, blocking 0, share 1)",
+                "split(0, 1, blocking 1) of parent",
+                "sum",
+                "destroy(child)",
+                "destroy(parent)",
+            ],
+        ),
+    ] {
+        let world = World::enter(NEWEST);
+        let library = world.library().with_parent_policy(policy);
+        let id = library.unique_id().unwrap();
+        world.log();
+        world.answer("init", 7);
+        let config = JoinConfig::new(Rank::new(1), 2).with_deadline(Duration::from_secs(60));
+        let comm = library.join(&id, config).unwrap();
+        sum(&comm, 4).unwrap();
+        drop(comm);
+        let mut log = world.log();
+        for line in &mut log {
+            if line.starts_with("all_reduce") {
+                "sum".clone_into(line);
+            }
+        }
+        assert_eq!(log, expected, "{policy:?}");
+    }
+}
+
+#[test]
+fn a_join_past_its_deadline_ends_the_parent() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let id = library.unique_id().unwrap();
+    world.log();
+    world.answer("init", 7);
+    world.set_state(7);
+    let config = JoinConfig::new(Rank::new(1), 2).with_deadline(Duration::from_millis(20));
+    let error = library.join(&id, config).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert_eq!(
+        error.to_string(),
+        "NCCL join (rank 1 of 2): not all 2 ranks joined within 20ms; see whether every rank runs \
+         and was given this unique id"
+    );
+    assert_eq!(world.log(), ["init_config(1 of 2, blocking 0, share 0)", "abort(parent)"]);
+
+    world.set_state(6);
+    let config = JoinConfig::new(Rank::new(1), 2).with_deadline(Duration::from_secs(60));
+    let error = library.join(&id, config).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Remote);
+    assert_eq!(world.log(), ["init_config(1 of 2, blocking 0, share 0)", "abort(parent)"]);
+}
+
+#[test]
+fn join_all_is_one_group_and_refuses_what_cannot_be() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let comms = library.join_all(JoinAllConfig::new([5, 2]).with_name("pp")).unwrap();
+    let places: Vec<_> =
+        comms.iter().map(|c| (c.info().rank.get(), c.info().size, c.info().device)).collect();
+    assert_eq!(places, [(0, 2, 5), (1, 2, 2)]);
+    assert_eq!(group_depth(), 0);
+    drop(comms);
+    world.log();
+    let error = library.join_all(JoinAllConfig::new([1, 0, 1])).unwrap_err();
+    assert_eq!(error.to_string(), "NCCL join_all: device 1 is given to rank 0 and rank 2");
+    assert!(library.join_all(JoinAllConfig::new([])).unwrap_err().is_caller_bug());
+    assert!(world.log().is_empty());
+    world.answer("init", 1);
+    assert_eq!(library.join_all(JoinAllConfig::new([0, 1])).unwrap_err().kind(), ErrorKind::Device);
+    assert_eq!(group_depth(), 0);
+}
+
+#[test]
+fn after_an_abort_no_call_reaches_the_library() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let comm = world.comm(&library, 0, 2);
+    let handle = comm.abort_handle();
+    assert!(handle.is_same(&comm.abort_handle()));
+    assert!(handle.failure().is_none());
+    handle.abort().unwrap();
+    handle.abort().unwrap();
+    assert_eq!(world.log(), ["abort(comm)"]);
+    let error = sum(&comm, 4).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Aborted);
+    assert_eq!(comm.poll_error().unwrap_err().kind(), ErrorKind::Aborted);
+    assert_eq!(handle.failure().map(|error| error.kind()), Some(ErrorKind::Aborted));
+    assert!(comm.as_raw().is_null());
+    assert!(comm.split(SplitConfig::new(0)).is_err());
+    assert!(comm.create_pre_mul_sum_of_one().is_err());
+    drop(comm);
+    assert!(world.log().is_empty());
+}
+
+trait OfOne {
+    fn create_pre_mul_sum_of_one(&self) -> collectives_core::Result<()>;
+}
+
+impl OfOne for Comm<Fake> {
+    fn create_pre_mul_sum_of_one(&self) -> collectives_core::Result<()> {
+        // SAFETY: a host scalar.
+        unsafe { self.create_pre_mul_sum(Scalar::host(1.0_f32)) }.map(drop)
+    }
+}
+
+#[test]
+fn an_abort_revokes_and_waits_for_a_call_of_another_thread() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    let handle = comm.abort_handle();
+    world.hang("all_reduce");
+    let stuck = thread::spawn(move || sum(&comm, 4));
+    world.wait_for("all_reduce");
+    handle.abort().unwrap();
+    stuck.join().unwrap().unwrap();
+    assert_eq!(world.log(), [SUM, "revoke(comm)", "abort(comm)"]);
+}
+
+#[test]
+fn a_communicator_whose_call_never_leaves_is_leaked() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library_without(&["ncclCommRevoke"]), 0, 2);
+    let handle = comm.abort_handle();
+    world.hang("all_reduce");
+    let stuck = thread::spawn(move || sum(&comm, 4));
+    world.wait_for("all_reduce");
+    handle.abort().unwrap();
+    assert!(handle.is_aborted());
+    world.release("all_reduce");
+    stuck.join().unwrap().unwrap();
+    assert_eq!(world.log(), [SUM], "the pointer was neither aborted nor destroyed");
+}
+
+#[test]
+fn an_abort_inside_a_group_drops_it_and_keeps_the_pointer() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let comm = world.comm(&library, 0, 2);
+    let outcome = library.group(|_| {
+        sum(&comm, 4)?;
+        comm.abort_handle().abort()
+    });
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Aborted);
+    assert_eq!(world.log(), [SUM, POISON, "dropped 1"]);
+}
+
+#[test]
+fn dropping_inside_a_group_leaks_and_the_group_still_ends() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let comm = world.comm(&library, 0, 2);
+    let outcome = library.group(|_| {
+        sum(&comm, 4)?;
+        drop(comm);
+        Ok(())
+    });
+    assert!(outcome.is_err(), "a communicator went away with operations queued");
+    assert_eq!(world.log(), [SUM, POISON, "dropped 1"]);
+}
+
+#[test]
+fn dropping_is_bounded_when_destroying_hangs() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    world.hang("destroy");
+    drop(comm);
+    assert_eq!(world.log(), ["destroy(comm)"], "it went on in the background");
+    world.release("destroy");
+}
+
+#[test]
+fn a_failed_communicator_is_aborted_and_not_destroyed() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let comm = world.comm(&library, 0, 2);
+    comm.poll_error().unwrap();
+    world.set_state(6);
+    assert_eq!(comm.poll_error().unwrap_err().kind(), ErrorKind::Remote);
+    let handle = comm.abort_handle();
+    drop(comm);
+    assert_eq!(world.log(), ["abort(comm)"]);
+    assert_eq!(handle.failure().map(|error| error.kind()), Some(ErrorKind::Remote));
+
+    world.set_state(0);
+    let comm = world.comm(&library, 0, 2);
+    let handle = comm.abort_handle();
+    Box::new(comm).finalize().unwrap();
+    assert_eq!(world.log(), ["finalize(comm)", "destroy(comm)"]);
+    assert!(handle.failure().is_none());
+    handle.abort().unwrap();
+    assert!(world.log().is_empty());
+}
+
+#[test]
+fn what_a_library_lacks_is_made_of_sends_and_receives() {
+    let world = World::enter(22703);
+    let absent = ["ncclAlltoAll", "ncclAllToAll", "ncclGather", "ncclScatter"];
+    let library = world.library_without(&absent);
+    assert_eq!(library.capabilities().all_to_all, Support::Emulated);
+    let comm = world.comm(&library, 1, 2);
+    let (this, other) = (Rank::new(1), Rank::new(0));
+    // SAFETY: the library of these tests touches no memory.
+    unsafe { comm.all_to_all(send(0x1000, 6), recv(0x2000, 6), launch()) }.unwrap();
+    assert_eq!(
+        world.log(),
+        [
+            "send(0x1000, 3, to 0) on 1",
+            "recv(0x2000, 3, from 0) on 1",
+            "send(0x100c, 3, to 1) on 1",
+            "recv(0x200c, 3, from 1) on 1",
+            "launched 4",
+        ]
+    );
+    // SAFETY: as above.
+    unsafe { comm.gather(send(0x1000, 3), Some(recv(0x2000, 6)), this, launch()) }.unwrap();
+    assert_eq!(
+        world.log(),
+        [
+            "recv(0x2000, 3, from 0) on 1",
+            "recv(0x200c, 3, from 1) on 1",
+            "send(0x1000, 3, to 1) on 1",
+            "launched 3",
+        ]
+    );
+    // SAFETY: as above.
+    unsafe { comm.gather(send(0x200c, 3), Some(recv(0x2000, 6)), this, launch()) }.unwrap();
+    assert_eq!(world.log(), ["recv(0x2000, 3, from 0) on 1", "launched 1"], "in place");
+    // SAFETY: as above.
+    unsafe { comm.gather(send(0x1000, 3), None, other, launch()) }.unwrap();
+    assert_eq!(world.log(), ["send(0x1000, 3, to 0) on 1", "launched 1"]);
+    // SAFETY: as above.
+    unsafe { comm.scatter(Some(send(0x1000, 6)), recv(0x2000, 3), this, launch()) }.unwrap();
+    assert_eq!(
+        world.log(),
+        [
+            "send(0x1000, 3, to 0) on 1",
+            "send(0x100c, 3, to 1) on 1",
+            "recv(0x2000, 3, from 1) on 1",
+            "launched 3",
+        ]
+    );
+    // SAFETY: as above.
+    unsafe { comm.scatter(None, recv(0x2000, 3), other, launch()) }.unwrap();
+    assert_eq!(world.log(), ["recv(0x2000, 3, from 0) on 1", "launched 1"]);
+    // SAFETY: as above.
+    unsafe { comm.all_to_all(send(0, 0), recv(0, 0), launch()) }.unwrap();
+    assert!(world.log().is_empty(), "nothing to exchange");
+
+    world.answer("recv", 4);
+    // SAFETY: as above.
+    let error = unsafe { comm.all_to_all(send(0x1000, 6), recv(0x2000, 6), launch()) }.unwrap_err();
+    assert_eq!((error.kind(), error.operation()), (ErrorKind::InvalidArgument, Some("all_to_all")));
+    assert_eq!(group_depth(), 0);
+    assert!(world.log().contains(&"dropped 1".to_owned()));
+}
+
+#[test]
+fn an_emulated_operation_joins_the_group_around_it() {
+    let world = World::enter(22703);
+    let library = world.library_without(&["ncclAlltoAll", "ncclAllToAll"]);
+    let comm = world.comm(&library, 0, 1);
+    library
+        .group(|_| {
+            sum(&comm, 4)?;
+            // SAFETY: the library of these tests touches no memory.
+            unsafe { comm.all_to_all(send(0x1000, 4), recv(0x2000, 4), launch()) }
+        })
+        .unwrap();
+    assert_eq!(world.log().last().map(String::as_str), Some("launched 3"));
+}
+
+#[test]
+fn a_send_to_self_is_fine_in_a_group() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    let this = Rank::new(0);
+    // SAFETY: the library of these tests touches no memory.
+    unsafe { comm.send_recv(send(0x1000, 4), this, recv(0x2000, 4), this, launch()) }.unwrap();
+    assert_eq!(world.log().last().map(String::as_str), Some("launched 2"));
+}
+
+#[test]
+fn a_pre_mul_sum_is_the_library_s_until_it_is_destroyed() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    // SAFETY: a host scalar.
+    let op = unsafe { comm.create_pre_mul_sum(Scalar::host(2.5_f32)) }.unwrap();
+    let reduce = || {
+        let op = ReduceOp::PreMulSum(op);
+        // SAFETY: the library of these tests touches no memory.
+        unsafe { comm.all_reduce(send(0x1000, 4), recv(0x2000, 4), op, launch()) }
+    };
+    reduce().unwrap();
+    comm.destroy_pre_mul_sum(op).unwrap();
+    let expected =
+        ["create(2.5, 7)", "all_reduce(0x1000, 0x2000, 4, 7, 77, 0x5) on 0", "destroy_op(77)"];
+    assert_eq!(world.log(), expected);
+    assert_eq!(reduce().unwrap_err().kind(), ErrorKind::InvalidArgument);
+    assert_eq!(comm.destroy_pre_mul_sum(op).unwrap_err().kind(), ErrorKind::InvalidArgument);
+    assert!(world.log().is_empty());
+}
+
+#[test]
+fn memory_and_registration_reach_the_library() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 4, 8);
+    let memory = comm.mem_alloc(64).unwrap();
+    assert_eq!(BOUND.get(), Some(4), "the library allocates on the thread's device");
+    // SAFETY: the library of these tests touches no memory.
+    let registration = unsafe { comm.register(memory, 64) }.unwrap();
+    // SAFETY: as above.
+    unsafe { comm.deregister(registration) }.unwrap();
+    // SAFETY: as above.
+    unsafe { comm.mem_free(memory) }.unwrap();
+    assert_eq!(
+        world.log(),
+        ["mem_alloc(64)", "register(0xa000, 64)", "deregister(0x99)", "mem_free(0xa000)"]
+    );
+}
+
+#[test]
+fn a_split_makes_a_blocking_part_or_none() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 1, 4);
+    let part = comm.split(SplitConfig::new(3).with_key(-2).with_name("half")).unwrap();
+    assert_eq!(part.as_ref().map(|part| part.info().size), Some(4));
+    drop(part);
+    assert!(comm.split(SplitConfig::no_color()).unwrap().is_none());
+    assert_eq!(
+        world.log(),
+        [
+            "split(3, -2, blocking 1) of comm",
+            "destroy(child 'half')",
+            "split(-1, 0, blocking 1) of comm",
+        ]
+    );
+    let error = comm.split(SplitConfig::new(u32::MAX)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    comm.group_start().unwrap();
+    assert_eq!(comm.split(SplitConfig::new(0)).unwrap_err().kind(), ErrorKind::InvalidUsage);
+    comm.group_end().unwrap();
+    assert!(world.log().is_empty());
+}
+
+#[test]
+fn a_null_communicator_is_refused() {
+    let world = World::enter(NEWEST);
+    // SAFETY: null is refused.
+    let error = unsafe { world.library().comm_from_raw(ptr::null_mut()) }.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+}
+
+#[test]
+fn a_communicator_made_non_blocking_by_others_is_waited_for() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    world.answer("all_reduce", 7);
+    sum(&comm, 4).unwrap();
+    world.set_state(3);
+    assert_eq!(sum(&comm, 4).unwrap_err().kind(), ErrorKind::Internal);
+}
+
+#[test]
+fn groups_of_two_libraries_do_not_mix() {
+    let world = World::enter(NEWEST);
+    let (one, two) = (world.library(), world.library());
+    one.group_start().unwrap();
+    assert_eq!(
+        two.group_end(collectives_core::GroupEnd::Launch).unwrap_err().kind(),
+        ErrorKind::InvalidUsage
+    );
+    one.group_end(collectives_core::GroupEnd::Launch).unwrap();
+}
+
+#[test]
+fn a_forked_child_is_told_so() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let comm = world.comm(&library, 0, 2);
+    // SAFETY: the child asks and ends; it allocates, which glibc allows a forked child.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0, "fork: {}", std::io::Error::last_os_error());
+    if child == 0 {
+        let kinds = [
+            sum(&comm, 4).map_err(|error| error.kind()),
+            library.group_start().map_err(|error| error.kind()),
+            library.unique_id().map(drop).map_err(|error| error.kind()),
+            comm.abort_handle().abort().map_err(|error| error.kind()),
+        ];
+        drop(comm);
+        let good = kinds == [Err(ErrorKind::Forked); 4];
+        // SAFETY: ends the child at once, running no destructor of the parent's.
+        unsafe { libc::_exit(i32::from(!good)) };
+    }
+    let mut status = 0;
+    // SAFETY: `status` outlives the call.
+    let waited = unsafe { libc::waitpid(child, &mut status, 0) };
+    assert_eq!((waited, status), (child, 0));
+    sum(&comm, 4).unwrap();
+}
+
+#[test]
+fn one_thread_drops_all_ranks_of_a_process() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let start = Instant::now();
+    let comms: Vec<_> = (0..8).map(|rank| world.comm(&library, rank, 8)).collect();
+    drop(comms);
+    assert_eq!(world.log().len(), 8, "after {:?}", start.elapsed());
+}
+
+#[test]
+fn aborts_and_calls_race_without_a_late_call() {
+    for _ in 0..200 {
+        let world = World::enter(NEWEST);
+        let comm = world.comm(&world.library(), 0, 2);
+        let handle = comm.abort_handle();
+        let caller = thread::spawn(move || while sum(&comm, 4).is_ok() {});
+        let polls = handle.clone();
+        let poller = thread::spawn(move || while polls.failure().is_none() {});
+        handle.abort().unwrap();
+        caller.join().unwrap();
+        poller.join().unwrap();
+        let log = world.log();
+        let last = log.last().map(String::as_str);
+        assert_eq!(last, Some("abort(comm)"), "nothing comes after the end");
+        drop(Arc::clone(&world));
+    }
+}
+
+#[test]
+fn pointers_are_checked_where_the_environment_asks_for_it() {
+    // The variable is read once for the process, so a process of its own has it.
+    let this = std::env::current_exe().expect("the test is a file");
+    let outcome = std::process::Command::new(this)
+        .args(["--exact", "buffers_of_other_devices_are_refused", "--ignored"])
+        .env("COLLECTIVES_CHECK", "pointers")
+        .output()
+        .expect("it starts");
+    let text = String::from_utf8_lossy(&outcome.stdout);
+    assert!(outcome.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[test]
+#[ignore = "needs COLLECTIVES_CHECK=pointers; the test above runs it"]
+fn buffers_of_other_devices_are_refused() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    let (foreign, own) = (send(FOREIGN, 4), recv(0x2000, 4));
+    // SAFETY: the library of these tests touches no memory.
+    let error = unsafe { comm.all_reduce(foreign, own, ReduceOp::Sum, launch()) }.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "NCCL all_reduce (rank 0 of 2): send is memory of device 1, the communicator is on device 0"
+    );
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    assert!(world.log().is_empty());
+    sum(&comm, 4).unwrap();
+}

@@ -1,0 +1,616 @@
+//! Device memory that knows where it was used last.
+
+use std::{
+    cell::Cell,
+    ffi::c_void,
+    fmt,
+    marker::PhantomData,
+    ops::{Bound, Range, RangeBounds},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use collectives_core::{
+    Device, Element, Error, ErrorKind, RawRegistration, RawStream, RecvBuf, Result, SendBuf,
+};
+
+use crate::{
+    AnyDevice, Stream,
+    communicator::CommInner,
+    place::{Locked, Place},
+};
+
+/// An array of `T` in device memory.
+///
+/// A buffer remembers the stream of its last use. Used on another stream, it makes that stream
+/// wait for the first; a program with one stream per rank pays nothing for it. Host access goes
+/// through a stream too, and synchronises it. Dropping frees the memory when its last stream has
+/// passed what uses it.
+///
+/// `Send`, not `Sync`: two threads cannot use it at once. Views ([`Slice`], [`SliceMut`]) stay on
+/// their thread.
+pub struct Buffer<T: Element> {
+    memory: Arc<Allocation>,
+    len: usize,
+    element: PhantomData<T>,
+    not_sync: PhantomData<Cell<()>>,
+}
+
+impl<T: Element> Buffer<T> {
+    /// Allocates `len` zeros on the device of `stream`.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`](ErrorKind::OutOfMemory); what the device's runtime reports.
+    pub fn zeros(stream: &Stream, len: usize) -> Result<Self> {
+        let bytes = bytes_of::<T>(len)?;
+        let ptr = stream.device().alloc(bytes)?;
+        let buffer = Self::over(Allocation::new(stream, ptr, bytes, Home::Device), len);
+        buffer.memory.clear(stream)?;
+        Ok(buffer)
+    }
+
+    /// Allocates on the device of `stream` and copies `values` there.
+    ///
+    /// # Errors
+    /// As [`zeros`](Self::zeros) and [`copy_from_slice`](Self::copy_from_slice).
+    pub fn from_slice(stream: &Stream, values: &[T]) -> Result<Self> {
+        let bytes = bytes_of::<T>(values.len())?;
+        let ptr = stream.device().alloc(bytes)?;
+        let memory = Allocation::new(stream, ptr, bytes, Home::Device);
+        let mut buffer = Self::over(memory, values.len());
+        buffer.copy_from_slice(values, stream)?;
+        Ok(buffer)
+    }
+
+    /// Wraps device memory that other code owns. It is not freed with the result.
+    ///
+    /// # Safety
+    /// `ptr` is `len` elements of initialised memory of `device`, aligned for `T`, which outlive
+    /// the result, its views, and every graph it is captured into. Other code does not use the
+    /// memory meanwhile, except on streams that it orders itself.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) for null with a length.
+    pub unsafe fn from_raw(device: &AnyDevice, ptr: *mut T, len: usize) -> Result<Self> {
+        let bytes = bytes_of::<T>(len)?;
+        if ptr.is_null() && len > 0 {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("a buffer of {len} elements cannot be null"),
+            ));
+        }
+        let memory = Allocation {
+            device: device.clone(),
+            place: Place::of(device),
+            ptr: ptr.cast(),
+            bytes,
+            home: Home::Foreign,
+            last_stream_id: AtomicU64::new(UNUSED),
+            last_stream: Mutex::new(None),
+        };
+        Ok(Self::over(memory, len))
+    }
+
+    pub(crate) fn registered(
+        comm: &Arc<CommInner>,
+        stream: &Stream,
+        ptr: *mut c_void,
+        len: usize,
+        registration: RawRegistration,
+    ) -> Result<Self> {
+        let home = Home::Registered { comm: Arc::clone(comm), registration };
+        let buffer = Self::over(Allocation::new(stream, ptr, len * size_of::<T>(), home), len);
+        buffer.memory.clear(stream)?;
+        Ok(buffer)
+    }
+
+    fn over(memory: Allocation, len: usize) -> Self {
+        let memory = Arc::new(memory);
+        Self { memory, len, element: PhantomData, not_sync: PhantomData }
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The device pointer, for kernels and libraries of other code.
+    ///
+    /// Work that uses it is not tracked: enqueue it on the stream that the buffer is used on.
+    pub fn as_ptr(&self) -> *mut T {
+        self.memory.ptr.cast()
+    }
+
+    /// The device that holds it.
+    pub fn device(&self) -> &AnyDevice {
+        &self.memory.device
+    }
+
+    /// A view of the whole buffer, to be read.
+    pub fn view(&self) -> Slice<'_, T> {
+        Slice { memory: &self.memory, ptr: self.as_ptr(), len: self.len, element: PhantomData }
+    }
+
+    /// A view of the whole buffer, to be written.
+    pub fn view_mut(&mut self) -> SliceMut<'_, T> {
+        SliceMut {
+            memory: &self.memory,
+            ptr: self.memory.ptr.cast(),
+            len: self.len,
+            element: PhantomData,
+        }
+    }
+
+    /// A view of some elements, to be read.
+    ///
+    /// # Panics
+    /// If the range does not lie inside the buffer, as slices do.
+    pub fn slice(&self, range: impl RangeBounds<usize>) -> Slice<'_, T> {
+        self.view().slice(range)
+    }
+
+    /// A view of some elements, to be written.
+    ///
+    /// # Panics
+    /// If the range does not lie inside the buffer, as slices do.
+    pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> SliceMut<'_, T> {
+        self.view_mut().slice_mut(range)
+    }
+
+    /// Two views that share no element: before `mid`, and from it on.
+    ///
+    /// # Panics
+    /// If `mid` is larger than the length, as slices do.
+    pub fn split_at_mut(&mut self, mid: usize) -> (SliceMut<'_, T>, SliceMut<'_, T>) {
+        self.view_mut().split_at_mut(mid)
+    }
+
+    /// Copies `values` to the device and waits for it.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) for another length or device; as
+    /// [`Stream::synchronize`].
+    pub fn copy_from_slice(&mut self, values: &[T], stream: &Stream) -> Result<()> {
+        self.view_mut().copy_from_slice(values, stream)
+    }
+
+    /// Copies the elements to the host.
+    ///
+    /// # Errors
+    /// As [`Slice::to_vec`].
+    pub fn to_vec(&self, stream: &Stream) -> Result<Vec<T>> {
+        self.view().to_vec(stream)
+    }
+
+    /// Copies the elements to `values`.
+    ///
+    /// # Errors
+    /// As [`Slice::copy_to_slice`].
+    pub fn copy_to_slice(&self, values: &mut [T], stream: &Stream) -> Result<()> {
+        self.view().copy_to_slice(values, stream)
+    }
+}
+
+impl<T: Element> fmt::Debug for Buffer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer({} × {} on {})", self.len, T::DTYPE, self.memory.place)
+    }
+}
+
+/// Elements of a [`Buffer`], to be read.
+#[derive(Clone, Copy)]
+pub struct Slice<'a, T: Element> {
+    memory: &'a Arc<Allocation>,
+    ptr: *mut T,
+    len: usize,
+    element: PhantomData<&'a T>,
+}
+
+impl<'a, T: Element> Slice<'a, T> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// A view of some of its elements.
+    ///
+    /// # Panics
+    /// If the range does not lie inside, as slices do.
+    #[must_use]
+    pub fn slice(self, range: impl RangeBounds<usize>) -> Self {
+        let range = checked(range, self.len);
+        let ptr = self.ptr.wrapping_add(range.start);
+        Self { memory: self.memory, ptr, len: range.len(), element: PhantomData }
+    }
+
+    /// Waits for the elements and copies them to the host.
+    ///
+    /// # Errors
+    /// As [`copy_to_slice`](Self::copy_to_slice).
+    pub fn to_vec(self, stream: &Stream) -> Result<Vec<T>> {
+        let mut values = vec![T::ZERO; self.len];
+        self.copy_to_slice(&mut values, stream)?;
+        Ok(values)
+    }
+
+    /// Waits for the elements and copies them to `values`.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) for another length or device; as
+    /// [`Stream::synchronize`].
+    pub fn copy_to_slice(self, values: &mut [T], stream: &Stream) -> Result<()> {
+        same_len(self.len, values.len())?;
+        // Waited for first, since a copy to pageable host memory blocks in the driver, where no
+        // failed communicator can end it.
+        drop(order_all(&[Some(self.memory)], stream)?);
+        stream.synchronize()?;
+        let locked = order_all(&[Some(self.memory)], stream)?;
+        // SAFETY: both ranges are as long as `values`, and the wait below keeps them until it is
+        // done.
+        let copied = unsafe {
+            stream.device().copy_from(
+                values.as_mut_ptr().cast(),
+                self.ptr.cast_const().cast(),
+                size_of_val(values),
+                stream.as_raw(),
+            )
+        };
+        drop(locked);
+        finish(copied, stream)
+    }
+
+    pub(crate) fn raw(&self) -> SendBuf {
+        SendBuf::typed(self.ptr, self.len)
+    }
+
+    pub(crate) fn memory(&self) -> &'a Arc<Allocation> {
+        self.memory
+    }
+}
+
+impl<T: Element> fmt::Debug for Slice<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Slice({} × {} on {})", self.len, T::DTYPE, self.memory.place)
+    }
+}
+
+impl<'a, T: Element> From<&'a Buffer<T>> for Slice<'a, T> {
+    fn from(buffer: &'a Buffer<T>) -> Self {
+        buffer.view()
+    }
+}
+
+impl<'a, T: Element> From<SliceMut<'a, T>> for Slice<'a, T> {
+    fn from(slice: SliceMut<'a, T>) -> Self {
+        let SliceMut { memory, ptr, len, element: _ } = slice;
+        Self { memory, ptr, len, element: PhantomData }
+    }
+}
+
+/// Elements of a [`Buffer`], to be written.
+pub struct SliceMut<'a, T: Element> {
+    memory: &'a Arc<Allocation>,
+    ptr: *mut T,
+    len: usize,
+    element: PhantomData<&'a mut T>,
+}
+
+impl<'a, T: Element> SliceMut<'a, T> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The same view, for a shorter time.
+    pub fn reborrow(&mut self) -> SliceMut<'_, T> {
+        SliceMut { memory: self.memory, ptr: self.ptr, len: self.len, element: PhantomData }
+    }
+
+    /// A view of some of its elements.
+    ///
+    /// # Panics
+    /// If the range does not lie inside, as slices do.
+    #[must_use]
+    pub fn slice_mut(self, range: impl RangeBounds<usize>) -> Self {
+        let range = checked(range, self.len);
+        let ptr = self.ptr.wrapping_add(range.start);
+        Self { memory: self.memory, ptr, len: range.len(), element: PhantomData }
+    }
+
+    /// Two views that share no element: before `mid`, and from it on.
+    ///
+    /// # Panics
+    /// If `mid` is larger than the length, as slices do.
+    #[must_use]
+    pub fn split_at_mut(self, mid: usize) -> (Self, Self) {
+        let before = checked(..mid, self.len);
+        let after = checked(mid.., self.len);
+        let part = |range: Range<usize>| Self {
+            memory: self.memory,
+            ptr: self.ptr.wrapping_add(range.start),
+            len: range.len(),
+            element: PhantomData,
+        };
+        (part(before), part(after))
+    }
+
+    /// Copies `values` to the device and waits for it.
+    ///
+    /// # Errors
+    /// As [`Buffer::copy_from_slice`].
+    pub fn copy_from_slice(&mut self, values: &[T], stream: &Stream) -> Result<()> {
+        same_len(self.len, values.len())?;
+        // As in the other direction.
+        drop(order_all(&[Some(self.memory)], stream)?);
+        stream.synchronize()?;
+        let locked = order_all(&[Some(self.memory)], stream)?;
+        // SAFETY: both ranges are as long as `values`, and the wait below keeps them until it is
+        // done.
+        let copied = unsafe {
+            stream.device().copy_to(
+                self.ptr.cast(),
+                values.as_ptr().cast(),
+                size_of_val(values),
+                stream.as_raw(),
+            )
+        };
+        drop(locked);
+        finish(copied, stream)
+    }
+
+    /// Enqueues a copy of `from`, which is as long.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) for another length or device; what the
+    /// device's runtime reports.
+    pub fn copy_from<'b>(&mut self, from: impl Into<Slice<'b, T>>, stream: &Stream) -> Result<()> {
+        let from = from.into();
+        same_len(self.len, from.len)?;
+        let _locked = order_all(&[Some(self.memory), Some(from.memory)], stream)?;
+        // SAFETY: both are as long; `self` is borrowed mutably, so they do not overlap; both are
+        // kept until the stream has passed them, since their memory is freed in its order.
+        unsafe {
+            stream.device().copy_between(
+                self.ptr.cast(),
+                from.ptr.cast_const().cast(),
+                self.len * size_of::<T>(),
+                stream.as_raw(),
+            )
+        }
+    }
+
+    pub(crate) fn raw(&self) -> RecvBuf {
+        RecvBuf::typed(self.ptr, self.len)
+    }
+
+    pub(crate) fn memory(&self) -> &'a Arc<Allocation> {
+        self.memory
+    }
+}
+
+impl<T: Element> fmt::Debug for SliceMut<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SliceMut({} × {} on {})", self.len, T::DTYPE, self.memory.place)
+    }
+}
+
+impl<'a, T: Element> From<&'a mut Buffer<T>> for SliceMut<'a, T> {
+    fn from(buffer: &'a mut Buffer<T>) -> Self {
+        buffer.view_mut()
+    }
+}
+
+impl<'a, T: Element> From<&'a mut SliceMut<'_, T>> for SliceMut<'a, T> {
+    fn from(slice: &'a mut SliceMut<'_, T>) -> Self {
+        slice.reborrow()
+    }
+}
+
+/// One piece of device memory, and where it was used last. Shared by a buffer, its views, and the
+/// graphs it is captured into.
+pub(crate) struct Allocation {
+    device: AnyDevice,
+    place: Place,
+    ptr: *mut c_void,
+    bytes: usize,
+    home: Home,
+    /// Id of the stream of the last use, or one of the marks below.
+    last_stream_id: AtomicU64,
+    last_stream: Mutex<Option<Stream>>,
+}
+
+// SAFETY: the pointer is an address on a device, which is passed on and never dereferenced here;
+// all else is `Send` and `Sync` but the communicator in `home`, which is only kept and handed back
+// through its lock.
+unsafe impl Send for Allocation {}
+// SAFETY: as above; what changes is atomic or behind the lock.
+unsafe impl Sync for Allocation {}
+
+/// Where memory came from, and so how it goes back.
+enum Home {
+    Device,
+    Foreign,
+    Registered { comm: Arc<CommInner>, registration: RawRegistration },
+}
+
+/// Not used on any stream yet.
+const UNUSED: u64 = 0;
+/// Captured into a graph: its uses are ordered under the device's lock.
+const SHARED: u64 = u64::MAX;
+
+impl Allocation {
+    fn new(stream: &Stream, ptr: *mut c_void, bytes: usize, home: Home) -> Self {
+        Self {
+            device: stream.device().clone(),
+            place: stream.place(),
+            ptr,
+            bytes,
+            home,
+            last_stream_id: AtomicU64::new(stream.id()),
+            last_stream: Mutex::new(Some(stream.clone())),
+        }
+    }
+
+    fn clear(&self, stream: &Stream) -> Result<()> {
+        // SAFETY: the memory was just allocated, `bytes` long, and is freed in stream order.
+        unsafe { self.device.memset(self.ptr, 0, self.bytes, stream.as_raw()) }
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        self.place
+    }
+
+    #[inline]
+    pub(crate) fn is_shared(&self) -> bool {
+        self.last_stream_id.load(Ordering::Acquire) == SHARED
+    }
+
+    /// From now on a graph uses the memory too. Called under the device's lock.
+    pub(crate) fn share(&self) {
+        self.last_stream_id.store(SHARED, Ordering::Release);
+    }
+
+    /// Orders `stream` after the last use, and makes it the last. If the memory is shared, the
+    /// caller holds the device's lock until it has enqueued.
+    #[inline]
+    pub(crate) fn order(&self, stream: &Stream) -> Result<()> {
+        if self.last_stream_id.load(Ordering::Acquire) == stream.id() {
+            return Ok(());
+        }
+        self.order_slow(stream)
+    }
+
+    #[cold]
+    fn order_slow(&self, stream: &Stream) -> Result<()> {
+        let mut last = self.last_stream.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = &*last
+            && last.id() != stream.id()
+        {
+            stream.follow(last)?;
+        }
+        *last = Some(stream.clone());
+        if !self.is_shared() {
+            self.last_stream_id.store(stream.id(), Ordering::Release);
+        }
+        Ok(())
+    }
+}
+
+/// Orders `stream` after the last use of each memory; see [`Allocation::order`]. What is returned
+/// is to be kept until the caller has enqueued.
+#[inline]
+pub(crate) fn order_all(
+    memory: &[Option<&Arc<Allocation>>],
+    stream: &Stream,
+) -> Result<Option<Locked>> {
+    let memory = || memory.iter().filter_map(|memory| *memory);
+    for memory in memory() {
+        if memory.place != stream.place() {
+            return Err(other_device(memory.place, stream.place()));
+        }
+    }
+    let shared = memory().any(|memory| memory.is_shared());
+    let locked = shared.then(|| Locked::new([stream.place()]));
+    for memory in memory() {
+        memory.order(stream)?;
+    }
+    Ok(locked)
+}
+
+/// Waits for a copy from or to memory of the host, which is borrowed no longer than the call.
+fn finish(copied: Result<()>, stream: &Stream) -> Result<()> {
+    copied?;
+    let waited = stream.synchronize();
+    if waited.is_err() {
+        // Another thread enqueued behind the wait before the copy, and failed. The copy is still in
+        // the stream, with the caller's memory in it, so it is waited for all the same.
+        // SAFETY: the stream is alive, and of this device.
+        drop(unsafe { stream.device().synchronize(stream.as_raw(), None) });
+    }
+    waited
+}
+
+#[cold]
+fn other_device(buffer: Place, stream: Place) -> Error {
+    Error::new(
+        ErrorKind::InvalidArgument,
+        format!("the buffer is on {buffer}, the stream on {stream}"),
+    )
+    .with_hint("use a stream of the buffer's device")
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        let last = self.last_stream.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let after = last.as_ref().map_or(RawStream::DEFAULT, Stream::as_raw);
+        match &self.home {
+            Home::Foreign => {}
+            Home::Device => {
+                // SAFETY: allocated from this device, and nothing refers to it any more but work
+                // that `after` waits for: each use on another stream was waited for by the next.
+                if let Err(error) = unsafe { self.device.free(self.ptr, after) } {
+                    tracing::warn!(%error, "device memory could not be freed");
+                }
+            }
+            Home::Registered { comm, registration } => {
+                comm.give_back(*registration, self.ptr, last);
+            }
+        }
+    }
+}
+
+fn bytes_of<T: Element>(len: usize) -> Result<usize> {
+    len.checked_mul(size_of::<T>()).filter(|&bytes| bytes <= isize::MAX as usize).ok_or_else(|| {
+        Error::new(
+            ErrorKind::InvalidArgument,
+            format!("{len} elements of {} do not fit into memory", T::DTYPE),
+        )
+    })
+}
+
+fn same_len(device: usize, host: usize) -> Result<()> {
+    if device == host {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidArgument,
+        format!("the buffer holds {device} elements, the other side {host}"),
+    )
+    .with_operation("copy"))
+}
+
+#[track_caller]
+fn checked(range: impl RangeBounds<usize>, len: usize) -> Range<usize> {
+    let start = match range.start_bound() {
+        Bound::Included(&start) => start,
+        Bound::Excluded(&start) => start + 1,
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(&end) => end + 1,
+        Bound::Excluded(&end) => end,
+        Bound::Unbounded => len,
+    };
+    assert!(
+        start <= end && end <= len,
+        "range {start}..{end} out of range for a buffer of {len} elements"
+    );
+    start..end
+}

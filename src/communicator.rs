@@ -1,0 +1,486 @@
+//! One rank's end of a communicator, without `unsafe` in the user's code.
+
+use std::{
+    cell::{Cell, OnceCell},
+    ffi::c_void,
+    fmt,
+    marker::PhantomData,
+    panic::Location,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use collectives_core::{
+    AbortHandle, Backend, Capabilities, Collectives, CommInfo, Device, Element, Error, ErrorKind,
+    JoinAllConfig, JoinConfig, PreMulSum, Rank, RawRegistration, RecvBuf, Result, Scalar, Split,
+    SplitConfig, UniqueId,
+};
+
+use crate::{
+    AnyBackend, AnyComm, AnyDevice, Buffer, Graph, Op, PreMulSumOp, Scope, Slice, SliceMut, Stream,
+    buffer::{Allocation, order_all},
+    operation::{Call, Operation, operations},
+    place::Place,
+    reduce::OpKeep,
+};
+
+/// One rank's end of a communicator.
+///
+/// Operations are enqueued on a stream, `comm.on(&stream).all_reduce(…)`, collected in a
+/// [`group`](crate::group()), or captured into a [`Graph`].
+///
+/// `Send`, not `Sync`: one thread at a time. To end it from another thread, take an
+/// [`abort_handle`](Self::abort_handle) first.
+///
+/// # Limits
+/// No rank can see what the others do. That all ranks issue the same operations in the same order,
+/// with counts that fit together, is up to the program, as it is with every collective library:
+/// ranks that disagree hang, or receive wrong data. The mock reports it as an error.
+///
+/// ```
+/// use collectives::{Communicator, JoinAllConfig, ReduceOp, backend_named};
+/// # fn main() -> collectives::Result<()> {
+/// let backend = backend_named("mock")?;
+/// let comm = Communicator::join_all(&backend, JoinAllConfig::new([0]))?.remove(0);
+/// let stream = comm.new_stream()?;
+/// let send = stream.upload(&[1.0_f32, 2.0])?;
+/// let mut recv = stream.zeros(2)?;
+/// comm.on(&stream).all_reduce(&send, &mut recv, ReduceOp::Sum)?;
+/// assert_eq!(recv.to_vec(&stream)?, [1.0, 2.0]); // one rank: the sum of one
+/// # Ok(()) }
+/// ```
+pub struct Communicator {
+    inner: Arc<CommInner>,
+    scratch: OnceCell<Buffer<u8>>,
+    not_sync: PhantomData<Cell<()>>,
+}
+
+// SAFETY: `inner` is shared with graphs, buffers and reduce ops, which never call on the
+// communicator: they keep it alive, and leave what is to be given back in its locked list. So the
+// thread that holds this value is the only one that calls on the communicator.
+unsafe impl Send for Communicator {}
+
+/// A communicator and what has to be given back to it.
+pub(crate) struct CommInner {
+    /// Taken out by finalize and abort.
+    comm: Option<AnyComm>,
+    info: CommInfo,
+    device: AnyDevice,
+    place: Place,
+    handle: AbortHandle,
+    returned: Mutex<Returned>,
+}
+
+/// What owners on other threads gave up, for the communicator's thread to give back.
+#[derive(Default)]
+struct Returned {
+    memory: Vec<ReturnedMemory>,
+    ops: Vec<PreMulSum>,
+}
+
+struct ReturnedMemory {
+    registration: RawRegistration,
+    ptr: *mut c_void,
+    /// The stream of the last use, after which the memory is free.
+    after: Option<Stream>,
+}
+
+impl Communicator {
+    /// Joins a communicator of several processes or threads; see [`Backend::join`].
+    ///
+    /// # Errors
+    /// As [`Backend::join`].
+    pub fn join(backend: &AnyBackend, id: &UniqueId, config: JoinConfig) -> Result<Self> {
+        let device = config.device;
+        let comm = backend.join(id, config)?;
+        Ok(Self::over(comm, backend.device(device)?))
+    }
+
+    /// Makes a whole communicator for this process, rank i on `config.devices[i]`; see
+    /// [`Backend::join_all`].
+    ///
+    /// # Errors
+    /// As [`Backend::join_all`].
+    pub fn join_all(backend: &AnyBackend, config: JoinAllConfig) -> Result<Vec<Self>> {
+        let comms = backend.join_all(config)?;
+        comms
+            .into_iter()
+            .map(|comm| {
+                let device = backend.device(comm.info().device)?;
+                Ok(Self::over(comm, device))
+            })
+            .collect()
+    }
+
+    /// Takes over a communicator of the raw layer. `device` is the one it is bound to.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) where `device` is another one.
+    pub fn from_comm(comm: AnyComm, device: AnyDevice) -> Result<Self> {
+        let (bound, given) = (comm.info().device, device.info().ordinal);
+        if bound != given {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("the communicator is bound to device {bound}, not to device {given}"),
+            )
+            .with_comm(comm.info()));
+        }
+        Ok(Self::over(comm, device))
+    }
+
+    fn over(comm: AnyComm, device: AnyDevice) -> Self {
+        let info = comm.info().clone();
+        let inner = CommInner {
+            place: Place::of_comm(&comm, &info),
+            handle: comm.abort_handle(),
+            comm: Some(comm),
+            info,
+            device,
+            returned: Mutex::default(),
+        };
+        #[expect(
+            clippy::arc_with_non_send_sync,
+            reason = "shared with owners on other threads, which only keep it alive"
+        )]
+        let inner = Arc::new(inner);
+        Self { inner, scratch: OnceCell::new(), not_sync: PhantomData }
+    }
+
+    /// What this end knows of itself: rank, size, device, library.
+    pub fn info(&self) -> &CommInfo {
+        &self.inner.info
+    }
+
+    /// This rank.
+    pub fn rank(&self) -> u32 {
+        self.inner.info.rank.get()
+    }
+
+    /// Number of ranks.
+    pub fn size(&self) -> usize {
+        self.inner.info.size
+    }
+
+    /// The device it is bound to.
+    pub fn device(&self) -> &AnyDevice {
+        &self.inner.device
+    }
+
+    /// What the library behind it can do.
+    pub fn capabilities(&self) -> &Capabilities {
+        self.raw().capabilities()
+    }
+
+    /// The raw layer: core's [`Collectives`], for code that brings its own memory.
+    pub fn as_comm(&self) -> &AnyComm {
+        self.raw()
+    }
+
+    /// Makes a stream on its device.
+    ///
+    /// # Errors
+    /// What the device's runtime reports.
+    pub fn new_stream(&self) -> Result<Stream> {
+        Stream::new(self.device())
+    }
+
+    /// Operations of this communicator, enqueued on `stream` now.
+    #[inline]
+    pub fn on<'a>(&'a self, stream: &'a Stream) -> On<'a> {
+        On { comm: self, stream }
+    }
+
+    /// Captures operations into a graph, which can be launched any number of times.
+    ///
+    /// Nothing runs meanwhile. The graph owns what is captured into it: this and other
+    /// communicators of the same device, buffers, reduce ops. The buffers can still be used beside
+    /// it, to write inputs and read results; launches and other uses are ordered one after the
+    /// other.
+    ///
+    /// Call [`warm_up`](On::warm_up) before the first capture: libraries cannot connect inside one.
+    ///
+    /// # Errors
+    /// The error of `body`, or of a refused call in it; what the device's runtime reports. Nothing
+    /// is captured then, and the communicators work as before.
+    pub fn capture(&self, body: impl FnOnce(&Scope) -> Result<()>) -> Result<Graph> {
+        Graph::capture(self, body)
+    }
+
+    /// Makes a reduce operator that multiplies this rank's input by `scalar` and then sums.
+    ///
+    /// # Errors
+    /// As [`Collectives::create_pre_mul_sum`].
+    #[doc(alias = "ncclRedOpCreatePreMulSum")]
+    pub fn pre_mul_sum<T: Element>(&self, scalar: T) -> Result<PreMulSumOp> {
+        self.inner.collect_returned();
+        // SAFETY: a host scalar is copied.
+        let handle = unsafe { self.raw().create_pre_mul_sum(Scalar::host(scalar)) }?;
+        Ok(PreMulSumOp(Arc::new(OpKeep { comm: Arc::clone(&self.inner), handle })))
+    }
+
+    /// Allocates `len` zeros in the way the library likes best, and registers them with this
+    /// communicator. Local; other ranks need not do the same.
+    ///
+    /// # Errors
+    /// As [`Collectives::mem_alloc`] and [`Collectives::register`].
+    #[doc(alias = "ncclMemAlloc")]
+    #[doc(alias = "ncclCommRegister")]
+    pub fn alloc_registered<T: Element>(&self, len: usize, stream: &Stream) -> Result<Buffer<T>> {
+        self.same_place(stream)?;
+        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| {
+            Error::new(ErrorKind::InvalidArgument, format!("{len} elements do not fit into memory"))
+                .with_comm(self.info())
+        })?;
+        self.inner.collect_returned();
+        let comm = self.raw();
+        let ptr = comm.mem_alloc(bytes)?;
+        // SAFETY: the memory was just allocated, and is freed after it is deregistered.
+        let registration = match unsafe { comm.register(ptr, bytes) } {
+            Ok(registration) => registration,
+            Err(error) => {
+                // SAFETY: just allocated, and used by nobody.
+                drop(unsafe { comm.mem_free(ptr) });
+                return Err(error);
+            }
+        };
+        Buffer::registered(&self.inner, stream, ptr, len, registration)
+    }
+
+    /// Divides the communicator; see [`Split::split`].
+    ///
+    /// # Errors
+    /// As [`Split::split`].
+    #[doc(alias = "ncclCommSplit")]
+    pub fn split(&self, config: SplitConfig) -> Result<Option<Self>> {
+        let part = self.raw().split(config)?;
+        Ok(part.map(|comm| Self::over(comm, self.device().clone())))
+    }
+
+    /// Asks whether the communicator failed on its own: a rank died, a link broke.
+    ///
+    /// # Errors
+    /// The failure, or that it was aborted.
+    #[doc(alias = "ncclCommGetAsyncError")]
+    pub fn poll_error(&self) -> Result<()> {
+        self.raw().poll_error()
+    }
+
+    /// A handle that can end this communicator from another thread.
+    pub fn abort_handle(&self) -> AbortHandle {
+        self.inner.handle.clone()
+    }
+
+    /// Flushes everything enqueued, then destroys the communicator. Collective: every rank calls
+    /// it, from threads of their own.
+    ///
+    /// # Errors
+    /// [`InvalidUsage`](ErrorKind::InvalidUsage) while graphs, registered buffers or reduce ops
+    /// still hold it: it is then destroyed with the last of them. Else what the library reports.
+    #[doc(alias = "ncclCommFinalize")]
+    pub fn finalize(self) -> Result<()> {
+        self.end(Collectives::finalize)
+    }
+
+    /// Ends the communicator at once; operations in flight stop, their results are undefined.
+    ///
+    /// # Errors
+    /// What the library reports; the communicator is gone all the same.
+    #[doc(alias = "ncclCommAbort")]
+    pub fn abort(self) -> Result<()> {
+        self.inner.handle.abort()
+    }
+
+    fn end(self, how: impl FnOnce(Box<AnyComm>) -> Result<()>) -> Result<()> {
+        let Self { inner, scratch, not_sync: _ } = self;
+        drop(scratch);
+        inner.collect_returned();
+        match Arc::try_unwrap(inner) {
+            Ok(mut inner) => inner.comm.take().map_or(Ok(()), |comm| how(Box::new(comm))),
+            Err(inner) => Err(Error::new(
+                ErrorKind::InvalidUsage,
+                "graphs, registered buffers or reduce ops still hold the communicator",
+            )
+            .with_comm(&inner.info)
+            .with_operation("finalize")
+            .with_hint("drop them first")),
+        }
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<CommInner> {
+        &self.inner
+    }
+
+    /// Refuses a stream of another device.
+    #[inline]
+    pub(crate) fn same_place(&self, stream: &Stream) -> Result<()> {
+        if self.inner.place == stream.place() {
+            return Ok(());
+        }
+        Err(self.other_device("stream", stream.place()))
+    }
+
+    #[cold]
+    fn other_device(&self, what: &str, place: Place) -> Error {
+        let own = self.inner.place;
+        Error::new(
+            ErrorKind::InvalidArgument,
+            format!("the {what} is on {place}, the communicator on {own}"),
+        )
+        .with_comm(self.info())
+        .with_hint(format!("use a {what} of the communicator's device"))
+    }
+
+    /// Refuses memory of another device.
+    #[inline]
+    pub(crate) fn same_places(&self, operation: &Operation<'_>) -> Result<()> {
+        for memory in operation.memory.iter().flatten() {
+            if memory.place() != self.inner.place {
+                return Err(self.other_device("buffer", memory.place()));
+            }
+        }
+        Ok(())
+    }
+
+    /// This rank's part of a buffer that holds one part per rank. With a length that does not
+    /// divide, the operation's rule refuses the counts.
+    pub(crate) fn own_part(&self, whole: RecvBuf) -> RecvBuf {
+        let count = whole.count / self.size();
+        whole.part(self.rank() as usize * count, count)
+    }
+
+    /// Root's part of a buffer and the whole; elsewhere the whole is the part.
+    pub(crate) fn rooted_parts(&self, buffer: RecvBuf, root: Rank) -> (RecvBuf, Option<RecvBuf>) {
+        if root == self.info().rank {
+            (self.own_part(buffer), Some(buffer))
+        } else {
+            (buffer, None)
+        }
+    }
+
+    /// Memory for barrier and warm-up, whose contents mean nothing.
+    pub(crate) fn scratch(&self) -> Result<(RecvBuf, &Arc<Allocation>)> {
+        let scratch = match self.scratch.get() {
+            Some(scratch) => scratch,
+            None => {
+                let buffer = Buffer::zeros(&self.new_stream()?, 2 * self.size())?;
+                self.scratch.get_or_init(|| buffer)
+            }
+        };
+        Ok((RecvBuf::typed(scratch.as_ptr(), scratch.len()), scratch.view().memory()))
+    }
+
+    #[inline]
+    fn raw(&self) -> &AnyComm {
+        self.inner.raw()
+    }
+}
+
+impl fmt::Debug for Communicator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Communicator").field(self.info()).finish()
+    }
+}
+
+/// The operations of a communicator, enqueued on a stream one by one.
+///
+/// Each call checks its arguments, orders the stream after the buffers' last use, enqueues, and
+/// returns; the results are there when the stream has passed it.
+#[derive(Clone, Copy, Debug)]
+pub struct On<'a> {
+    comm: &'a Communicator,
+    stream: &'a Stream,
+}
+
+impl On<'_> {
+    operations!(self, 'b, ['b]);
+
+    fn comm(&self) -> &Communicator {
+        self.comm
+    }
+
+    #[inline]
+    fn submit(&self, operation: Operation<'_>) -> Result<()> {
+        self.comm.same_place(self.stream)?;
+        self.comm.same_places(&operation)?;
+        let _locked = order_all(&operation.memory, self.stream)?;
+        self.stream.note(self.comm.inner.info.id, &self.comm.inner.handle);
+        // SAFETY: the buffers are of this device and as long as they say, and are freed only
+        // after the stream has passed their last use, before which every other use is ordered;
+        // the stream is of this device and alive while work is enqueued on it. That the ranks
+        // agree no single rank can know: `Communicator` names it as the limit of this layer.
+        unsafe { operation.issue(self.comm.raw(), self.stream) }
+    }
+}
+
+impl CommInner {
+    #[inline]
+    pub(crate) fn raw(&self) -> &AnyComm {
+        match &self.comm {
+            Some(comm) => comm,
+            None => unreachable!("the communicator is taken out only together with its owner"),
+        }
+    }
+
+    pub(crate) fn info(&self) -> &CommInfo {
+        &self.info
+    }
+
+    pub(crate) fn handle(&self) -> &AbortHandle {
+        &self.handle
+    }
+
+    /// Takes registered memory back, from any thread.
+    pub(crate) fn give_back(
+        &self,
+        registration: RawRegistration,
+        ptr: *mut c_void,
+        after: Option<Stream>,
+    ) {
+        self.returned().memory.push(ReturnedMemory { registration, ptr, after });
+    }
+
+    /// Takes a reduce op back, from any thread.
+    pub(crate) fn give_back_op(&self, op: PreMulSum) {
+        self.returned().ops.push(op);
+    }
+
+    fn returned(&self) -> std::sync::MutexGuard<'_, Returned> {
+        self.returned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives back to the library what was given up. Called by the thread that may call on the
+    /// communicator.
+    fn collect_returned(&self) {
+        let Some(comm) = &self.comm else { return };
+        let Returned { memory, ops } = std::mem::take(&mut *self.returned());
+        for op in ops {
+            log(comm.destroy_pre_mul_sum(op), "a reduce op could not be destroyed");
+        }
+        for ReturnedMemory { registration, ptr, after } in memory {
+            // Neither deregistering nor freeing waits for streams.
+            let drained = after.map_or(Ok(()), |stream| stream.synchronize_for(LAST_USE));
+            if let Err(error) = drained {
+                tracing::warn!(%error, "registered memory is leaked: its last use does not end");
+                continue;
+            }
+            // SAFETY: the registration is this communicator's, and the buffer that held it is gone.
+            log(unsafe { comm.deregister(registration) }, "memory could not be deregistered");
+            // SAFETY: from `mem_alloc` of this communicator, deregistered, and not in use.
+            log(unsafe { comm.mem_free(ptr) }, "registered memory could not be freed");
+        }
+    }
+}
+
+impl Drop for CommInner {
+    fn drop(&mut self) {
+        self.collect_returned();
+    }
+}
+
+fn log(outcome: Result<()>, what: &str) {
+    if let Err(error) = outcome {
+        tracing::warn!(%error, "{what}");
+    }
+}
+
+/// How long the last use of registered memory may take once its buffer is gone.
+const LAST_USE: std::time::Duration = std::time::Duration::from_secs(5);

@@ -1,0 +1,216 @@
+//! Operations that start together, or not at all.
+
+use std::{cell::RefCell, fmt, panic::Location};
+
+use collectives_core::{Collectives, Element, Error, ErrorKind, Rank, RecvBuf, Result};
+
+use crate::{
+    Communicator, Op, Slice, SliceMut, Stream,
+    operation::{Call, Operation, operations},
+    place::Locked,
+};
+
+/// Collects operations, of one or several communicators, and starts them together.
+///
+/// Nothing is enqueued before `body` returns. If it returns an error or unwinds, or any call in it
+/// was refused, nothing is launched and the communicators work as before. The buffers stay borrowed
+/// until the group is closed.
+///
+/// One thread that drives several ranks needs a group for every collective, since each rank's call
+/// would otherwise wait for the others:
+///
+/// ```
+/// use collectives::{Communicator, JoinAllConfig, ReduceOp, backend_named, group};
+/// # fn main() -> collectives::Result<()> {
+/// let backend = backend_named("mock")?;
+/// let comms = Communicator::join_all(&backend, JoinAllConfig::new([0, 1]))?;
+/// let streams = [comms[0].new_stream()?, comms[1].new_stream()?];
+/// let mut a = streams[0].upload(&[1_i32])?;
+/// let mut b = streams[1].upload(&[2_i32])?;
+/// group(|g| {
+///     g.on(&comms[0], &streams[0]).all_reduce_in_place(&mut a, ReduceOp::Sum)?;
+///     g.on(&comms[1], &streams[1]).all_reduce_in_place(&mut b, ReduceOp::Sum)
+/// })?;
+/// assert_eq!(a.to_vec(&streams[0])?, [3]);
+/// assert_eq!(b.to_vec(&streams[1])?, [3]);
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// The error of `body`; else the first refusal; else what the library reports.
+#[doc(alias = "ncclGroupStart")]
+#[doc(alias = "ncclGroupEnd")]
+pub fn group<'env, R>(body: impl FnOnce(&Group<'env>) -> Result<R>) -> Result<R> {
+    run(body)
+}
+
+/// An open [`group`].
+#[derive(Debug)]
+pub struct Group<'env> {
+    records: Records<'env>,
+}
+
+impl<'env> Group<'env> {
+    /// Operations of `comm`, to be enqueued on `stream` when the group closes.
+    pub fn on<'scope>(
+        &'scope self,
+        comm: &'env Communicator,
+        stream: &'env Stream,
+    ) -> Recorder<'scope, 'env> {
+        Recorder { records: &self.records, comm, stream }
+    }
+}
+
+/// The operations of a communicator, recorded for the close of a group.
+#[derive(Clone, Copy, Debug)]
+pub struct Recorder<'scope, 'env> {
+    records: &'scope Records<'env>,
+    comm: &'env Communicator,
+    stream: &'env Stream,
+}
+
+impl<'env> Recorder<'_, 'env> {
+    operations!(self, 'env, []);
+
+    fn comm(&self) -> &'env Communicator {
+        self.comm
+    }
+
+    fn submit(&self, operation: Operation<'env>) -> Result<()> {
+        let Self { records, comm, stream } = *self;
+        let checked = comm
+            .same_place(stream)
+            .and_then(|()| comm.same_places(&operation))
+            .and_then(|()| records.same_library(comm));
+        match checked {
+            Ok(()) => {
+                records.list.borrow_mut().push(Record { comm, stream, operation });
+                Ok(())
+            }
+            Err(error) => {
+                records.refuse(&error);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Operations in the order of their calls, and whether any was refused.
+#[derive(Default)]
+struct Records<'env> {
+    list: RefCell<Vec<Record<'env>>>,
+    refusal: RefCell<Option<String>>,
+}
+
+impl<'env> Records<'env> {
+    fn refuse(&self, error: &Error) {
+        self.refusal.borrow_mut().get_or_insert_with(|| error.to_string());
+    }
+
+    /// A library's group holds that library's communicators only.
+    fn same_library(&self, comm: &Communicator) -> Result<()> {
+        let list = self.list.borrow();
+        let Some(first) = list.first() else { return Ok(()) };
+        let (first, this) = (&first.comm.info().library, &comm.info().library);
+        if first.backend == this.backend {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::InvalidUsage,
+            format!("the group holds operations of {}", first.backend),
+        )
+        .with_comm(comm.info())
+        .with_hint("use one group for each backend"))
+    }
+
+    fn take(&self) -> Result<Vec<Record<'env>>> {
+        match self.refusal.take() {
+            None => Ok(self.list.take()),
+            Some(refusal) => Err(Error::new(
+                ErrorKind::InvalidUsage,
+                format!("a call was refused, so nothing was launched: {refusal}"),
+            )
+            .with_operation("group")),
+        }
+    }
+}
+
+impl fmt::Debug for Records<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} operations", self.list.borrow().len())
+    }
+}
+
+/// An operation to be issued when its group closes.
+struct Record<'env> {
+    comm: &'env Communicator,
+    stream: &'env Stream,
+    operation: Operation<'env>,
+}
+
+/// Collects what `body` calls, and refuses it all if one call was refused.
+fn collect<'env, R>(
+    body: impl FnOnce(&Group<'env>) -> Result<R>,
+) -> Result<(R, Vec<Record<'env>>)> {
+    let group = Group { records: Records::default() };
+    let value = body(&group)?;
+    Ok((value, group.records.take()?))
+}
+
+/// Collects a group and enqueues it.
+fn run<'env, R>(body: impl FnOnce(&Group<'env>) -> Result<R>) -> Result<R> {
+    let (value, records) = collect(body)?;
+    let order = || {
+        records.iter().try_for_each(|Record { operation, stream, .. }| {
+            operation.memory.iter().flatten().try_for_each(|memory| memory.order(stream))
+        })
+    };
+    let shared = records.iter().filter_map(|Record { operation, stream, .. }| {
+        let shared = operation.memory.iter().flatten().any(|memory| memory.is_shared());
+        shared.then(|| stream.place())
+    });
+    let _locked = Locked::new(shared);
+    order()?;
+    for Record { comm, stream, .. } in &records {
+        stream.note(comm.info().id, comm.inner().handle());
+    }
+    // SAFETY: as for an operation enqueued alone; the order above holds for each stream, and the
+    // borrows of 'env kept every argument until here.
+    let issued = unsafe { issue(&records) };
+    // A buffer that the group read on two streams was last used on both: once more, so that its
+    // last stream follows all the others.
+    order().and(issued)?;
+    Ok(value)
+}
+
+/// Collects a group and captures it, on the stream that is being captured. What it used is handed
+/// to `keep`.
+pub(crate) fn capture<'env, R>(
+    body: impl FnOnce(&Group<'env>) -> Result<R>,
+    mut keep: impl FnMut(&Communicator, &Operation<'_>),
+) -> Result<R> {
+    let (value, records) = collect(body)?;
+    for Record { comm, operation, .. } in &records {
+        keep(comm, operation);
+    }
+    // SAFETY: all that the records use is kept by the graph, whose launches are ordered.
+    unsafe { issue(&records) }?;
+    Ok(value)
+}
+
+/// Issues records inside a group of the library.
+///
+/// # Safety
+/// As [`Operation::issue`], for each record.
+unsafe fn issue(records: &[Record<'_>]) -> Result<()> {
+    let Some(first) = records.first() else { return Ok(()) };
+    let library = first.comm.as_comm();
+    library.group_start()?;
+    let issued = records.iter().try_for_each(|Record { comm, stream, operation }| {
+        // SAFETY: the caller's promise, handed on as it is.
+        unsafe { operation.issue(comm.as_comm(), stream) }
+    });
+    // After a refusal this drops what was collected.
+    let ended = library.group_end();
+    issued.and(ended)
+}

@@ -1,0 +1,87 @@
+//! Which device something belongs to, cheap to compare.
+
+use std::{
+    fmt,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use collectives_core::{CommInfo, Device};
+
+use crate::{AnyComm, AnyDevice};
+
+/// The device that a stream, buffer or communicator belongs to.
+#[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Place {
+    backend: BackendKind,
+    ordinal: usize,
+}
+
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum BackendKind {
+    Mock,
+    Cuda,
+    Other,
+}
+
+impl Place {
+    pub(crate) fn of(device: &AnyDevice) -> Self {
+        let backend = match device {
+            AnyDevice::Mock(_) => BackendKind::Mock,
+            AnyDevice::Cuda(_) => BackendKind::Cuda,
+        };
+        Self { backend, ordinal: device.info().ordinal }
+    }
+
+    pub(crate) fn of_comm(comm: &AnyComm, info: &CommInfo) -> Self {
+        let backend = match comm {
+            AnyComm::Mock(_) => BackendKind::Mock,
+            AnyComm::Nccl(_) => BackendKind::Cuda,
+            AnyComm::Other(_) => BackendKind::Other,
+        };
+        Self { backend, ordinal: info.device }
+    }
+
+    fn lock(self) -> MutexGuard<'static, ()> {
+        LOCKS[self.ordinal % LOCKS.len()].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let backend = match self.backend {
+            BackendKind::Mock => "mock",
+            BackendKind::Cuda => "CUDA",
+            BackendKind::Other => "other",
+        };
+        write!(f, "{backend} device {}", self.ordinal)
+    }
+}
+
+/// Holds the locks of some devices.
+///
+/// A buffer that was captured into a graph is used by two owners, possibly on two threads: its
+/// `Buffer` and the graph. Both take the device's lock from ordering themselves after the buffer's
+/// last use until they have enqueued, so that the other sees their use.
+pub(crate) struct Locked {
+    _guards: Vec<MutexGuard<'static, ()>>,
+}
+
+impl Locked {
+    pub(crate) fn new(places: impl IntoIterator<Item = Place>) -> Self {
+        // Each lock once and in one order, so that two threads cannot block each other.
+        let mut slots: Vec<_> =
+            places.into_iter().map(|place| place.ordinal % LOCKS.len()).collect();
+        slots.sort_unstable();
+        slots.dedup();
+        let lock = |slot: usize| Place { backend: BackendKind::Other, ordinal: slot }.lock();
+        Self { _guards: slots.into_iter().map(lock).collect() }
+    }
+}
+
+static LOCKS: [Mutex<()>; 64] = [const { Mutex::new(()) }; 64];

@@ -1,0 +1,273 @@
+//! Streams that remember whose work they carry.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use collectives_core::{
+    AbortHandle, CommId, Device, Element, Error, ErrorKind, RawEvent, RawStream, Result,
+};
+
+use crate::{AnyDevice, Buffer, place::Place};
+
+/// A queue of work on one device, in order.
+///
+/// Clones are the same stream. Dropping the last clone lets what is enqueued run.
+///
+/// A stream remembers the communicators that enqueued on it since its last good wait. If one of
+/// them was aborted or failed, every wait on the stream returns that error: the device lets the
+/// stream go on after an abort, but the results are not there. Such a stream stays so; make a new
+/// one with the new communicator.
+#[derive(Clone)]
+pub struct Stream(Arc<StreamInner>);
+
+struct StreamInner {
+    device: AnyDevice,
+    place: Place,
+    raw: RawStream,
+    owned: bool,
+    id: u64,
+    /// Operations enqueued by communicators, so that a wait can tell whether any came during it.
+    enqueued: AtomicU64,
+    /// The communicator noted last, or 0; spares the common case the lock.
+    last_user: AtomicU64,
+    users: Mutex<Vec<User>>,
+}
+
+#[derive(Clone)]
+struct User {
+    id: CommId,
+    handle: AbortHandle,
+}
+
+impl Stream {
+    /// Makes a stream on `device`.
+    ///
+    /// # Errors
+    /// What the device's runtime reports.
+    pub fn new(device: &AnyDevice) -> Result<Self> {
+        let raw = device.stream_create()?;
+        Ok(Self::wrap(device.clone(), raw, true))
+    }
+
+    /// Wraps a stream that other code owns. It is not destroyed with the result.
+    ///
+    /// # Safety
+    /// `raw` is a stream of `device`, which outlives the result and all its clones and is not
+    /// captured by other code while they enqueue on it. Other code that uses memory of a
+    /// [`Buffer`](crate::Buffer) on it orders itself after what was enqueued through this crate.
+    pub unsafe fn from_raw(device: &AnyDevice, raw: RawStream) -> Self {
+        Self::wrap(device.clone(), raw, false)
+    }
+
+    fn wrap(device: AnyDevice, raw: RawStream, owned: bool) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(Arc::new(StreamInner {
+            place: Place::of(&device),
+            device,
+            raw,
+            owned,
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            enqueued: AtomicU64::new(0),
+            last_user: AtomicU64::new(0),
+            users: Mutex::new(Vec::new()),
+        }))
+    }
+
+    /// Allocates `len` zeros on the stream's device. Short for [`Buffer::zeros`].
+    ///
+    /// # Errors
+    /// As [`Buffer::zeros`].
+    pub fn zeros<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
+        Buffer::zeros(self, len)
+    }
+
+    /// Allocates on the stream's device and copies `values` there. Short for
+    /// [`Buffer::from_slice`].
+    ///
+    /// # Errors
+    /// As [`Buffer::from_slice`].
+    pub fn upload<T: Element>(&self, values: &[T]) -> Result<Buffer<T>> {
+        Buffer::from_slice(self, values)
+    }
+
+    /// The runtime's handle, for kernels and libraries of other code. It stays owned by this
+    /// stream.
+    pub fn as_raw(&self) -> RawStream {
+        self.0.raw
+    }
+
+    /// The device that the stream belongs to.
+    pub fn device(&self) -> &AnyDevice {
+        &self.0.device
+    }
+
+    /// Blocks until everything enqueued so far has run.
+    ///
+    /// # Errors
+    /// The failure of any communicator that enqueued on the stream since its last good wait, and
+    /// failures of the device.
+    pub fn synchronize(&self) -> Result<()> {
+        self.wait(None)
+    }
+
+    /// Blocks until everything enqueued so far has run, at most `deadline`.
+    ///
+    /// # Errors
+    /// [`Timeout`](ErrorKind::Timeout), after which the work is still pending; else as
+    /// [`synchronize`](Self::synchronize).
+    pub fn synchronize_for(&self, deadline: Duration) -> Result<()> {
+        self.wait(Some(deadline))
+    }
+
+    fn wait(&self, deadline: Option<Duration>) -> Result<()> {
+        let inner = &*self.0;
+        let enqueued = inner.enqueued.load(Ordering::Acquire);
+        let users = self.users();
+        if users.is_empty() {
+            // SAFETY: the stream is alive, and of this device.
+            return unsafe { inner.device.synchronize(inner.raw, deadline) };
+        }
+        let until = deadline.map(|deadline| Instant::now() + deadline);
+        loop {
+            // In slices, so that a communicator that fails meanwhile ends the wait: its work may
+            // never end by itself.
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            let slice = left.map_or(FAILURE_POLL, |left| left.min(FAILURE_POLL));
+            // SAFETY: the stream is alive, and of this device.
+            let outcome = unsafe { inner.device.synchronize(inner.raw, Some(slice)) };
+            first_failure(&users)?;
+            match outcome {
+                Err(error)
+                    if error.kind() == ErrorKind::Timeout
+                        && left.is_none_or(|left| left > slice) => {}
+                outcome => {
+                    outcome?;
+                    break;
+                }
+            }
+        }
+        let mut users = inner.users.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.enqueued.load(Ordering::Acquire) == enqueued {
+            users.clear();
+            inner.last_user.store(0, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    fn users(&self) -> Vec<User> {
+        self.0.users.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Remembers that a communicator is about to enqueue.
+    #[inline]
+    pub(crate) fn note(&self, id: CommId, handle: &AbortHandle) {
+        self.0.enqueued.fetch_add(1, Ordering::AcqRel);
+        if self.0.last_user.load(Ordering::Acquire) != id.get() {
+            self.remember([User { id, handle: handle.clone() }]);
+        }
+    }
+
+    #[cold]
+    fn remember(&self, new: impl IntoIterator<Item = User>) {
+        let mut users = self.0.users.lock().unwrap_or_else(PoisonError::into_inner);
+        for user in new {
+            if !users.iter().any(|known| known.id == user.id) {
+                self.0.last_user.store(user.id.get(), Ordering::Release);
+                users.push(user);
+            }
+        }
+    }
+
+    /// Orders this stream after all that is enqueued on `other` now, and makes it answer for the
+    /// communicators that `other` answers for.
+    #[cold]
+    pub(crate) fn follow(&self, other: &Self) -> Result<()> {
+        let (device, raw) = (&other.0.device, other.0.raw);
+        // SAFETY: the stream is alive, and of this device.
+        if unsafe { device.is_capturing(raw) }? {
+            return Err(Error::new(
+                ErrorKind::InvalidUsage,
+                "the buffer was last used on a stream that is being captured",
+            )
+            .with_hint("end the capture before using the buffer on another stream"));
+        }
+        let event = Event::new(device)?;
+        // SAFETY: event and stream are alive, and of this device.
+        unsafe { device.record(event.raw, raw) }?;
+        // SAFETY: stream and event are alive; a wait enqueued holds after the event is destroyed.
+        unsafe { self.0.device.wait(self.0.raw, event.raw) }?;
+        self.0.enqueued.fetch_add(1, Ordering::AcqRel);
+        self.remember(other.users());
+        Ok(())
+    }
+
+    /// The failure of a communicator that this stream answers for.
+    pub(crate) fn failure(&self) -> Result<()> {
+        first_failure(&self.users())
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        self.0.place
+    }
+
+    /// A number that no other stream of this process has; never 0.
+    #[inline]
+    pub(crate) fn id(&self) -> u64 {
+        self.0.id
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream")
+            .field("id", &self.0.id)
+            .field("place", &self.0.place)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for StreamInner {
+    fn drop(&mut self) {
+        if !self.owned {
+            return;
+        }
+        // SAFETY: this was the last holder of the handle.
+        if let Err(error) = unsafe { self.device.stream_destroy(self.raw) } {
+            tracing::warn!(%error, "a stream could not be destroyed");
+        }
+    }
+}
+
+fn first_failure(users: &[User]) -> Result<()> {
+    users.iter().find_map(|user| user.handle.failure()).map_or(Ok(()), Err)
+}
+
+/// An event that is destroyed with its holder.
+struct Event<'a> {
+    device: &'a AnyDevice,
+    raw: RawEvent,
+}
+
+impl<'a> Event<'a> {
+    fn new(device: &'a AnyDevice) -> Result<Self> {
+        Ok(Self { device, raw: device.event_create()? })
+    }
+}
+
+impl Drop for Event<'_> {
+    fn drop(&mut self) {
+        // SAFETY: this is the only holder of the handle.
+        if let Err(error) = unsafe { self.device.event_destroy(self.raw) } {
+            tracing::warn!(%error, "an event could not be destroyed");
+        }
+    }
+}
+
+/// How often a wait asks its communicators whether they failed.
+const FAILURE_POLL: Duration = Duration::from_millis(100);

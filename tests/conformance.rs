@@ -1,0 +1,95 @@
+//! The conformance suite on every backend: always on the mock, and on NCCL where
+//! `COLLECTIVES_TEST_NCCL` says so.
+//!
+//! ```console
+//! $ cargo test --test conformance                                # the mock
+//! $ cargo test --test conformance -- '4 ranks] group::'          # some of it
+//! $ COLLECTIVES_TEST_NCCL=default cargo test --test conformance  # and NCCL, as it is found
+//! $ COLLECTIVES_TEST_NCCL=/opt/a/libnccl.so.2:/opt/b/libnccl.so.2 cargo test --test conformance
+//! ```
+
+use std::process::ExitCode;
+
+use collectives_backend_mock::{Mock, MockConfig};
+use collectives_backend_nccl::Nccl;
+use collectives_conformance::{Harness, trials};
+use collectives_core::Backend;
+use libtest_mimic::{Arguments, Failed, Trial};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let mut all = trials(OnMock);
+    match std::env::var("COLLECTIVES_TEST_NCCL") {
+        Ok(libraries) => {
+            all.extend(libraries.split(':').filter(|path| !path.is_empty()).flat_map(nccl));
+        }
+        Err(_) => {
+            let text = "not run: set COLLECTIVES_TEST_NCCL to 'default' or to paths of libnccl";
+            let skipped = Trial::test(text, move || Err(Failed::from(text)));
+            all.push(skipped.with_kind("nccl").with_ignored_flag(true));
+        }
+    }
+    libtest_mimic::run(&arguments, all).exit_code()
+}
+
+/// A fresh mock for every world.
+struct OnMock;
+
+impl Harness for OnMock {
+    type Backend = Mock;
+
+    fn name(&self) -> String {
+        "mock".into()
+    }
+
+    fn backend(&self) -> Mock {
+        Mock::new(MockConfig::new())
+    }
+
+    fn checks_ownership(&self) -> bool {
+        true
+    }
+}
+
+/// One NCCL library, on the devices that are there.
+struct OnNccl {
+    nccl: Nccl,
+    devices: usize,
+}
+
+impl Harness for OnNccl {
+    type Backend = Nccl;
+
+    fn name(&self) -> String {
+        format!("nccl {}", self.nccl.info().version)
+    }
+
+    fn backend(&self) -> Nccl {
+        self.nccl.clone()
+    }
+
+    fn worlds(&self) -> Vec<usize> {
+        [1, 2, 3, 4, 8].into_iter().filter(|&size| size <= self.devices).collect()
+    }
+
+    fn serial(&self) -> bool {
+        true
+    }
+
+    fn checks_ownership(&self) -> bool {
+        std::env::var("COLLECTIVES_CHECK").is_ok_and(|check| check == "pointers")
+    }
+}
+
+/// The trials of one library; one that fails where it was asked for and cannot be used.
+fn nccl(path: &str) -> Vec<Trial> {
+    let loaded = if path == "default" { Nccl::load() } else { Nccl::load_from(path) };
+    let usable = loaded.and_then(|nccl| Ok(OnNccl { devices: nccl.device_count()?, nccl }));
+    match usable {
+        Ok(harness) => trials(harness),
+        Err(error) => {
+            let name = format!("{path} can be used");
+            vec![Trial::test(name, move || Err(Failed::from(error))).with_kind("nccl")]
+        }
+    }
+}
