@@ -20,8 +20,8 @@ use collectives::{
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 
-/// What each rank runs.
-type Case = fn(Communicator) -> Result<()>;
+/// What each rank runs; the barrier holds the threads of all ranks.
+type Case = fn(Communicator, &Barrier) -> Result<()>;
 
 const CASES: &[(&str, Case)] = &[
     ("out_of_place_and_in_place_agree", out_of_place_and_in_place_agree),
@@ -118,12 +118,13 @@ fn trial(label: &str, backend: AnyBackend, size: usize, name: &str, case: Case) 
 /// Runs `case` once per rank, each on a thread of its own; the process ends if they hang.
 fn ranks(backend: &AnyBackend, size: usize, case: Case) -> Result<()> {
     let id = backend.unique_id()?;
+    let barrier = Arc::new(Barrier::new(size));
     let threads: Vec<_> = (0..size as u32)
         .map(|rank| {
-            let (backend, id) = (backend.clone(), id.clone());
+            let (backend, id, barrier) = (backend.clone(), id.clone(), Arc::clone(&barrier));
             thread::spawn(move || {
                 let config = JoinConfig::new(Rank::new(rank), size);
-                case(Communicator::join(&backend, &id, config)?)
+                case(Communicator::join(&backend, &id, config)?, &barrier)
             })
         })
         .collect();
@@ -162,7 +163,7 @@ fn works(comm: &Communicator) -> Result<()> {
     Ok(())
 }
 
-fn out_of_place_and_in_place_agree(comm: Communicator) -> Result<()> {
+fn out_of_place_and_in_place_agree(comm: Communicator, _: &Barrier) -> Result<()> {
     let stream = comm.new_stream()?;
     let send = stream.upload(&[own(&comm); 5])?;
     let mut recv = stream.zeros(5)?;
@@ -174,7 +175,7 @@ fn out_of_place_and_in_place_agree(comm: Communicator) -> Result<()> {
     comm.finalize()
 }
 
-fn in_place_forms_put_parts_where_they_belong(comm: Communicator) -> Result<()> {
+fn in_place_forms_put_parts_where_they_belong(comm: Communicator, _: &Barrier) -> Result<()> {
     let stream = comm.new_stream()?;
     let (rank, size) = (comm.rank() as usize, comm.size());
     let all: Vec<i32> = (0..size as i32).collect();
@@ -203,7 +204,7 @@ fn in_place_forms_put_parts_where_they_belong(comm: Communicator) -> Result<()> 
     Ok(())
 }
 
-fn rooted_operations_take_buffers_on_root_only(comm: Communicator) -> Result<()> {
+fn rooted_operations_take_buffers_on_root_only(comm: Communicator, _: &Barrier) -> Result<()> {
     let stream = comm.new_stream()?;
     let root = comm.size() as u32 - 1;
     let is_root = comm.rank() == root;
@@ -229,7 +230,7 @@ fn rooted_operations_take_buffers_on_root_only(comm: Communicator) -> Result<()>
     works(&comm)
 }
 
-fn variable_counts_concatenate(comm: Communicator) -> Result<()> {
+fn variable_counts_concatenate(comm: Communicator, _: &Barrier) -> Result<()> {
     let stream = comm.new_stream()?;
     let (rank, size) = (comm.rank() as usize, comm.size());
     // Rank i sends i elements, so rank 0 none.
@@ -261,7 +262,7 @@ fn variable_counts_concatenate(comm: Communicator) -> Result<()> {
     Ok(())
 }
 
-fn views_move_parts(comm: Communicator) -> Result<()> {
+fn views_move_parts(comm: Communicator, _: &Barrier) -> Result<()> {
     let stream = comm.new_stream()?;
     let mut buffer = stream.upload(&[own(&comm), 0.0, 10.0, 20.0])?;
     {
@@ -278,7 +279,7 @@ fn views_move_parts(comm: Communicator) -> Result<()> {
     Ok(())
 }
 
-fn a_second_stream_waits_for_the_first(comm: Communicator) -> Result<()> {
+fn a_second_stream_waits_for_the_first(comm: Communicator, _: &Barrier) -> Result<()> {
     let (first, second) = (comm.new_stream()?, comm.new_stream()?);
     let len = 1 << 16;
     let mut buffer = first.upload(&vec![1.0_f32; len])?;
@@ -291,7 +292,7 @@ fn a_second_stream_waits_for_the_first(comm: Communicator) -> Result<()> {
     Ok(())
 }
 
-fn buffers_dropped_early_stay_until_used(comm: Communicator) -> Result<()> {
+fn buffers_dropped_early_stay_until_used(comm: Communicator, _: &Barrier) -> Result<()> {
     let stream = comm.new_stream()?;
     let len = 1 << 14;
     let mut sums = stream.zeros::<f32>(len)?;
@@ -306,7 +307,7 @@ fn buffers_dropped_early_stay_until_used(comm: Communicator) -> Result<()> {
     Ok(())
 }
 
-fn a_failed_group_launches_nothing(comm: Communicator) -> Result<()> {
+fn a_failed_group_launches_nothing(comm: Communicator, _: &Barrier) -> Result<()> {
     let stream = comm.new_stream()?;
     let send = stream.upload(&[1.0_f32; 4])?;
     let (mut recv, mut short) = (stream.zeros(4)?, stream.zeros(3)?);
@@ -327,7 +328,7 @@ fn a_failed_group_launches_nothing(comm: Communicator) -> Result<()> {
     works(&comm)
 }
 
-fn an_unwinding_group_launches_nothing(comm: Communicator) -> Result<()> {
+fn an_unwinding_group_launches_nothing(comm: Communicator, _: &Barrier) -> Result<()> {
     let stream = comm.new_stream()?;
     let mut buffer = stream.upload(&[7.0_f32; 4])?;
     let unwound = catch_unwind(AssertUnwindSafe(|| {
@@ -341,7 +342,7 @@ fn an_unwinding_group_launches_nothing(comm: Communicator) -> Result<()> {
     works(&comm)
 }
 
-fn an_ignored_refusal_drops_the_group(comm: Communicator) -> Result<()> {
+fn an_ignored_refusal_drops_the_group(comm: Communicator, _: &Barrier) -> Result<()> {
     let stream = comm.new_stream()?;
     let mut buffer = stream.upload(&[7.0_f32; 4])?;
     let (send, mut short) = (stream.zeros::<f32>(4)?, stream.zeros(3)?);
@@ -356,7 +357,7 @@ fn an_ignored_refusal_drops_the_group(comm: Communicator) -> Result<()> {
     works(&comm)
 }
 
-fn a_group_reads_one_buffer_on_two_streams(comm: Communicator) -> Result<()> {
+fn a_group_reads_one_buffer_on_two_streams(comm: Communicator, _: &Barrier) -> Result<()> {
     let (first, second) = (comm.new_stream()?, comm.new_stream()?);
     let len = 1 << 14;
     let mut send = first.upload(&vec![own(&comm); len])?;
@@ -374,7 +375,7 @@ fn a_group_reads_one_buffer_on_two_streams(comm: Communicator) -> Result<()> {
     Ok(())
 }
 
-fn a_graph_replays_with_fresh_inputs(comm: Communicator) -> Result<()> {
+fn a_graph_replays_with_fresh_inputs(comm: Communicator, _: &Barrier) -> Result<()> {
     let (stream, other) = (comm.new_stream()?, comm.new_stream()?);
     comm.on(&stream).warm_up()?;
     let mut input = stream.zeros::<f32>(8)?;
@@ -391,7 +392,7 @@ fn a_graph_replays_with_fresh_inputs(comm: Communicator) -> Result<()> {
     Ok(())
 }
 
-fn a_graph_owns_what_it_captured(comm: Communicator) -> Result<()> {
+fn a_graph_owns_what_it_captured(comm: Communicator, _: &Barrier) -> Result<()> {
     let stream = comm.new_stream()?;
     comm.on(&stream).warm_up()?;
     let op = comm.pre_mul_sum(2.0_f32)?;
@@ -412,7 +413,7 @@ fn a_graph_owns_what_it_captured(comm: Communicator) -> Result<()> {
     Ok(())
 }
 
-fn a_graph_chains_operations(comm: Communicator) -> Result<()> {
+fn a_graph_chains_operations(comm: Communicator, _: &Barrier) -> Result<()> {
     let stream = comm.new_stream()?;
     comm.on(&stream).warm_up()?;
     let (rank, size) = (comm.rank(), comm.size() as u32);
@@ -436,7 +437,7 @@ fn a_graph_chains_operations(comm: Communicator) -> Result<()> {
     Ok(())
 }
 
-fn a_failed_capture_leaves_nothing(comm: Communicator) -> Result<()> {
+fn a_failed_capture_leaves_nothing(comm: Communicator, _: &Barrier) -> Result<()> {
     let stream = comm.new_stream()?;
     comm.on(&stream).warm_up()?;
     let send = stream.zeros::<f32>(4)?;
@@ -452,7 +453,7 @@ fn a_failed_capture_leaves_nothing(comm: Communicator) -> Result<()> {
     works(&comm)
 }
 
-fn an_unwinding_capture_leaves_nothing(comm: Communicator) -> Result<()> {
+fn an_unwinding_capture_leaves_nothing(comm: Communicator, _: &Barrier) -> Result<()> {
     let stream = comm.new_stream()?;
     comm.on(&stream).warm_up()?;
     let mut buffer = stream.upload(&[3.0_f32])?;
@@ -467,7 +468,7 @@ fn an_unwinding_capture_leaves_nothing(comm: Communicator) -> Result<()> {
     works(&comm)
 }
 
-fn pre_mul_sum_lives_as_long_as_it_is_used(comm: Communicator) -> Result<()> {
+fn pre_mul_sum_lives_as_long_as_it_is_used(comm: Communicator, _: &Barrier) -> Result<()> {
     let stream = comm.new_stream()?;
     let mut buffer = stream.upload(&[1.0_f32; 3])?;
     let op = comm.pre_mul_sum(own(&comm))?;
@@ -477,7 +478,7 @@ fn pre_mul_sum_lives_as_long_as_it_is_used(comm: Communicator) -> Result<()> {
     works(&comm)
 }
 
-fn registered_memory_moves_data(comm: Communicator) -> Result<()> {
+fn registered_memory_moves_data(comm: Communicator, _: &Barrier) -> Result<()> {
     let stream = comm.new_stream()?;
     let len = 1 << 12;
     for _ in 0..3 {
@@ -490,7 +491,7 @@ fn registered_memory_moves_data(comm: Communicator) -> Result<()> {
     works(&comm)
 }
 
-fn finalize_refuses_while_a_graph_holds_on(comm: Communicator) -> Result<()> {
+fn finalize_refuses_while_a_graph_holds_on(comm: Communicator, _: &Barrier) -> Result<()> {
     let stream = comm.new_stream()?;
     comm.on(&stream).warm_up()?;
     let mut buffer = stream.upload(&[1.0_f32])?;
@@ -504,7 +505,7 @@ fn finalize_refuses_while_a_graph_holds_on(comm: Communicator) -> Result<()> {
     Ok(())
 }
 
-fn a_wait_after_abort_is_an_error(comm: Communicator) -> Result<()> {
+fn a_wait_after_abort_is_an_error(comm: Communicator, ranks: &Barrier) -> Result<()> {
     let stream = comm.new_stream()?;
     let mut buffer = stream.upload(&[1.0_f32; 4])?;
     let graph = {
@@ -512,8 +513,8 @@ fn a_wait_after_abort_is_an_error(comm: Communicator) -> Result<()> {
         comm.capture(|scope| scope.on(&comm).all_reduce_in_place(&mut buffer, ReduceOp::Sum))?
     };
     stream.synchronize()?;
-    // Refused where another rank has aborted already; the wait must not succeed all the same.
-    drop(comm.on(&stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum));
+    comm.on(&stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum)?;
+    ranks.wait();
     comm.abort_handle().abort()?;
     let aborted = |outcome: Result<()>| {
         let error = outcome.expect_err("no success after an abort");
@@ -528,11 +529,11 @@ fn a_wait_after_abort_is_an_error(comm: Communicator) -> Result<()> {
     Ok(())
 }
 
-fn an_abort_follows_the_buffer(comm: Communicator) -> Result<()> {
+fn an_abort_follows_the_buffer(comm: Communicator, ranks: &Barrier) -> Result<()> {
     let (first, second) = (comm.new_stream()?, comm.new_stream()?);
     let mut buffer = first.upload(&[1.0_f32; 4])?;
-    // Refused where another rank has aborted already; the wait must not succeed all the same.
-    drop(comm.on(&first).all_reduce_in_place(&mut buffer, ReduceOp::Sum));
+    comm.on(&first).all_reduce_in_place(&mut buffer, ReduceOp::Sum)?;
+    ranks.wait();
     comm.abort_handle().abort()?;
     // The second stream never carried the communicator's work, but what it reads comes from it.
     let error = buffer.to_vec(&second).expect_err("no success after an abort");
@@ -540,7 +541,7 @@ fn an_abort_follows_the_buffer(comm: Communicator) -> Result<()> {
     Ok(())
 }
 
-fn wrong_lengths_are_refused(comm: Communicator) -> Result<()> {
+fn wrong_lengths_are_refused(comm: Communicator, _: &Barrier) -> Result<()> {
     let stream = comm.new_stream()?;
     let send = stream.zeros::<f32>(4)?;
     let mut recv = stream.zeros::<f32>(5)?;
@@ -558,7 +559,7 @@ fn wrong_lengths_are_refused(comm: Communicator) -> Result<()> {
     works(&comm)
 }
 
-fn split_parts_work_beside_their_parent(comm: Communicator) -> Result<()> {
+fn split_parts_work_beside_their_parent(comm: Communicator, _: &Barrier) -> Result<()> {
     let (rank, size) = (comm.rank(), comm.size());
     // Evens and odds, in reverse order.
     let config = SplitConfig::new(rank % 2).with_key(-(rank as i32)).with_name("parity");
@@ -573,7 +574,7 @@ fn split_parts_work_beside_their_parent(comm: Communicator) -> Result<()> {
     works(&comm)
 }
 
-fn a_barrier_orders_streams(comm: Communicator) -> Result<()> {
+fn a_barrier_orders_streams(comm: Communicator, _: &Barrier) -> Result<()> {
     let stream = comm.new_stream()?;
     for _ in 0..3 {
         comm.on(&stream).barrier()?;

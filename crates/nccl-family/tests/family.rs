@@ -36,6 +36,14 @@ fn launch() -> Launch<'static> {
     Launch::new(RawStream::from_bits(0x5))
 }
 
+/// Issues an operation that is to succeed.
+macro_rules! issue {
+    ($operation:expr) => {
+        // SAFETY: the library of these tests touches no memory.
+        unsafe { $operation }.unwrap()
+    };
+}
+
 /// An all-reduce of `count` elements into a buffer for four.
 fn sum(comm: &Comm<Fake>, count: usize) -> collectives_core::Result<()> {
     // SAFETY: the library of these tests touches no memory.
@@ -51,25 +59,17 @@ fn operations_reach_the_library_with_its_numbers() {
     let comm = world.comm(&world.library(), 0, 2);
     let (one, two) = (Rank::new(0), Rank::new(1));
     sum(&comm, 4).unwrap();
-    // SAFETY: the library of these tests touches no memory.
-    let outcome = unsafe {
-        comm.reduce(send(0x1000, 4), None, ReduceOp::Max, two, launch())
-            .and_then(|()| {
-                comm.reduce(send(0x1000, 4), Some(recv(0x2000, 4)), ReduceOp::Min, one, launch())
-            })
-            .and_then(|()| comm.broadcast(None, recv(0x2000, 4), two, launch()))
-            .and_then(|()| comm.broadcast(Some(send(0x1000, 4)), recv(0x2000, 4), one, launch()))
-            .and_then(|()| comm.all_gather(send(0x1000, 4), recv(0x2000, 8), launch()))
-            .and_then(|()| {
-                comm.reduce_scatter(send(0x1000, 8), recv(0x2000, 4), ReduceOp::Prod, launch())
-            })
-            .and_then(|()| comm.all_to_all(send(0x1000, 8), recv(0x2000, 8), launch()))
-            .and_then(|()| comm.gather(send(0x1000, 4), Some(recv(0x2000, 8)), one, launch()))
-            .and_then(|()| comm.scatter(None, recv(0x2000, 4), two, launch()))
-            .and_then(|()| comm.send(send(0x1000, 4), two, launch()))
-            .and_then(|()| comm.recv(recv(0x2000, 4), two, launch()))
-    };
-    outcome.unwrap();
+    issue!(comm.reduce(send(0x1000, 4), None, ReduceOp::Max, two, launch()));
+    issue!(comm.reduce(send(0x1000, 4), Some(recv(0x2000, 4)), ReduceOp::Min, one, launch()));
+    issue!(comm.broadcast(None, recv(0x2000, 4), two, launch()));
+    issue!(comm.broadcast(Some(send(0x1000, 4)), recv(0x2000, 4), one, launch()));
+    issue!(comm.all_gather(send(0x1000, 4), recv(0x2000, 8), launch()));
+    issue!(comm.reduce_scatter(send(0x1000, 8), recv(0x2000, 4), ReduceOp::Prod, launch()));
+    issue!(comm.all_to_all(send(0x1000, 8), recv(0x2000, 8), launch()));
+    issue!(comm.gather(send(0x1000, 4), Some(recv(0x2000, 8)), one, launch()));
+    issue!(comm.scatter(None, recv(0x2000, 4), two, launch()));
+    issue!(comm.send(send(0x1000, 4), two, launch()));
+    issue!(comm.recv(recv(0x2000, 4), two, launch()));
     assert_eq!(
         world.log(),
         [
@@ -577,8 +577,7 @@ fn what_a_library_lacks_is_made_of_sends_and_receives() {
     assert_eq!(library.capabilities().all_to_all, Support::Emulated);
     let comm = world.comm(&library, 1, 2);
     let (this, other) = (Rank::new(1), Rank::new(0));
-    // SAFETY: the library of these tests touches no memory.
-    unsafe { comm.all_to_all(send(0x1000, 6), recv(0x2000, 6), launch()) }.unwrap();
+    issue!(comm.all_to_all(send(0x1000, 6), recv(0x2000, 6), launch()));
     assert_eq!(
         world.log(),
         [
@@ -589,8 +588,7 @@ fn what_a_library_lacks_is_made_of_sends_and_receives() {
             "launched 4",
         ]
     );
-    // SAFETY: as above.
-    unsafe { comm.gather(send(0x1000, 3), Some(recv(0x2000, 6)), this, launch()) }.unwrap();
+    issue!(comm.gather(send(0x1000, 3), Some(recv(0x2000, 6)), this, launch()));
     assert_eq!(
         world.log(),
         [
@@ -600,14 +598,11 @@ fn what_a_library_lacks_is_made_of_sends_and_receives() {
             "launched 3",
         ]
     );
-    // SAFETY: as above.
-    unsafe { comm.gather(send(0x200c, 3), Some(recv(0x2000, 6)), this, launch()) }.unwrap();
+    issue!(comm.gather(send(0x200c, 3), Some(recv(0x2000, 6)), this, launch()));
     assert_eq!(world.log(), ["recv(0x2000, 3, from 0) on 1", "launched 1"], "in place");
-    // SAFETY: as above.
-    unsafe { comm.gather(send(0x1000, 3), None, other, launch()) }.unwrap();
+    issue!(comm.gather(send(0x1000, 3), None, other, launch()));
     assert_eq!(world.log(), ["send(0x1000, 3, to 0) on 1", "launched 1"]);
-    // SAFETY: as above.
-    unsafe { comm.scatter(Some(send(0x1000, 6)), recv(0x2000, 3), this, launch()) }.unwrap();
+    issue!(comm.scatter(Some(send(0x1000, 6)), recv(0x2000, 3), this, launch()));
     assert_eq!(
         world.log(),
         [
@@ -617,11 +612,9 @@ fn what_a_library_lacks_is_made_of_sends_and_receives() {
             "launched 3",
         ]
     );
-    // SAFETY: as above.
-    unsafe { comm.scatter(None, recv(0x2000, 3), other, launch()) }.unwrap();
+    issue!(comm.scatter(None, recv(0x2000, 3), other, launch()));
     assert_eq!(world.log(), ["recv(0x2000, 3, from 0) on 1", "launched 1"]);
-    // SAFETY: as above.
-    unsafe { comm.all_to_all(send(0, 0), recv(0, 0), launch()) }.unwrap();
+    issue!(comm.all_to_all(send(0, 0), recv(0, 0), launch()));
     assert!(world.log().is_empty(), "nothing to exchange");
 
     world.answer("recv", 4);
@@ -652,8 +645,7 @@ fn a_send_to_self_is_fine_in_a_group() {
     let world = World::enter(NEWEST);
     let comm = world.comm(&world.library(), 0, 2);
     let this = Rank::new(0);
-    // SAFETY: the library of these tests touches no memory.
-    unsafe { comm.send_recv(send(0x1000, 4), this, recv(0x2000, 4), this, launch()) }.unwrap();
+    issue!(comm.send_recv(send(0x1000, 4), this, recv(0x2000, 4), this, launch()));
     assert_eq!(world.log().last().map(String::as_str), Some("launched 2"));
 }
 

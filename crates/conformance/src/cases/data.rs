@@ -1,6 +1,6 @@
 //! Operations in which all ranks take part, against the oracle.
 
-use collectives_core::{Backend, DType, ReduceOp, bf16, f16};
+use collectives_core::{Backend, DType, RecvBuf, ReduceOp, SendBuf, bf16, f16};
 
 use crate::{
     check::{Failure, Outcome, check, check_eq},
@@ -175,7 +175,6 @@ pub(super) fn buffers_given_off_root_are_ignored<B: Backend>(ctx: &Ctx<'_, B>) -
 }
 
 pub(super) fn null_pointers_are_fine_for_no_elements<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
-    use collectives_core::{RecvBuf, SendBuf};
     let send = SendBuf::new(std::ptr::null(), 0, DType::F32);
     let recv = RecvBuf::new(std::ptr::null_mut(), 0, DType::F32);
     let (lane, root) = (ctx.lane(), rank(0));

@@ -1,8 +1,6 @@
 //! Memory that the library allocates, and registration.
 
-use std::ffi::c_void;
-
-use collectives_core::{Backend, DType, ReduceOp};
+use collectives_core::{Backend, DType, RawRegistration, ReduceOp};
 
 use crate::{
     check::Outcome,
@@ -44,14 +42,11 @@ pub(super) fn memory_of_the_device_can_be_registered<B: Backend>(ctx: &Ctx<'_, B
 }
 
 fn library_memory<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome<Memory> {
-    let base: *mut c_void = ctx.lane().comm.mem_alloc(Memory::bytes_for(DType::F32, COUNT))?;
+    let base = ctx.lane().comm.mem_alloc(Memory::bytes_for(DType::F32, COUNT))?;
     ctx.here.adopt(base, DType::F32, COUNT)
 }
 
-fn register<B: Backend>(
-    ctx: &Ctx<'_, B>,
-    memory: Memory,
-) -> Outcome<collectives_core::RawRegistration> {
+fn register<B: Backend>(ctx: &Ctx<'_, B>, memory: Memory) -> Outcome<RawRegistration> {
     let (base, bytes) = memory.allocation();
     Ok(ctx.lane().register(base, bytes)?)
 }

@@ -237,8 +237,10 @@ extern "C" fn comm_init_rank_config(
     rank: c_int,
     config: *mut ncclConfig_t,
 ) -> ncclResult_t {
-    // SAFETY: the caller's pointers.
-    let (config, before) = unsafe { (*config, *comm) };
+    // SAFETY: the caller's configuration.
+    let config = unsafe { *config };
+    // SAFETY: the caller's out pointer.
+    let before = unsafe { *comm };
     assert!(before.is_null(), "the out pointer holds null");
     let world = current();
     let blocking = config.blocking;
@@ -273,8 +275,10 @@ extern "C" fn comm_split(
     child: *mut ncclComm_t,
     config: *mut ncclConfig_t,
 ) -> ncclResult_t {
-    // SAFETY: the caller's pointers.
-    let (config, before) = unsafe { (*config, *child) };
+    // SAFETY: the caller's configuration.
+    let config = unsafe { *config };
+    // SAFETY: the caller's out pointer.
+    let before = unsafe { *child };
     assert!(before.is_null(), "the out pointer holds null");
     let parent = of(comm);
     let line = format!("split({color}, {key}, blocking {}) of {}", config.blocking, parent.kind);

@@ -1,0 +1,430 @@
+//! `collectives perf`: time and bandwidth of one operation by size, as nccl-tests measures them.
+
+mod args;
+mod data;
+mod json;
+mod meeting;
+mod operation;
+mod run;
+mod table;
+
+use std::{
+    error::Error,
+    fs::File,
+    io::{self, BufWriter, Write},
+    sync::{
+        Arc, Mutex,
+        mpsc::{self, Receiver},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use collectives::{
+    AnyBackend, Backend, BackendName, DType, Device, DeviceInfo, F8E4M3, F8E5M2, ReduceOp,
+    Selection, bf16, f16,
+};
+use indicatif::{ProgressBar, ProgressStyle};
+
+pub(crate) use self::args::Args;
+use self::{
+    args::{Mode, Registered, Size},
+    json::{Placement, Report, Row},
+    meeting::Meeting,
+    run::{Event, Figures, Measured, Plan, Shared},
+    table::Header,
+};
+use crate::Failure;
+
+/// Measures, prints the table as it grows, and writes the report.
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    if let Some(contradiction) = args.contradiction() {
+        return Err(Failure::Usage(contradiction));
+    }
+    let backend = Selection::detect(args.backend.name()).open()?;
+    let (plan, devices) = plan(args, &backend)?;
+    // Made before the run, so that an unwritable place does not cost one.
+    let json = args.json.as_ref().map(|path| create(path)).transpose()?;
+
+    let mut out = io::stdout();
+    let header =
+        Header { library: backend.info(), devices: &devices, settings: settings(args, &plan) };
+    write!(out, "{header}")?;
+    let rows = measure(args, plan, &backend, &mut out)?;
+    write!(out, "{}", table::footer(&rows))?;
+    let wrong = table::wrong(&rows);
+
+    if let Some(json) = json {
+        let info = backend.info();
+        let report = Report {
+            backend: info.backend.to_ascii_lowercase(),
+            library: info.path.clone(),
+            version: info.version,
+            ranks: devices.len(),
+            mode: args.mode,
+            graph: args.graph,
+            registered: args.registered,
+            results: rows,
+        };
+        let mut json = BufWriter::new(json);
+        serde_json::to_writer_pretty(&mut json, &report)?;
+        writeln!(json)?;
+        json.flush()?;
+    }
+    if wrong.is_some_and(|wrong| wrong > 0) { Err(Failure::Check) } else { Ok(()) }
+}
+
+fn create(path: &std::path::Path) -> Result<File, Box<dyn Error>> {
+    File::create(path).map_err(|error| format!("--json {}: {error}", path.display()).into())
+}
+
+/// Checks the arguments against the backend, and works out what each rank does, on which device.
+fn plan(args: &Args, backend: &AnyBackend) -> Result<(Plan, Vec<DeviceInfo>), Failure> {
+    let is_mock = matches!(backend, AnyBackend::Mock(_));
+    let Args { operation, dtype, .. } = *args;
+    let op = args.op.unwrap_or(ReduceOp::Sum);
+    supported(args, backend, op)?;
+
+    let available = backend.device_count()?;
+    let ranks = args.ranks.map_or(if is_mock { available.min(2) } else { available }, |ranks| {
+        usize::try_from(ranks).unwrap_or(usize::MAX)
+    });
+    if ranks > available {
+        let more = if is_mock { "; COLLECTIVES_MOCK_DEVICES gives the mock more" } else { "" };
+        return Err(Failure::Usage(format!(
+            "-n {ranks}: each rank needs a device, and {} sees {available}{more}",
+            backend.info().backend
+        )));
+    }
+    let root = args.root.unwrap_or(0);
+    if usize::try_from(root).is_ok_and(|root| root >= ranks) {
+        return Err(Failure::Usage(format!("--root {root}: the ranks are 0 to {}", ranks - 1)));
+    }
+
+    let min = args.min_bytes;
+    let default_max = if is_mock { MOCK_MAX } else { GPU_MAX };
+    let max = args.max_bytes.unwrap_or_else(|| default_max.max(min));
+    let count = |bytes| operation.count(bytes, dtype.size(), ranks);
+    let counts = |factor| {
+        let mut counts: Vec<_> = sizes(min, max, factor).map(count).collect();
+        counts.dedup();
+        counts
+    };
+    let counts_measured = counts(args.factor as usize);
+    let largest_count = count(max.0).max(1);
+    let largest = operation.largest(largest_count, ranks);
+
+    let devices = (0..ranks)
+        .map(|ordinal| Ok(backend.device(ordinal)?.info().clone()))
+        .collect::<collectives::Result<Vec<_>>>()?;
+    for DeviceInfo { ordinal, total_memory, .. } in &devices {
+        // One to send from, one to receive in.
+        let needed = largest.saturating_mul(2 * dtype.size());
+        if needed > *total_memory {
+            return Err(Failure::Usage(format!(
+                "-e {}: the buffers of a rank need {} MiB, and device {ordinal} has {} MiB",
+                max.0,
+                needed >> 20,
+                total_memory >> 20
+            )));
+        }
+    }
+
+    let sizes = counts_measured.into_iter().map(|count| {
+        let bytes = operation.largest(count, ranks) * dtype.size();
+        let chosen = iterations(bytes, ranks, is_mock, args.graph);
+        Measured { count, iters: args.iters.map_or(chosen, |iters| iters as usize) }
+    });
+    let plan = Plan {
+        operation,
+        op,
+        root,
+        ranks,
+        sizes: sizes.collect(),
+        warmup_counts: counts(2),
+        warmup: args.warmup,
+        largest,
+        registered: args.registered == Registered::Buffer,
+        graph: args.graph,
+        sync_each: args.sync_each,
+        check: !args.no_check,
+    };
+    Ok((plan, devices))
+}
+
+/// Refuses what the library cannot do.
+fn supported(args: &Args, backend: &AnyBackend, op: ReduceOp) -> Result<(), Failure> {
+    let capabilities = backend.capabilities();
+    let Args { operation, dtype, .. } = *args;
+    let mut needs = vec![(operation.support(capabilities), operation.name().to_owned())];
+    match dtype {
+        DType::Bf16 => needs.push((capabilities.dtype_bf16, "dtype bf16".into())),
+        DType::F8E4M3 => needs.push((capabilities.dtype_f8e4m3, "dtype f8e4m3".into())),
+        DType::F8E5M2 => needs.push((capabilities.dtype_f8e5m2, "dtype f8e5m2".into())),
+        _ => {}
+    }
+    if operation.reduces() && dtype.is_fp8() {
+        needs.push((capabilities.reduce_f8, format!("reductions of {dtype}")));
+    }
+    if operation.reduces() && op == ReduceOp::Avg {
+        needs.push((capabilities.reduce_avg, "reduce op avg".into()));
+    }
+    if args.graph {
+        needs.push((capabilities.capture, "capture into a graph".into()));
+    }
+    if args.registered == Registered::Buffer {
+        needs.push((capabilities.mem_alloc, "memory for registered buffers".into()));
+        needs.push((capabilities.register, "registration of buffers".into()));
+    }
+    let named = |error: collectives::Error| error.with_library(backend.info()).to_string();
+    needs
+        .iter()
+        .try_for_each(|(support, what)| support.require(what))
+        .map_err(|error| Failure::Usage(named(error)))
+}
+
+/// From the smallest size to the largest, each `factor` times the one before.
+fn sizes(min: Size, max: Size, factor: usize) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(min.0), move |size| size.checked_mul(factor))
+        .take_while(move |&size| size <= max.0)
+}
+
+/// About as many bytes for each size, so that every size takes a comparable time, within bounds
+/// that keep the mean of small sizes steady and large sizes short.
+fn iterations(bytes: usize, ranks: usize, is_mock: bool, graph: bool) -> usize {
+    let (budget, most) = match (is_mock, graph) {
+        // Cores are shared: an operation of more ranks takes longer.
+        (true, false) => (512 << 20, 40_000),
+        (true, true) => (512 << 20, 4_000),
+        (false, _) => (20 << 30, 200),
+    };
+    let (budget, most) = if is_mock { (budget / ranks, most / ranks) } else { (budget, most) };
+    (budget / bytes).clamp(if is_mock { 10 } else { 20 }, most.max(20))
+}
+
+/// What the lines above the table say of the run.
+fn settings(args: &Args, plan: &Plan) -> Vec<(&'static str, String)> {
+    let Args { operation, dtype, .. } = *args;
+    let mut measures = format!("{operation} of {dtype}");
+    if operation.reduces() {
+        measures += &format!(", {}", plan.op);
+    }
+    if operation.has_root() {
+        measures += &format!(", root {}", plan.root);
+    }
+    let loops = if plan.graph {
+        "all iterations in one graph, one launch of it, one wait"
+    } else if plan.sync_each {
+        "one wait for each operation"
+    } else {
+        "operations one after another, one wait at the end"
+    };
+    let iters = match args.iters {
+        Some(iters) => iters.to_string(),
+        None => {
+            let iters = || plan.sizes.iter().map(|size| size.iters);
+            match (iters().max(), iters().min()) {
+                (Some(most), Some(least)) if most != least => format!("{most} to {least} by size"),
+                (most, _) => most.unwrap_or_default().to_string(),
+            }
+        }
+    };
+    let checked = if plan.check { "checked" } else { "not checked" };
+    let mut settings = vec![
+        ("measures", measures),
+        (
+            "ranks",
+            match args.mode {
+                Mode::Threads => format!("{}, threads of one process", plan.ranks),
+                Mode::Processes => format!("{} processes", plan.ranks),
+            },
+        ),
+        ("timing", loops.into()),
+        ("iterations", format!("{iters}, after {} to warm up; results are {checked}", plan.warmup)),
+    ];
+    if plan.registered {
+        settings.push(("buffers", "registered with the communicator".into()));
+    }
+    settings
+}
+
+/// Runs the ranks, and prints each row when it is complete.
+fn measure(
+    args: &Args,
+    plan: Plan,
+    backend: &AnyBackend,
+    out: &mut impl Write,
+) -> Result<Vec<Row>, Failure> {
+    let placements = if args.operation.has_in_place() { 2 } else { 1 };
+    let ranks = plan.ranks;
+    let lines: Vec<_> = plan.sizes.iter().map(|size| size.count).collect();
+    let shared = Arc::new(Shared {
+        backend: backend.clone(),
+        id: backend.unique_id()?,
+        meeting: Meeting::new(ranks),
+        tally: Mutex::default(),
+        plan,
+    });
+    let bar = progress_bar(lines.len() * placements);
+    let mut rows = Vec::new();
+    let events = start(&shared, args.dtype)?;
+    for count in lines {
+        let elements = args.operation.largest(count, ranks);
+        let bytes = elements * args.dtype.size();
+        let figures = || {
+            bar.set_message(format!("{} {}", args.operation, bytes_text(bytes)));
+            let figures = receive(&events, &shared.meeting, &bar)?;
+            bar.inc(1);
+            Ok::<_, Failure>(placement(args, bytes, ranks, figures))
+        };
+        let row = Row {
+            op: args.operation,
+            bytes,
+            count,
+            dtype: args.dtype,
+            redop: args.operation.reduces().then(|| shared.plan.op.name()),
+            root: args.operation.has_root().then_some(shared.plan.root),
+            out_of_place: figures()?,
+            in_place: args.operation.has_in_place().then(figures).transpose()?,
+        };
+        bar.suspend(|| writeln!(out, "{row}"))?;
+        rows.push(row);
+    }
+    bar.finish_and_clear();
+    ended(&events)?;
+    Ok(rows)
+}
+
+/// Starts a thread for each rank. They are not joined: one that is stuck inside a library must not
+/// keep the process.
+fn start(shared: &Arc<Shared>, dtype: DType) -> io::Result<Receiver<Event>> {
+    let rank = match dtype {
+        DType::I8 => run::rank::<i8>,
+        DType::U8 => run::rank::<u8>,
+        DType::I32 => run::rank::<i32>,
+        DType::U32 => run::rank::<u32>,
+        DType::I64 => run::rank::<i64>,
+        DType::U64 => run::rank::<u64>,
+        DType::F16 => run::rank::<f16>,
+        DType::Bf16 => run::rank::<bf16>,
+        DType::F32 => run::rank::<f32>,
+        DType::F64 => run::rank::<f64>,
+        DType::F8E4M3 => run::rank::<F8E4M3>,
+        DType::F8E5M2 => run::rank::<F8E5M2>,
+    };
+    let (sender, events) = mpsc::channel();
+    for number in (0..).take(shared.plan.ranks) {
+        let (shared, sender) = (Arc::clone(shared), sender.clone());
+        thread::Builder::new()
+            .name(format!("rank {number}"))
+            .spawn(move || rank(&shared, number, &sender))?;
+    }
+    Ok(events)
+}
+
+/// Waits for the next figures.
+fn receive(
+    events: &Receiver<Event>,
+    meeting: &Meeting,
+    bar: &ProgressBar,
+) -> Result<Figures, Failure> {
+    let failure = match events.recv() {
+        Ok(Event::Figures(figures)) => return Ok(figures),
+        Ok(Event::Failed(error)) => error.into(),
+        Err(mpsc::RecvError) => Failure::from(PANICKED),
+    };
+    bar.finish_and_clear();
+    meeting.fail();
+    // So that nothing is in the middle of a call when the process ends. A rank that does not come
+    // back is left.
+    drop(drained(events, Instant::now() + GRACE));
+    Err(failure)
+}
+
+/// Waits until all ranks have taken leave of their communicator.
+fn ended(events: &Receiver<Event>) -> Result<(), Failure> {
+    match events.recv() {
+        Ok(Event::Failed(error)) => Err(error.into()),
+        // All threads are gone.
+        Ok(Event::Figures(_)) | Err(mpsc::RecvError) => Ok(()),
+    }
+}
+
+/// Waits until all ranks are gone, at most until then.
+fn drained(events: &Receiver<Event>, until: Instant) -> Result<(), mpsc::RecvTimeoutError> {
+    loop {
+        match events.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(_) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(()),
+            Err(late) => return Err(late),
+        }
+    }
+}
+
+/// Bandwidths as nccl-tests defines them, in units of 10⁹ bytes.
+fn placement(args: &Args, bytes: usize, ranks: usize, figures: Figures) -> Placement {
+    let algbw_gbps = bytes as f64 / figures.seconds / 1e9;
+    Placement {
+        time_us: figures.seconds * 1e6,
+        algbw_gbps,
+        busbw_gbps: algbw_gbps * args.operation.bus_factor(ranks),
+        wrong: figures.wrong,
+    }
+}
+
+/// Hidden where standard error is no terminal. Drawn only between measurements, by the main thread:
+/// a thread that draws would take its time from the ranks.
+fn progress_bar(steps: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40.cyan/dim} {pos:>3}/{len}  {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("━╸─");
+    ProgressBar::new(steps as u64).with_style(style)
+}
+
+/// `8 B`, `64 KiB`.
+fn bytes_text(bytes: usize) -> String {
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    match units.into_iter().find(|(shift, _)| bytes > 0 && bytes.trailing_zeros() >= *shift) {
+        Some((shift, unit)) => format!("{} {unit}", bytes >> shift),
+        None => format!("{bytes} B"),
+    }
+}
+
+const MOCK_MAX: Size = Size(64 << 20);
+const GPU_MAX: Size = Size(1 << 30);
+
+/// How long ranks may take to end after one failed.
+const GRACE: Duration = Duration::from_secs(5);
+
+const PANICKED: &str = "a rank panicked; what it said stands above";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_grow_by_the_factor() {
+        let all = |min, max, factor| sizes(Size(min), Size(max), factor).collect::<Vec<_>>();
+        assert_eq!(all(8, 64, 2), [8, 16, 32, 64]);
+        assert_eq!(all(8, 100, 4), [8, 32]);
+        assert_eq!(all(8, 8, 2), [8]);
+        assert_eq!(all(usize::MAX / 2, usize::MAX, 3), [usize::MAX / 2]);
+    }
+
+    #[test]
+    fn iterations_are_many_for_small_sizes_and_few_for_large() {
+        assert_eq!(iterations(8, 2, true, false), 20_000);
+        assert_eq!(iterations(64 << 20, 2, true, false), 10);
+        assert_eq!(iterations(8, 64, true, false), 625);
+        assert_eq!(iterations(8, 2, false, true), 200);
+        assert_eq!(iterations(1 << 30, 8, false, false), 20);
+    }
+
+    #[test]
+    fn sizes_are_written_for_people() {
+        assert_eq!(bytes_text(8), "8 B");
+        assert_eq!(bytes_text(65_536), "64 KiB");
+        assert_eq!(bytes_text(3 << 30), "3 GiB");
+        assert_eq!(bytes_text(1000), "1000 B");
+    }
+}
