@@ -116,11 +116,23 @@ impl Communicator {
     /// # Errors
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) where `device` is another one.
     pub fn from_comm(comm: AnyComm, device: AnyDevice) -> Result<Self> {
-        let (bound, given) = (comm.info().device, device.info().ordinal);
-        if bound != given {
+        let of_backend = match (&comm, &device) {
+            (AnyComm::Mock(_), AnyDevice::Mock(_)) | (AnyComm::Nccl(_), AnyDevice::Cuda(_)) => true,
+            (AnyComm::Mock(_), AnyDevice::Cuda(_)) | (AnyComm::Nccl(_), AnyDevice::Mock(_)) => {
+                false
+            }
+            // Only who made it knows what memory it moves.
+            (AnyComm::Other(_), _) => true,
+        };
+        let bound = comm.info().device;
+        if !of_backend || bound != device.info().ordinal {
+            let backend = comm.info().library.backend;
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
-                format!("the communicator is bound to device {bound}, not to device {given}"),
+                format!(
+                    "the communicator is bound to device {bound} of {backend}, not to {}",
+                    Place::of(&device)
+                ),
             )
             .with_comm(comm.info()));
         }
@@ -130,7 +142,7 @@ impl Communicator {
     fn over(comm: AnyComm, device: AnyDevice) -> Self {
         let info = comm.info().clone();
         let inner = CommInner {
-            place: Place::of_comm(&comm, &info),
+            place: Place::of(&device),
             handle: comm.abort_handle(),
             comm: Some(comm),
             info,

@@ -5,9 +5,9 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use collectives_core::{CommInfo, Device};
+use collectives_core::Device;
 
-use crate::{AnyComm, AnyDevice};
+use crate::AnyDevice;
 
 /// The device that a stream, buffer or communicator belongs to.
 #[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
@@ -20,7 +20,6 @@ pub(crate) struct Place {
 enum BackendKind {
     Mock,
     Cuda,
-    Other,
 }
 
 impl Place {
@@ -32,18 +31,6 @@ impl Place {
         Self { backend, ordinal: device.info().ordinal }
     }
 
-    pub(crate) fn of_comm(comm: &AnyComm, info: &CommInfo) -> Self {
-        let backend = match comm {
-            AnyComm::Mock(_) => BackendKind::Mock,
-            AnyComm::Nccl(_) => BackendKind::Cuda,
-            AnyComm::Other(_) => BackendKind::Other,
-        };
-        Self { backend, ordinal: info.device }
-    }
-
-    fn lock(self) -> MutexGuard<'static, ()> {
-        LOCKS[self.ordinal % LOCKS.len()].lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl fmt::Debug for Place {
@@ -57,7 +44,6 @@ impl fmt::Display for Place {
         let backend = match self.backend {
             BackendKind::Mock => "mock",
             BackendKind::Cuda => "CUDA",
-            BackendKind::Other => "other",
         };
         write!(f, "{backend} device {}", self.ordinal)
     }
@@ -79,7 +65,7 @@ impl Locked {
             places.into_iter().map(|place| place.ordinal % LOCKS.len()).collect();
         slots.sort_unstable();
         slots.dedup();
-        let lock = |slot: usize| Place { backend: BackendKind::Other, ordinal: slot }.lock();
+        let lock = |slot: usize| LOCKS[slot].lock().unwrap_or_else(PoisonError::into_inner);
         Self { _guards: slots.into_iter().map(lock).collect() }
     }
 }

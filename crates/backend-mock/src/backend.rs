@@ -119,7 +119,7 @@ impl Mock {
     /// Everything that is enqueued and not done, by stream and in order: for tests, and to see why
     /// a program hangs. A wait whose deadline passes has it in its error.
     pub fn pending(&self) -> Vec<PendingOp> {
-        self.engine.pending()
+        self.engine.pending(None)
     }
 
     fn check_device(&self, ordinal: usize) -> Result<()> {
@@ -169,7 +169,7 @@ impl Backend for Mock {
         let (rank, size) = (config.rank, config.size);
         let refuse = |error: collectives_core::Error| {
             let error = error.with_operation("join").with_rank(rank.get(), size);
-            group::refuse(&self.engine, &error);
+            group::refuse(&self.engine, None, &error);
             error
         };
         if group::is_open(&self.engine) {

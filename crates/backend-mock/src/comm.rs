@@ -93,7 +93,7 @@ impl MockComm {
     fn refused(&self, operation: &'static str, error: Error) -> Error {
         let error = error.with_comm(&self.shared.info).with_operation(operation);
         if !fork::in_forked_child() {
-            group::refuse(&self.engine, &error);
+            group::refuse(&self.engine, Some(&self.shared.info), &error);
         }
         error
     }
@@ -570,3 +570,17 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Operations up to this size may lie in an inbox for a while.
 const LAZY_BYTES: usize = 8 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use static_assertions::{assert_impl_all, assert_not_impl_any};
+
+    use super::MockComm;
+    use crate::{Mock, MockDevice};
+
+    // One thread at a time per communicator, as NCCL wants; libraries and devices are shared.
+    assert_impl_all!(MockComm: Send);
+    assert_not_impl_any!(MockComm: Sync);
+    assert_impl_all!(Mock: Send, Sync);
+    assert_impl_all!(MockDevice: Send, Sync);
+}

@@ -294,7 +294,7 @@ impl Device for MockDevice {
             Some(None) => Ok(()),
             Some(Some(failure)) => Err(named(failure.plain().with_poison(true))),
             None => {
-                let pending = self.engine.pending();
+                let pending = self.engine.pending(Some(shared.key.index));
                 let head = self.engine.with(|state| {
                     let stream = state.streams.get(shared.key)?;
                     stream.queue.front().map(|entry| (entry.name(), stream.queue.len()))

@@ -289,16 +289,15 @@ impl Engine {
         self.with(|state| {
             check_group(state, &members)?;
             for part in parts(&members) {
-                let ops = |state: &State| {
-                    part.iter().map(|&index| state.numbered(members[index].op)).collect::<Vec<_>>()
-                };
                 let mut streams: Vec<u32> =
                     part.iter().map(|&index| members[index].stream.key.index).collect();
                 streams.sort_unstable();
                 streams.dedup();
                 let memberships: Vec<_> =
                     streams.iter().filter_map(|&stream| state.streams[stream].capture).collect();
-                if let Some(first) = memberships.first() {
+                if let (&[index], &[membership]) = (&*part, &*memberships) {
+                    state.capture_entry(membership, Entry::Op(members[index].op));
+                } else if let Some(first) = memberships.first() {
                     let plain = part.iter().map(|&index| members[index].op).collect();
                     let branches = memberships.iter().map(|membership| membership.branch).collect();
                     state.capture_group(first.capture, branches, plain);
@@ -306,7 +305,8 @@ impl Engine {
                     let op = state.numbered(members[part[0]].op);
                     state.push(streams[0], Entry::Op(op));
                 } else {
-                    let ops = ops(state);
+                    let numbered = part.iter().map(|&index| state.numbered(members[index].op));
+                    let ops = numbered.collect();
                     state.push_unit(ops, streams);
                 }
             }
@@ -398,11 +398,11 @@ impl Engine {
         })
     }
 
-    /// What has been enqueued and not passed, by stream.
-    pub(crate) fn pending(&self) -> Vec<PendingOp> {
+    /// What has been enqueued and not passed, by stream, that of `first` first.
+    pub(crate) fn pending(&self, first: Option<u32>) -> Vec<PendingOp> {
         self.with(|state| {
             state.advance();
-            PendingOp::all(state)
+            PendingOp::all(state, first)
         })
     }
 }

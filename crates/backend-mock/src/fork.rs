@@ -57,3 +57,30 @@ fn forked() -> Error {
 }
 
 static FORKED: AtomicBool = AtomicBool::new(false);
+
+#[cfg(all(test, unix, not(miri)))] // Miri has no fork
+mod tests {
+    use collectives_core::{Backend, ErrorKind};
+
+    use crate::{Mock, MockConfig};
+
+    #[test]
+    fn a_forked_child_is_refused_and_its_parent_is_not() {
+        let mock = Mock::new(MockConfig::new());
+        // SAFETY: the child makes one call, which must touch no lock, and ends.
+        let child = unsafe { libc::fork() };
+        assert!(child >= 0, "fork: {}", std::io::Error::last_os_error());
+        if child == 0 {
+            let kind = mock.unique_id().map_err(|error| error.kind());
+            let code = i32::from(kind != Err(ErrorKind::Forked));
+            // SAFETY: ends the child at once, running no destructor of the parent's.
+            unsafe { libc::_exit(code) };
+        }
+        let mut status = 0;
+        // SAFETY: `status` outlives the call.
+        let waited = unsafe { libc::waitpid(child, &mut status, 0) };
+        assert_eq!(waited, child, "waitpid: {}", std::io::Error::last_os_error());
+        assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "status {status:#x}");
+        mock.unique_id().unwrap();
+    }
+}

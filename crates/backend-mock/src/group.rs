@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use collectives_core::{Error, GroupEnd, Result};
+use collectives_core::{CommInfo, Error, GroupEnd, Result};
 
 use crate::{comm_state::EndShared, engine::Engine, error::misuse, op::Op, stream::StreamShared};
 
@@ -84,11 +84,12 @@ pub(crate) fn add(engine: &Engine, member: Member) {
     with(engine, |group| group.members.push(member));
 }
 
-/// Notes that a call in the open group, if there is one, was refused.
+/// Notes that a call in the open group, if there is one, was refused. `comm` is the one that it was
+/// made on.
 #[cold]
-pub(crate) fn refuse(engine: &Engine, error: &Error) {
+pub(crate) fn refuse(engine: &Engine, comm: Option<&CommInfo>, error: &Error) {
     with(engine, |group| {
-        group.refusal.get_or_insert_with(|| again(error));
+        group.refusal.get_or_insert_with(|| again(comm, error));
     });
 }
 
@@ -99,9 +100,16 @@ fn with<R>(engine: &Engine, act: impl FnOnce(&mut Group) -> R) -> Option<R> {
 }
 
 /// The same error once more: the call returns one, the end of the group the other.
-fn again(error: &Error) -> Error {
-    // The names around the message are part of its text here, where there is no communicator.
-    let mut copy = misuse(format!("a call in the group was refused: {error}"));
-    copy = Error::new(error.kind(), copy.message().to_owned());
-    copy.with_poison(error.poisons_communicator())
+fn again(comm: Option<&CommInfo>, error: &Error) -> Error {
+    let mut again = crate::error::refuse(error.kind(), error.message());
+    if let Some(comm) = comm {
+        again = again.with_comm(comm);
+    }
+    if let Some(operation) = error.operation() {
+        again = again.with_operation(operation);
+    }
+    if let Some(hint) = error.hint() {
+        again = again.with_hint(hint);
+    }
+    again.with_poison(error.poisons_communicator())
 }

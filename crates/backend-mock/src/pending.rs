@@ -1,6 +1,6 @@
 //! What is enqueued and not done: for people, and for verdicts.
 
-use std::{fmt, panic::Location};
+use std::{collections::BTreeSet, fmt, panic::Location};
 
 use collectives_core::{DType, Rank, RawStream};
 
@@ -8,7 +8,7 @@ use crate::{
     op::{Kind, Op},
     slab::Key,
     state::State,
-    stream::{Stream, StreamShared},
+    stream::{Entry, Stream, StreamShared},
 };
 
 /// One rank's operation that is enqueued and not done. See [`Mock::pending`](crate::Mock::pending).
@@ -59,29 +59,31 @@ pub enum PendingStatus {
 }
 
 impl PendingOp {
-    pub(crate) fn all(state: &State) -> Vec<Self> {
+    pub(crate) fn all(state: &State, first: Option<u32>) -> Vec<Self> {
         let mut all = Vec::new();
-        for (_, stream) in state.streams.iter() {
+        // A unit stands in several streams, and is listed once.
+        let mut units = BTreeSet::new();
+        let mut streams: Vec<_> = state.streams.iter().collect();
+        streams.sort_by_key(|(index, _)| Some(*index) != first);
+        for (_, stream) in streams {
             for (place, entry) in stream.queue.iter().enumerate() {
-                // A unit stands in several streams, and is listed where its operations were issued
-                // first only.
-                for op in state.ops(entry) {
-                    let listed = Self::of(state, stream, op, place == 0 && stream.started);
-                    let twice = |other: &Self| other.is_same(&listed);
-                    if !all.iter().rev().take(state.ops(entry).len()).any(twice) {
-                        all.push(listed);
-                    }
+                if let Entry::Unit { unit } = entry
+                    && !units.insert(*unit)
+                {
+                    continue;
                 }
+                let arrived = place == 0 && stream.started && state.has_arrived(entry);
+                all.extend(state.ops(entry).iter().map(|op| Self::of(state, stream, op, arrived)));
             }
         }
         all
     }
 
-    fn of(state: &State, stream: &Stream, op: &Op, started: bool) -> Self {
+    fn of(state: &State, stream: &Stream, op: &Op, arrived: bool) -> Self {
         let comm = state.comms.get(op.comm);
         let status = match comm {
-            Some(comm) if started && comm.waits(op) => PendingStatus::Waiting(comm.missing(op)),
-            _ if started => PendingStatus::Running,
+            Some(comm) if arrived && comm.waits(op) => PendingStatus::Waiting(comm.missing(op)),
+            _ if arrived => PendingStatus::Running,
             _ => PendingStatus::Queued,
         };
         Self {
@@ -101,11 +103,6 @@ impl PendingOp {
             status,
             key: (op.comm, stream.shared.key),
         }
-    }
-
-    fn is_same(&self, other: &Self) -> bool {
-        (self.key.0, self.rank, self.operation, self.other, self.sequence)
-            == (other.key.0, other.rank, other.operation, other.other, other.sequence)
     }
 
     pub(crate) fn is_on(&self, stream: &StreamShared) -> bool {

@@ -153,6 +153,16 @@ impl State {
         }
     }
 
+    /// Whether an entry has met, or waits for, its peers, given that it heads its stream.
+    pub(crate) fn has_arrived(&self, entry: &Entry) -> bool {
+        match entry {
+            Entry::Unit { unit } => {
+                self.units.at(*unit).is_some_and(|unit| unit.at_head == unit.streams.len())
+            }
+            _ => true,
+        }
+    }
+
     /// Has the head of a stream looked at when the state next advances.
     pub(crate) fn look_at(&mut self, stream: u32) {
         self.worklist.push(stream);
@@ -309,12 +319,10 @@ impl State {
         }
         let (stream, graph) = (run.stream, run.graph);
         self.runs.remove(index);
-        let mut failure = None;
         for branch in self.graphs[graph].branches.clone() {
-            failure = failure.or_else(|| self.streams[branch].failure.take());
-        }
-        if failure.is_some() {
-            self.streams[stream].failure.get_or_insert_with(|| failure.unwrap_or_else(unknown));
+            if let Some(failure) = self.streams[branch].failure.take() {
+                self.streams[stream].failure.get_or_insert(failure);
+            }
         }
         self.pass(stream);
         let graph_state = &mut self.graphs[graph];
@@ -526,10 +534,9 @@ impl State {
             return;
         }
         comm.departed += 1;
+        comm.meeting.depart(rank);
         if let Some(op) = comm.waiting_for(rank) {
             self.fail_departed(key, rank, &op);
-        } else {
-            comm.meeting.depart(rank);
         }
         self.forget_comm(key);
     }
@@ -581,10 +588,6 @@ pub(crate) fn describe(op: &Op) -> String {
         (_, None) => {}
     }
     text
-}
-
-fn unknown() -> Failure {
-    Failure::new(ErrorKind::Internal, "work of a graph failed")
 }
 
 /// Data up to this traffic is moved with the lock held, which is cheaper than letting go of it.

@@ -138,6 +138,7 @@ impl<V: Vendor> Backend for Library<V> {
         V::device(ordinal)
     }
 
+    /// `ncclGetUniqueId`; each call leaves a listening thread in the process.
     fn unique_id(&self) -> Result<UniqueId> {
         self.refuse_in_child("unique_id")?;
         let mut id = ncclUniqueId::ZERO;
@@ -150,18 +151,23 @@ impl<V: Vendor> Backend for Library<V> {
         Err(self.refuse("unique_id", error))
     }
 
+    /// `ncclCommInitRankConfig` (2.14.3), before that `ncclCommInitRank`; with a deadline
+    /// `ncclCommSplit` (2.18.1) as well. Makes the device current on this thread, and leaves it so.
     fn join(&self, id: &UniqueId, config: JoinConfig) -> Result<Comm<V>> {
         self.join_one(id, config)
     }
 
+    /// `ncclCommInitRankConfig` for each device, in one group of this thread.
     fn join_all(&self, config: JoinAllConfig) -> Result<Vec<Comm<V>>> {
         self.join_devices(config)
     }
 
+    /// `ncclGroupStart`.
     fn group_start(&self) -> Result<()> {
         group::start(self.inner.abi, &self.inner.info)
     }
 
+    /// `ncclGroupEnd`, of a group that holds no refused call.
     fn group_end(&self, end: GroupEnd) -> Result<()> {
         group::end(self.inner.abi, &self.inner.info, end)
     }

@@ -256,6 +256,7 @@ impl<V: Vendor> Collectives for Comm<V> {
         &self.capabilities
     }
 
+    /// `ncclAllReduce`.
     unsafe fn all_reduce(
         &self,
         send: SendBuf,
@@ -283,6 +284,7 @@ impl<V: Vendor> Collectives for Comm<V> {
         })
     }
 
+    /// `ncclReduce`; off root, the library gets a null receive buffer.
     unsafe fn reduce(
         &self,
         send: SendBuf,
@@ -314,6 +316,7 @@ impl<V: Vendor> Collectives for Comm<V> {
         })
     }
 
+    /// `ncclBroadcast`; off root, in place.
     unsafe fn broadcast(
         &self,
         send: Option<SendBuf>,
@@ -342,6 +345,7 @@ impl<V: Vendor> Collectives for Comm<V> {
         })
     }
 
+    /// `ncclAllGather`.
     unsafe fn all_gather(&self, send: SendBuf, recv: RecvBuf, launch: Launch<'_>) -> Result<()> {
         self.issue("all_gather", |issue| {
             let shape = issue.rules.all_gather(send, recv)?;
@@ -361,6 +365,7 @@ impl<V: Vendor> Collectives for Comm<V> {
         })
     }
 
+    /// `ncclReduceScatter`.
     unsafe fn reduce_scatter(
         &self,
         send: SendBuf,
@@ -503,6 +508,7 @@ impl<V: Vendor> Collectives for Comm<V> {
         })
     }
 
+    /// `ncclSend` (2.7.3).
     unsafe fn send(&self, buf: SendBuf, peer: Rank, launch: Launch<'_>) -> Result<()> {
         self.issue("send", |issue| {
             let shape = issue.rules.send(buf, peer)?;
@@ -523,6 +529,7 @@ impl<V: Vendor> Collectives for Comm<V> {
         })
     }
 
+    /// `ncclRecv` (2.7.3).
     unsafe fn recv(&self, buf: RecvBuf, peer: Rank, launch: Launch<'_>) -> Result<()> {
         self.issue("recv", |issue| {
             let shape = issue.rules.recv(buf, peer)?;
@@ -543,14 +550,17 @@ impl<V: Vendor> Collectives for Comm<V> {
         })
     }
 
+    /// `ncclGroupStart`.
     fn group_start(&self) -> Result<()> {
         group::start(self.line.library(), self.library.info())
     }
 
+    /// `ncclGroupEnd`, of a group that holds no refused call.
     fn group_end(&self) -> Result<()> {
         group::end(self.line.library(), self.library.info(), GroupEnd::Launch)
     }
 
+    /// `ncclRedOpCreatePreMulSum` (2.11.4).
     unsafe fn create_pre_mul_sum(&self, scalar: Scalar) -> Result<PreMulSum> {
         const OPERATION: &str = "create_pre_mul_sum";
         self.require(OPERATION, self.capabilities.reduce_pre_mul_sum, "reduce op premulsum")?;
@@ -578,6 +588,7 @@ impl<V: Vendor> Collectives for Comm<V> {
         Ok(PreMulSum::from_parts(self.line.info().id, operators.len() as u64 - 1, dtype))
     }
 
+    /// `ncclRedOpDestroy` (2.11.4).
     fn destroy_pre_mul_sum(&self, op: PreMulSum) -> Result<()> {
         const OPERATION: &str = "destroy_pre_mul_sum";
         let _call = self.line.enter(OPERATION)?;
@@ -595,6 +606,7 @@ impl<V: Vendor> Collectives for Comm<V> {
         Ok(())
     }
 
+    /// `ncclMemAlloc` (2.19.1, RCCL 2.20.5), on the communicator's device, which becomes current.
     fn mem_alloc(&self, bytes: usize) -> Result<*mut c_void> {
         const OPERATION: &str = "mem_alloc";
         self.require(OPERATION, self.capabilities.mem_alloc, OPERATION)?;
@@ -612,6 +624,7 @@ impl<V: Vendor> Collectives for Comm<V> {
         Err(self.refuse(OPERATION, error).with_hint(format!("{bytes} bytes were asked for")))
     }
 
+    /// `ncclMemFree` (2.19.1, RCCL 2.20.5).
     unsafe fn mem_free(&self, ptr: *mut c_void) -> Result<()> {
         const OPERATION: &str = "mem_free";
         let _call = self.line.enter(OPERATION)?;
@@ -627,6 +640,7 @@ impl<V: Vendor> Collectives for Comm<V> {
         }
     }
 
+    /// `ncclCommRegister` (2.19.1, RCCL 2.20.5).
     unsafe fn register(&self, ptr: *mut c_void, bytes: usize) -> Result<RawRegistration> {
         const OPERATION: &str = "register";
         self.require(OPERATION, self.capabilities.register, OPERATION)?;
@@ -641,6 +655,7 @@ impl<V: Vendor> Collectives for Comm<V> {
         Ok(RawRegistration::from_ptr(handle))
     }
 
+    /// `ncclCommDeregister` (2.19.1, RCCL 2.20.5).
     unsafe fn deregister(&self, registration: RawRegistration) -> Result<()> {
         const OPERATION: &str = "deregister";
         let _call = self.line.enter(OPERATION)?;
@@ -658,6 +673,7 @@ impl<V: Vendor> Collectives for Comm<V> {
         Ok(self.split(config)?.map(|part| Box::new(part) as Box<dyn Collectives>))
     }
 
+    /// `ncclCommGetAsyncError` (2.4.2); a failure that a call has met stays one.
     fn poll_error(&self) -> Result<()> {
         const OPERATION: &str = "poll_error";
         drop(self.line.enter(OPERATION)?);
@@ -681,6 +697,7 @@ impl<V: Vendor> Collectives for Comm<V> {
         self.line.finalize()
     }
 
+    /// `ncclCommAbort` (2.4.2), on a helper thread and in bounded time.
     fn abort(self: Box<Self>) -> Result<()> {
         if !self.line.is_live() {
             return Err(self.line.gone().with_operation("abort"));

@@ -28,7 +28,7 @@ use crate::{
     Comm, Library, Vendor,
     comm::c_name,
     error, group,
-    state::{Backoff, PATIENCE, bounded},
+    state::{Backoff, PATIENCE, bounded, is_under_way},
 };
 
 /// What becomes of the non-blocking parent of a communicator that was joined with a deadline.
@@ -128,7 +128,7 @@ fn init_in_group<V: Vendor>(joins: &[Join<'_, V>], raws: &mut [ncclComm_t]) -> R
         let _worked_a_moment_ago = join.bind_device();
         // SAFETY: `raw` stays where it is until the group has ended, and init with it.
         let result = unsafe { join.init(raw, None) };
-        if !matches!(result, ncclResult_t::SUCCESS | ncclResult_t::IN_PROGRESS) {
+        if !is_under_way(result) {
             failure = Some((join.failed(result), result));
             break;
         }
@@ -320,7 +320,7 @@ impl<'a, V: Vendor> Join<'a, V> {
         deadline: Duration,
     ) -> Result<()> {
         // Success says only that it has begun.
-        if !matches!(begun, ncclResult_t::SUCCESS | ncclResult_t::IN_PROGRESS) {
+        if !is_under_way(begun) {
             return Err(self.failed(begun));
         }
         if polled.get().is_null() {
@@ -395,7 +395,7 @@ impl<'a, V: Vendor> Join<'a, V> {
             drop(name);
             result
         });
-        if ended != Some(ncclResult_t::SUCCESS) {
+        if !ended.is_some_and(is_under_way) {
             tracing::warn!(rank = self.rank.get(), size = self.size, ?ended, "{what} after a join");
         }
     }

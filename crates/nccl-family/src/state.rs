@@ -224,7 +224,7 @@ impl Lifeline {
             result
         });
         match aborted {
-            Some(ncclResult_t::SUCCESS) => Ok(()),
+            Some(result) if is_under_way(result) => Ok(()),
             Some(result) => Err(self.failed(result).with_operation("abort")),
             None => {
                 tracing::warn!("ncclCommAbort goes on in the background after {PATIENCE:?}");
@@ -268,7 +268,7 @@ impl Lifeline {
             return outcome;
         }
         let freed = self.free();
-        outcome.and_then(|()| match freed.is_success() {
+        outcome.and_then(|()| match is_under_way(freed) {
             true => Ok(()),
             false => Err(self.failed(freed).with_operation("finalize")),
         })
@@ -290,7 +290,7 @@ impl Lifeline {
         }
         let line = Arc::clone(self);
         match bounded(FLUSH_PATIENCE, move || line.free()) {
-            Some(ncclResult_t::SUCCESS) => {}
+            Some(result) if is_under_way(result) => {}
             Some(result) => {
                 let error = self.failed(result).with_operation("drop");
                 tracing::warn!(%error, "a dropped communicator did not end well");
@@ -324,7 +324,7 @@ impl Lifeline {
         let Some(parent) = self.ends.parent else { return };
         // SAFETY: the parent belongs to this life line alone, which comes here once.
         let result = unsafe { (self.table().comm_destroy)(parent) };
-        if !result.is_success() {
+        if !is_under_way(result) {
             tracing::warn!(?result, "the parent of a communicator did not end well");
         }
     }
@@ -462,6 +462,11 @@ pub(crate) fn bounded<R: Send + 'static>(
             None
         }
     }
+}
+
+/// Whether an end has come or will: a non-blocking communicator may end in the background.
+pub(crate) const fn is_under_way(result: ncclResult_t) -> bool {
+    matches!(result, ncclResult_t::SUCCESS | ncclResult_t::IN_PROGRESS)
 }
 
 /// Pauses that grow from 20 µs to 2 ms, for polling what takes microseconds or minutes.

@@ -98,7 +98,11 @@ impl Data {
                 if self.contributes(rank, index) { noise & (T::MASK >> 1) } else { 0 }
             }
             ReduceOp::Prod => {
-                if self.contributes(rank, index) { 1 + (noise & 1) } else { 1 }
+                if self.contributes(rank, index) {
+                    1 + (noise & 1)
+                } else {
+                    1
+                }
             }
         }
     }

@@ -21,8 +21,7 @@ use std::{
 };
 
 use collectives::{
-    AnyBackend, Backend, BackendName, DType, Device, DeviceInfo, F8E4M3, F8E5M2, ReduceOp,
-    Selection, bf16, f16,
+    AnyBackend, Backend, DType, Device, DeviceInfo, F8E4M3, F8E5M2, ReduceOp, Selection, bf16, f16,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -86,9 +85,11 @@ fn plan(args: &Args, backend: &AnyBackend) -> Result<(Plan, Vec<DeviceInfo>), Fa
     supported(args, backend, op)?;
 
     let available = backend.device_count()?;
-    let ranks = args.ranks.map_or(if is_mock { available.min(2) } else { available }, |ranks| {
-        usize::try_from(ranks).unwrap_or(usize::MAX)
-    });
+    let ranks = match args.ranks {
+        Some(ranks) => ranks as usize,
+        None if is_mock => available.min(2),
+        None => available,
+    };
     if ranks > available {
         let more = if is_mock { "; COLLECTIVES_MOCK_DEVICES gives the mock more" } else { "" };
         return Err(Failure::Usage(format!(
@@ -337,7 +338,8 @@ fn receive(
     meeting.fail();
     // So that nothing is in the middle of a call when the process ends. A rank that does not come
     // back is left.
-    drop(drained(events, Instant::now() + GRACE));
+    let until = Instant::now() + GRACE;
+    while events.recv_timeout(until.saturating_duration_since(Instant::now())).is_ok() {}
     Err(failure)
 }
 
@@ -347,17 +349,6 @@ fn ended(events: &Receiver<Event>) -> Result<(), Failure> {
         Ok(Event::Failed(error)) => Err(error.into()),
         // All threads are gone.
         Ok(Event::Figures(_)) | Err(mpsc::RecvError) => Ok(()),
-    }
-}
-
-/// Waits until all ranks are gone, at most until then.
-fn drained(events: &Receiver<Event>, until: Instant) -> Result<(), mpsc::RecvTimeoutError> {
-    loop {
-        match events.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(_) => {}
-            Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(()),
-            Err(late) => return Err(late),
-        }
     }
 }
 

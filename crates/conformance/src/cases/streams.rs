@@ -90,8 +90,14 @@ pub(super) fn buffers_may_be_freed_right_after_the_call<B: Backend>(ctx: &Ctx<'_
 pub(super) fn freed_memory_is_not_reused_too_early<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
     warm_sum(ctx)?;
     let there = ctx.elsewhere(ctx.rank)?;
+    let garbage = vec![-1.0_f32; COUNT];
+    // A driver may refuse to allocate while a collective waits; freed memory it can hand out again.
+    let spare = (0..8).map(|_| there.upload(&garbage)).collect::<Outcome<Vec<_>>>()?;
+    spare.into_iter().try_for_each(|memory| there.free(memory))?;
+    there.synchronize()?;
     let (own, want) = sum_of(ctx, ctx.seed + 1);
     let (send, recv) = (ctx.here.upload(&own)?, ctx.here.alloc(DType::F32, COUNT)?);
+    ctx.here.synchronize()?;
     if ctx.rank > 0 {
         ctx.meet()?;
     }
@@ -100,7 +106,7 @@ pub(super) fn freed_memory_is_not_reused_too_early<B: Backend>(ctx: &Ctx<'_, B>)
     if ctx.rank == 0 {
         // The others have not come, so `send` is still to be read.
         for _ in 0..8 {
-            there.upload(&vec![-1.0_f32; COUNT])?;
+            there.upload(&garbage)?;
         }
         there.synchronize()?;
         ctx.meet()?;
