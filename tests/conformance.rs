@@ -10,7 +10,7 @@
 
 use std::process::ExitCode;
 
-use collectives_backend_mock::{Mock, MockConfig};
+use collectives_backend_mock::{Accumulation, Mock, MockConfig};
 use collectives_backend_nccl::Nccl;
 use collectives_conformance::{Harness, trials};
 use collectives_core::Backend;
@@ -18,7 +18,10 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let mut all = trials(OnMock);
+    let wide = MockConfig::new().with_accumulation(Accumulation::F32);
+    let mut all =
+        trials(OnMock { name: "mock", config: MockConfig::new(), worlds: &[1, 2, 3, 4, 8] });
+    all.extend(trials(OnMock { name: "mock f32", config: wide, worlds: &[1, 3] }));
     match std::env::var("COLLECTIVES_TEST_NCCL") {
         Ok(libraries) => {
             all.extend(libraries.split(':').filter(|path| !path.is_empty()).flat_map(nccl));
@@ -33,17 +36,25 @@ fn main() -> ExitCode {
 }
 
 /// A fresh mock for every world.
-struct OnMock;
+struct OnMock {
+    name: &'static str,
+    config: MockConfig,
+    worlds: &'static [usize],
+}
 
 impl Harness for OnMock {
     type Backend = Mock;
 
     fn name(&self) -> String {
-        "mock".into()
+        self.name.into()
     }
 
     fn backend(&self) -> Mock {
-        Mock::new(MockConfig::new())
+        Mock::new(self.config.clone())
+    }
+
+    fn worlds(&self) -> Vec<usize> {
+        self.worlds.to_vec()
     }
 
     fn checks_ownership(&self) -> bool {

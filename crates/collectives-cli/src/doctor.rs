@@ -17,7 +17,7 @@ use collectives::{
 use collectives_nccl_abi::{Attempt, Flavour, Library, Vendor, quirks};
 use serde::Serialize;
 
-use crate::Failure;
+use crate::{Failure, text::wrapped};
 
 /// Say what this machine has, which backend follows from it, and why
 #[derive(clap::Args, Debug)]
@@ -33,8 +33,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let report = Report::new();
     let mut out = io::stdout();
     if args.json {
-        serde_json::to_writer_pretty(&mut out, &report)?;
-        writeln!(out)?;
+        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
     } else {
         write!(out, "{report}")?;
     }
@@ -125,9 +124,11 @@ impl NcclReport {
             let quirks::KnownIssue { condition, effect, remedy, link, .. } = *issue;
             Issue { condition, effect, remedy, link }
         });
+        let mut missing: Vec<_> = missing.collect();
+        missing.sort_by_key(|missing| missing.since);
         let found = Self {
             tried: library.skipped().iter().map(Tried::new).collect(),
-            missing: missing.collect(),
+            missing,
             known_issues: known_issues.collect(),
             ..none
         };
@@ -231,18 +232,23 @@ fn selection(f: &mut fmt::Formatter<'_>, selected: &Explanation) -> fmt::Result 
 fn same_model(a: &DeviceInfo, b: &DeviceInfo) -> bool {
     // Devices with an address are told apart by it, so each has its line.
     let plain = |device: &DeviceInfo| device.pci_bus_id.is_none();
-    plain(a) && plain(b) && a.name == b.name && a.total_memory == b.total_memory
+    plain(a) && plain(b) && model(a) == model(b) && a.total_memory == b.total_memory
+}
+
+/// The name, but for a number at its end.
+fn model(device: &DeviceInfo) -> &str {
+    device.name.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end()
 }
 
 /// One line for devices that differ in nothing but their numbers.
 fn device_line(f: &mut fmt::Formatter<'_>, group: &[DeviceInfo]) -> fmt::Result {
     let [first, rest @ ..] = group else { return Ok(()) };
     let DeviceInfo { ordinal, name, pci_bus_id, compute_capability, total_memory, .. } = first;
-    let numbers = match rest.last() {
-        Some(last) => format!("{ordinal}–{}", last.ordinal),
-        None => ordinal.to_string(),
+    let (numbers, name) = match rest.last() {
+        Some(last) => (format!("{ordinal}–{}", last.ordinal), model(first)),
+        None => (ordinal.to_string(), name.as_str()),
     };
-    write!(f, "  {numbers:<6} {name}, {:.0} GiB", *total_memory as f64 / f64::from(1 << 30))?;
+    write!(f, "  {numbers:<7} {name}, {:.0} GiB", *total_memory as f64 / f64::from(1 << 30))?;
     if !rest.is_empty() {
         f.write_str(" each")?;
     }
@@ -360,56 +366,9 @@ fn item(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt::Result {
     wrapped(f, &format!("  {name:<8}"), text)
 }
 
-/// Writes a text behind its label, with the lines after the first below its start. A word that is
-/// too long, as paths and links are, stays whole so that it can be copied.
-fn wrapped(f: &mut fmt::Formatter<'_>, label: &str, text: &str) -> fmt::Result {
-    let indent = label.chars().count();
-    let mut line = label.to_owned();
-    let mut column = indent;
-    for word in text.split_whitespace() {
-        let width = word.chars().count();
-        if column > indent {
-            if column + 1 + width > WIDTH {
-                writeln!(f, "{line}")?;
-                line = " ".repeat(indent);
-                column = indent;
-            } else {
-                line.push(' ');
-                column += 1;
-            }
-        }
-        line.push_str(word);
-        column += width;
-    }
-    writeln!(f, "{}", line.trim_end())
-}
-
-/// Columns of a text for people.
-const WIDTH: usize = 96;
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    struct Wrapped<'a>(&'a str);
-
-    impl fmt::Display for Wrapped<'_> {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            item(f, "label", self.0)
-        }
-    }
-
-    #[test]
-    fn long_texts_are_wrapped_below_their_start() {
-        let text = Wrapped(&"word ".repeat(40)).to_string();
-        let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines.len(), 3, "{text}");
-        assert!(lines[0].starts_with("  label   word "));
-        assert!(lines[1].starts_with("          word "));
-        assert!(lines.iter().all(|line| line.len() <= WIDTH));
-        let long = "x".repeat(200);
-        assert_eq!(Wrapped(&long).to_string(), format!("  label   {long}\n"));
-    }
 
     #[test]
     fn variables_that_matter_are_told_from_others() {

@@ -6,6 +6,7 @@
 
 mod doctor;
 mod perf;
+mod text;
 
 use std::{
     error::Error,
@@ -18,7 +19,7 @@ use tracing_subscriber::EnvFilter;
 
 /// GPU collectives: measure them, and see what they run on.
 #[derive(Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(name = "collectives", version, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -55,17 +56,46 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Check) => ExitCode::FAILURE,
+        // Whoever read the output has seen enough: `collectives perf … | head`.
+        Err(Failure::Run(error)) if is_broken_pipe(&*error) => ExitCode::FAILURE,
         Err(Failure::Run(error)) => {
-            eprintln!("error: {name}: {error}");
-            let mut source = error.source();
-            while let Some(error) = source {
-                eprintln!("  because: {error}");
-                source = error.source();
-            }
+            eprint!("{}", block(name, &*error));
             ExitCode::FAILURE
         }
         Err(Failure::Usage(message)) => usage(name, message),
     }
+}
+
+fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
+    let error = error.downcast_ref::<io::Error>();
+    error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// An error as one block: what happened, what is underneath, and what to do.
+fn block(command: &str, error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let hint = error.downcast_ref::<collectives::Error>().and_then(collectives::Error::hint);
+    if let Some(hint) = hint
+        && let Some(rest) = text.strip_suffix(hint)
+    {
+        text = rest.trim_end().trim_end_matches(';').to_owned();
+    }
+    let mut parts = vec![("error: ", format!("{command}: {text}"))];
+    let mut source = error.source();
+    while let Some(error) = source {
+        let words = error.to_string();
+        // Some errors repeat the one underneath in their own words.
+        if !text.contains(&words) {
+            parts.push(("  because: ", words));
+        }
+        source = error.source();
+    }
+    parts.extend(hint.map(|hint| ("  help: ", hint.to_owned())));
+    let mut block = String::new();
+    for (label, part) in parts {
+        text::wrapped(&mut block, label, &part).expect("writing to a string does not fail");
+    }
+    block
 }
 
 /// Reports a usage error as clap does, with the usage of the subcommand, and exits with 2.

@@ -68,7 +68,16 @@ pub(crate) fn inputs<T: Number>(
     let period: Vec<T> = (0..count.min(PERIOD))
         .map(|index| Draw { seed, rank, size, index }.element(reduction))
         .collect();
-    period.iter().copied().cycle().take(count).collect()
+    repeat(&period, count)
+}
+
+/// `count` elements: `period` over and over.
+pub(crate) fn repeat<T: Number>(period: &[T], count: usize) -> Vec<T> {
+    let mut all = Vec::with_capacity(count);
+    while all.len() < count {
+        all.extend_from_slice(&period[..period.len().min(count - all.len())]);
+    }
+    all
 }
 
 /// How many representable values a result may lie from the oracle's.
@@ -94,8 +103,9 @@ pub(crate) fn hash<const N: usize>(words: [u64; N]) -> u64 {
     })
 }
 
-/// A prime, so that a part that lands in the wrong place shows.
-const PERIOD: usize = 4099;
+/// After how many elements inputs repeat. A prime, so that a part that lands in the wrong place
+/// shows.
+pub(crate) const PERIOD: usize = 4099;
 
 /// One element of one rank.
 #[derive(Clone, Copy)]

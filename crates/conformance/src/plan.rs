@@ -7,7 +7,7 @@ use collectives_core::{Backend, DType, ReduceOp, Result, Scalar};
 use crate::{
     check::{Failure, Outcome, check_eq},
     ctx::{Ctx, rank},
-    inputs::{Reduction, inputs, scalar, tolerance},
+    inputs::{PERIOD, Reduction, inputs, repeat, scalar, tolerance},
     lane::Lane,
     number::{Number, distance, with_element},
     oracle,
@@ -174,13 +174,13 @@ impl Plan {
         let reduction = self.reduction.unwrap_or(Reduction::Sum);
         match self.collective {
             Collective::AllGather => Some(oracle::gather(inputs)),
-            Collective::AllReduce => Some(oracle::reduce(inputs, reduction)),
+            Collective::AllReduce => Some(reduced(inputs, reduction)),
             Collective::AllToAll => Some(oracle::all_to_all(inputs, rank)),
             Collective::Broadcast => Some(inputs[self.root].clone()),
             Collective::Gather => on_root.then(|| oracle::gather(inputs)),
-            Collective::Reduce => on_root.then(|| oracle::reduce(inputs, reduction)),
+            Collective::Reduce => on_root.then(|| reduced(inputs, reduction)),
             Collective::ReduceScatter => {
-                Some(oracle::part(&oracle::reduce(inputs, reduction), rank, size))
+                Some(oracle::part(&reduced(inputs, reduction), rank, size))
             }
             Collective::Scatter => Some(oracle::part(&inputs[self.root], rank, size)),
         }
@@ -306,6 +306,14 @@ impl<T: Number> Prepared<T> {
         let root_only = matches!(self.plan.collective, Collective::Broadcast | Collective::Scatter);
         root_only && self.rank != self.plan.root
     }
+}
+
+/// The combination of inputs that repeat: the oracle is asked about what repeats.
+fn reduced<T: Number>(inputs: &[Vec<T>], reduction: Reduction) -> Vec<T> {
+    let count = inputs[0].len();
+    let heads: Vec<Vec<T>> =
+        inputs.iter().map(|input| input[..count.min(PERIOD)].to_vec()).collect();
+    repeat(&oracle::reduce(&heads, reduction), count)
 }
 
 /// Compares elements by their bits, or by their distance where one is allowed.

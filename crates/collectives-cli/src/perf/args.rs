@@ -16,7 +16,7 @@ pub(crate) struct Args {
     #[arg(value_name = "OPERATION")]
     pub(super) operation: Operation,
 
-    /// Which library to use
+    /// Which library to use; auto is $COLLECTIVES_BACKEND, else what fits the hardware
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub(super) backend: BackendArg,
 
@@ -125,13 +125,9 @@ impl Args {
 /// What `--backend` takes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub(super) enum BackendArg {
-    /// As `COLLECTIVES_BACKEND` says, else what fits the hardware
     Auto,
-    /// NCCL, on NVIDIA GPUs
     Nccl,
-    /// RCCL, on AMD GPUs
     Rccl,
-    /// The CPU
     Mock,
 }
 

@@ -28,7 +28,7 @@ pub(super) trait Value: Element {
     fn from_small(value: u32) -> Self;
 
     /// The value, exact as far as inputs and right results go.
-    fn to_f64(self) -> f64;
+    fn number(self) -> f64;
 }
 
 macro_rules! value {
@@ -43,7 +43,7 @@ macro_rules! value {
             }
 
             #[inline]
-            fn to_f64(self) -> f64 {
+            fn number(self) -> f64 {
                 $to(self)
             }
         }
@@ -169,7 +169,7 @@ impl Data {
         let is_wrong = |(index, got): (usize, &T)| {
             let want = self.result::<T>(rank, first + index);
             // A NaN is within no tolerance.
-            let within = (got.to_f64() - want).abs() <= self.tolerance::<T>(want);
+            let within = (got.number() - want).abs() <= self.tolerance::<T>(want);
             u64::from(!within)
         };
         results.iter().enumerate().map(is_wrong).sum()
@@ -198,7 +198,7 @@ mod tests {
         (0..data.count)
             .map(|index| {
                 (0..data.ranks)
-                    .map(|rank| data.input::<T>(rank, index).to_f64())
+                    .map(|rank| data.input::<T>(rank, index).number())
                     .reduce(&combine)
                     .expect("there are ranks")
             })
@@ -223,7 +223,7 @@ mod tests {
                 let want = results::<T>(&data, combine);
                 let exact: Vec<_> = want.iter().map(|&v| T::from_small(v as u32)).collect();
                 // The result is an integer that the type holds, and is what is wanted.
-                let back: Vec<_> = exact.iter().map(|v| v.to_f64()).collect();
+                let back: Vec<_> = exact.iter().map(|v| v.number()).collect();
                 assert_eq!(back, want, "{} {op}", T::DTYPE);
                 assert_eq!(data.wrong(0, 0, &exact), 0, "{} {op} of {ranks}", T::DTYPE);
             }

@@ -230,7 +230,7 @@ fn settings(args: &Args, plan: &Plan) -> Vec<(&'static str, String)> {
             }
         }
     };
-    let checked = if plan.check { "checked" } else { "not checked" };
+    let checked = if plan.check { "checked after each measurement" } else { "not checked" };
     let mut settings = vec![
         ("measures", measures),
         (
@@ -241,7 +241,8 @@ fn settings(args: &Args, plan: &Plan) -> Vec<(&'static str, String)> {
             },
         ),
         ("timing", loops.into()),
-        ("iterations", format!("{iters}, after {} to warm up; results are {checked}", plan.warmup)),
+        ("iterations", format!("{iters}, after {} to warm up", plan.warmup)),
+        ("results", checked.into()),
     ];
     if plan.registered {
         settings.push(("buffers", "registered with the communicator".into()));

@@ -19,7 +19,7 @@ pub(crate) enum Operation {
     AllToAll,
     Gather,
     Scatter,
-    /// Each rank sends to the next and receives from the one before.
+    // Each rank sends to the next and receives from the one before.
     SendRecv,
 }
 

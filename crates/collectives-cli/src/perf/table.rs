@@ -37,19 +37,17 @@ impl fmt::Display for Header<'_> {
             writeln!(f, " {}", device.name)?;
         }
         writeln!(f, "#")?;
-        writeln!(f, "# {:>10}  {:12}  {:8}  {:6}  {:6}{:^33}{:^33}", "", "", "", "", "", OUT, IN)?;
-        let placement = |f: &mut fmt::Formatter<'_>, [time, alg, bus, wrong]: [&str; 4]| {
-            write!(f, "  {time:>7}  {alg:>6}  {bus:>6}  {wrong:>6}")
-        };
+        let placements = format!("# {:48}{OUT:^33}{IN:^33}", "");
+        writeln!(f, "{}", placements.trim_end())?;
         for (left, right) in [
             (["size", "count", "type", "redop", "root"], ["time", "algbw", "busbw", "#wrong"]),
             (["(B)", "(elements)", "", "", ""], ["(us)", "(GB/s)", "(GB/s)", ""]),
         ] {
             let [size, count, dtype, redop, root] = left;
-            write!(f, "# {size:>10}  {count:>12}  {dtype:>8}  {redop:>6}  {root:>6}")?;
-            placement(f, right)?;
-            placement(f, right)?;
-            writeln!(f)?;
+            let [time, alg, bus, wrong] = right;
+            let placement = format!("  {time:>7}  {alg:>6}  {bus:>6}  {wrong:>6}");
+            let line = format!("# {size:>10}  {count:>12}  {dtype:>8}  {redop:>6}  {root:>6}");
+            writeln!(f, "{}", format!("{line}{placement}{placement}").trim_end())?;
         }
         Ok(())
     }

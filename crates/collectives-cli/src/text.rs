@@ -1,0 +1,60 @@
+//! Text for people.
+
+use std::fmt;
+
+/// Writes a text behind its label, with the lines after the first below its start. A word that is
+/// too long, as paths and links are, stays whole so that it can be copied.
+pub(crate) fn wrapped(out: &mut impl fmt::Write, label: &str, text: &str) -> fmt::Result {
+    let indent = label.chars().count();
+    let mut line = label.to_owned();
+    let mut column = indent;
+    for word in text.split_whitespace() {
+        let width = word.chars().count();
+        if column > indent {
+            if column + 1 + width > WIDTH {
+                writeln!(out, "{line}")?;
+                line = " ".repeat(indent);
+                column = indent;
+            } else {
+                line.push(' ');
+                column += 1;
+            }
+        }
+        line.push_str(word);
+        column += width;
+    }
+    writeln!(out, "{}", line.trim_end())
+}
+
+/// Columns of a line.
+const WIDTH: usize = 96;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(label: &str, text: &str) -> Vec<String> {
+        let mut out = String::new();
+        wrapped(&mut out, label, text).expect("writing to a string does not fail");
+        out.lines().map(Into::into).collect()
+    }
+
+    #[test]
+    fn long_texts_are_wrapped_below_their_start() {
+        let lines = lines("label: ", &"word ".repeat(40));
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        assert!(lines[0].starts_with("label: word "));
+        assert!(lines[1].starts_with("       word "));
+        assert!(lines.iter().all(|line| line.len() <= WIDTH));
+    }
+
+    #[test]
+    fn long_words_stay_whole() {
+        let long = "x".repeat(200);
+        assert_eq!(lines("label: ", &long), [format!("label: {long}")]);
+        assert_eq!(
+            lines("label: ", &format!("at {long}")),
+            ["label: at".into(), format!("       {long}")]
+        );
+    }
+}

@@ -1,0 +1,316 @@
+//! The command as scripts use it: exit codes, standard output, JSON.
+
+use std::collections::BTreeSet;
+
+use assert_cmd::Command;
+use serde_json::Value;
+
+/// The command, on the mock and without what the caller's environment says.
+fn collectives(arguments: &[&str]) -> Command {
+    let mut command = Command::cargo_bin("collectives").expect("the binary of this crate");
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let matters = ["COLLECTIVES_", "NCCL_", "RUST_LOG"].iter().any(|p| text.starts_with(p));
+        if matters || text.ends_with("_VISIBLE_DEVICES") {
+            command.env_remove(name);
+        }
+    }
+    command.env("COLLECTIVES_BACKEND", "mock").args(arguments).timeout(TIMEOUT);
+    command
+}
+
+/// Far more than any of these takes, so that what hangs fails.
+const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(120);
+
+/// Standard output of a good run, with standard error empty.
+fn output(arguments: &[&str]) -> String {
+    let result = collectives(arguments).assert().success().stderr("");
+    String::from_utf8(result.get_output().stdout.clone()).expect("text")
+}
+
+/// Standard error of a run that ends with `code`, with no output.
+fn refusal(arguments: &[&str], code: i32) -> String {
+    let result = collectives(arguments).assert().code(code).stdout("");
+    String::from_utf8(result.get_output().stderr.clone()).expect("text")
+}
+
+/// The table's lines that hold figures, as fields.
+fn rows(output: &str) -> Vec<Vec<&str>> {
+    let rows = output.lines().filter(|line| !line.starts_with('#'));
+    rows.map(|line| line.split_whitespace().collect()).collect()
+}
+
+const OPERATIONS: [&str; 9] = [
+    "all_reduce",
+    "all_gather",
+    "reduce_scatter",
+    "broadcast",
+    "reduce",
+    "all_to_all",
+    "gather",
+    "scatter",
+    "send_recv",
+];
+
+#[test]
+fn help_names_the_commands_and_their_options() {
+    let help = output(&["--help"]);
+    assert!(help.contains("perf") && help.contains("doctor"), "{help}");
+    let help = output(&["perf", "--help"]);
+    for option in ["--backend", "-n", "-b", "-e", "-f", "--graph", "--sync-each", "--json"] {
+        assert!(help.contains(option), "{option}: {help}");
+    }
+    for operation in OPERATIONS {
+        assert!(help.contains(operation), "{operation}: {help}");
+    }
+}
+
+#[test]
+fn no_command_is_a_usage_error() {
+    collectives(&[]).assert().code(2).stdout("");
+}
+
+#[test]
+fn arguments_that_do_not_fit_are_usage_errors() {
+    for (arguments, words) in [
+        (&["all_shuffle"][..], "all_shuffle"),
+        (&["all_reduce", "-b", "8T"], "like 8, 64K"),
+        (&["all_reduce", "-b", "2K", "-e", "1K"], "-b is 2048 bytes, more than -e, which is 1024"),
+        (&["all_reduce", "-f", "1"], "1"),
+        (&["all_reduce", "-n", "0"], "0"),
+        (&["all_reduce", "--iters", "0"], "0"),
+        (&["all_reduce", "-n", "9"], "-n 9: each rank needs a device, and mock sees 8"),
+        (&["broadcast", "-n", "2", "--root", "2"], "--root 2: the ranks are 0 to 1"),
+        (&["all_reduce", "--root", "0"], "all_reduce has no root"),
+        (&["all_gather", "--op", "sum"], "all_gather combines no elements"),
+        (&["all_reduce", "--op", "median"], "sum, prod, max, min, avg"),
+        (&["all_reduce", "--dtype", "f128"], "f128"),
+        (&["all_reduce", "--mode", "processes"], "not in this release"),
+        (&["all_reduce", "--registered", "symmetric"], "not in this release"),
+        (&["all_reduce", "-e", "64G"], "device 0 has 16384 MiB"),
+        (&["all_reduce", "--graph", "--sync-each"], "--sync-each"),
+    ] {
+        let text = refusal(&[&["perf"], arguments].concat(), 2);
+        assert!(text.contains(words), "{arguments:?} said: {text}");
+        assert!(text.contains("For more information, try '--help'"), "{arguments:?} said: {text}");
+    }
+}
+
+#[test]
+fn every_operation_is_measured_and_right() {
+    for operation in OPERATIONS {
+        for ranks in ["1", "2", "3"] {
+            let arguments = ["perf", operation, "-b", "8", "-e", "4K", "-n", ranks, "--iters", "9"];
+            let output = output(&arguments);
+            let rows = rows(&output);
+            assert!(rows.len() >= 8, "{operation} of {ranks}: {output}");
+            assert!(rows.iter().all(|row| row.len() == 13), "{operation} of {ranks}: {output}");
+            for row in &rows {
+                assert_eq!(row[8], "0", "{operation} of {ranks}: {output}");
+                let in_place = !matches!(operation, "all_to_all" | "send_recv");
+                assert_eq!(row[12], if in_place { "0" } else { "N/A" }, "{output}");
+            }
+            assert!(output.contains("# Out of bounds values : 0 OK\n"), "{output}");
+        }
+    }
+}
+
+#[test]
+fn every_type_and_reduce_op_is_right() {
+    let types = "i8 u8 i32 u32 i64 u64 f16 bf16 f32 f64 f8e4m3 f8e5m2";
+    for dtype in types.split(' ') {
+        for op in ["sum", "prod", "max", "min", "avg"] {
+            let run =
+                ["perf", "reduce_scatter", "-n", "3", "-b", "512", "-e", "1K", "--iters", "5"];
+            let output = output(&[&run[..], &["--dtype", dtype, "--op", op]].concat());
+            let rows = rows(&output);
+            assert_eq!(rows.len(), 2, "{output}");
+            for row in rows {
+                assert_eq!(row[2..4], [dtype, op], "{output}");
+                assert_eq!([row[8], row[12]], ["0", "0"], "{output}");
+            }
+        }
+    }
+}
+
+#[test]
+fn another_root_is_right() {
+    for operation in ["broadcast", "reduce", "gather", "scatter"] {
+        let run = ["perf", operation, "-n", "3", "--root", "2", "-e", "1K", "--iters", "5"];
+        let output = output(&run);
+        for row in rows(&output) {
+            assert_eq!([row[4], row[8], row[12]], ["2", "0", "0"], "{operation}: {output}");
+        }
+    }
+}
+
+#[test]
+fn graphs_waits_and_registered_buffers_are_right() {
+    let ways = [&["--graph"][..], &["--sync-each"], &["--registered", "buffer"], &["--no-check"]];
+    for operation in OPERATIONS {
+        for way in ways {
+            let run = ["perf", operation, "-n", "2", "-e", "1K", "--iters", "7", "--warmup", "0"];
+            let output = output(&[&run[..], way].concat());
+            let wrong = if way == ["--no-check"] { "N/A" } else { "0" };
+            let rows = rows(&output);
+            assert!(rows.iter().all(|row| row[8] == wrong), "{operation} {way:?}: {output}");
+        }
+    }
+}
+
+#[test]
+fn the_json_report_keeps_its_names() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("report.json");
+    let path = file.to_str().expect("text");
+    let names = |value: &Value| -> BTreeSet<String> {
+        value.as_object().expect("an object").keys().cloned().collect()
+    };
+    let set = |names: &[&str]| -> BTreeSet<String> { names.iter().map(|n| (*n).into()).collect() };
+
+    output(&["perf", "reduce", "-n", "2", "-b", "1K", "-e", "4K", "--root", "1", "--json", path]);
+    let text = std::fs::read_to_string(&file).expect("the report");
+    let report: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(
+        names(&report),
+        set(&["backend", "library", "version", "ranks", "mode", "graph", "registered", "results"])
+    );
+    assert_eq!(report["backend"], "mock");
+    assert_eq!(report["library"], Value::Null);
+    assert!(report["version"].is_string());
+    assert_eq!(report["ranks"], 2);
+    assert_eq!(report["mode"], "threads");
+    assert_eq!(report["graph"], false);
+    assert_eq!(report["registered"], "none");
+    let results = report["results"].as_array().expect("a list");
+    assert_eq!(results.len(), 3);
+    let result = &results[1];
+    assert_eq!(
+        names(result),
+        set(&["op", "bytes", "count", "dtype", "redop", "root", "out_of_place", "in_place"])
+    );
+    assert_eq!(result["op"], "reduce");
+    assert_eq!(result["bytes"], 2048);
+    assert_eq!(result["count"], 512);
+    assert_eq!(result["dtype"], "f32");
+    assert_eq!(result["redop"], "sum");
+    assert_eq!(result["root"], 1);
+    for place in ["out_of_place", "in_place"] {
+        let place = &result[place];
+        assert_eq!(names(place), set(&["time_us", "algbw_gbps", "busbw_gbps", "wrong"]));
+        assert!(place["time_us"].as_f64().expect("a number") > 0.0);
+        assert_eq!(place["algbw_gbps"], place["busbw_gbps"], "the factor of reduce is 1");
+        assert_eq!(place["wrong"], 0);
+    }
+
+    let run = ["perf", "all_to_all", "-e", "64", "--no-check", "--graph", "--json", path];
+    output(&run);
+    let text = std::fs::read_to_string(&file).expect("the report");
+    let report: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(report["graph"], true);
+    let result = &report["results"][0];
+    assert_eq!(result["in_place"], Value::Null);
+    assert_eq!(result["redop"], Value::Null);
+    assert_eq!(result["root"], Value::Null);
+    assert_eq!(result["out_of_place"]["wrong"], Value::Null);
+}
+
+#[test]
+fn an_unwritable_report_fails_before_the_run() {
+    let text = refusal(&["perf", "all_reduce", "--json", "/no/such/folder/report.json"], 1);
+    assert!(text.starts_with("error: perf: --json /no/such/folder/report.json: "), "{text}");
+}
+
+#[test]
+fn a_backend_that_cannot_be_opened_is_one_readable_error() {
+    let mut command = collectives(&["perf", "all_reduce", "--backend", "nccl"]);
+    command.env("COLLECTIVES_NCCL_PATH", "/no/such/libnccl.so.2");
+    let result = command.assert().code(1).stdout("");
+    let text = String::from_utf8_lossy(&result.get_output().stderr).into_owned();
+    assert!(text.starts_with("error: perf: "), "{text}");
+    assert!(text.contains("/no/such/libnccl.so.2"), "{text}");
+    assert_eq!(text.matches("no such file").count(), 1, "{text}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_rank_that_fails_ends_the_others() {
+    // Room for the buffers of one rank, and not of two.
+    let script = "ulimit -v 900000; exec \"$0\" perf all_reduce -n 2 -b 256M -e 256M";
+    let binary = assert_cmd::cargo::cargo_bin("collectives");
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).arg(binary).env("COLLECTIVES_BACKEND", "mock").timeout(TIMEOUT);
+    let result = command.assert().code(1);
+    let text = String::from_utf8_lossy(&result.get_output().stderr).into_owned();
+    assert!(text.starts_with("error: perf: mock alloc: "), "{text}");
+    assert_eq!(text.matches("error: ").count(), 1, "{text}");
+}
+
+#[test]
+fn doctor_tells_people_what_is_selected_and_why() {
+    let output = output(&["doctor"]);
+    assert!(output.contains("Backend   mock"), "{output}");
+    assert!(output.contains("Why       COLLECTIVES_BACKEND=mock"), "{output}");
+    for section in ["Devices", "Hardware", "NCCL", "Capabilities", "Environment"] {
+        assert!(output.contains(&format!("\n{section}")), "{section}: {output}");
+    }
+    assert!(output.contains("  COLLECTIVES_BACKEND=mock\n"), "{output}");
+}
+
+#[test]
+fn doctor_tells_programs_the_same() {
+    let report: Value = serde_json::from_str(&output(&["doctor", "--json"])).expect("JSON");
+    assert_eq!(report["backend"], "mock");
+    assert_eq!(report["reason"], "COLLECTIVES_BACKEND=mock");
+    assert_eq!(report["problem"], Value::Null);
+    assert_eq!(report["device_list"].as_array().expect("a list").len(), 8);
+    assert_eq!(report["capabilities"]["all_reduce"], "native");
+    assert_eq!(report["environment"]["COLLECTIVES_BACKEND"], "mock");
+    for field in ["platform", "library", "devices"] {
+        assert!(!report[field].is_null(), "{field}: {report}");
+    }
+    for field in ["library", "tried", "problem", "missing", "known_issues", "capabilities"] {
+        assert!(report["nccl"].get(field).is_some(), "{field}: {report}");
+    }
+}
+
+#[test]
+fn doctor_fails_where_the_selected_backend_cannot_work() {
+    for (name, value, words) in [
+        ("COLLECTIVES_BACKEND", "nccl", "/no/such/libnccl.so.2"),
+        ("COLLECTIVES_BACKEND", "rccl", "no RCCL backend"),
+        ("COLLECTIVES_BACKEND", "gloo", "no backend is called 'gloo'"),
+        ("COLLECTIVES_MOCK_DEVICES", "none", "COLLECTIVES_MOCK_DEVICES"),
+    ] {
+        let mut command = collectives(&["doctor", "--json"]);
+        command.env("COLLECTIVES_NCCL_PATH", "/no/such/libnccl.so.2").env(name, value);
+        let result = command.assert().code(1).stderr("");
+        let report: Value =
+            serde_json::from_slice(&result.get_output().stdout).expect("JSON all the same");
+        let problem = report["problem"].as_str().expect("a problem");
+        assert!(problem.contains(words), "{name}={value}: {problem}");
+    }
+}
+
+#[test]
+fn logs_stay_out_of_the_output() {
+    let mut command = collectives(&["perf", "all_reduce", "-e", "64", "--iters", "3"]);
+    let result = command.env("RUST_LOG", "trace").assert().success();
+    let text = String::from_utf8_lossy(&result.get_output().stdout).into_owned();
+    assert_eq!(rows(&text).len(), 4, "{text}");
+    assert!(rows(&text).iter().all(|row| row.len() == 13), "{text}");
+}
+
+#[test]
+fn falling_back_to_the_mock_is_said_once() {
+    let mut command = collectives(&["perf", "all_reduce", "-e", "64", "--iters", "3"]);
+    // Hides what this machine may have; without hardware there is nothing to hide.
+    command.env_remove("COLLECTIVES_BACKEND");
+    for variable in ["CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"] {
+        command.env(variable, "-1");
+    }
+    let result = command.assert().success();
+    let text = String::from_utf8_lossy(&result.get_output().stderr).into_owned();
+    assert_eq!(text.matches("CPU mock").count(), 1, "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+}
