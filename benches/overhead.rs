@@ -57,8 +57,7 @@ fn main() -> Result<()> {
     };
     let mut through_family = || {
         // SAFETY: the function behind it takes anything.
-        let done =
-            unsafe { family.all_reduce(send, recv, ReduceOp::Sum, Launch::new(raw_stream)) };
+        let done = unsafe { family.all_reduce(send, recv, ReduceOp::Sum, Launch::new(raw_stream)) };
         black_box(done).expect("the arguments are right");
     };
     let mut through_any = || {

@@ -30,7 +30,6 @@ impl Place {
         };
         Self { backend, ordinal: device.info().ordinal }
     }
-
 }
 
 impl fmt::Debug for Place {

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -128,8 +128,7 @@ impl Stream {
     fn wait(&self, deadline: Option<Duration>) -> Result<()> {
         let inner = &*self.0;
         let enqueued = inner.enqueued.load(Ordering::Acquire);
-        let users = self.users();
-        if users.is_empty() {
+        if self.users().is_empty() {
             // SAFETY: the stream is alive, and of this device.
             return unsafe { inner.device.synchronize(inner.raw, deadline) };
         }
@@ -141,7 +140,7 @@ impl Stream {
             let slice = left.map_or(FAILURE_POLL, |left| left.min(FAILURE_POLL));
             // SAFETY: the stream is alive, and of this device.
             let outcome = unsafe { inner.device.synchronize(inner.raw, Some(slice)) };
-            first_failure(&users)?;
+            self.failure()?;
             match outcome {
                 Err(error)
                     if error.kind() == ErrorKind::Timeout
@@ -152,7 +151,7 @@ impl Stream {
                 }
             }
         }
-        let mut users = inner.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut users = self.users();
         if inner.enqueued.load(Ordering::Acquire) == enqueued {
             users.clear();
             inner.last_user.store(0, Ordering::Release);
@@ -160,8 +159,8 @@ impl Stream {
         Ok(())
     }
 
-    fn users(&self) -> Vec<User> {
-        self.0.users.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn users(&self) -> MutexGuard<'_, Vec<User>> {
+        self.0.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Remembers that a communicator is about to enqueue.
@@ -175,7 +174,7 @@ impl Stream {
 
     #[cold]
     fn remember(&self, new: impl IntoIterator<Item = User>) {
-        let mut users = self.0.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut users = self.users();
         for user in new {
             if !users.iter().any(|known| known.id == user.id) {
                 self.0.last_user.store(user.id.get(), Ordering::Release);
@@ -203,13 +202,14 @@ impl Stream {
         // SAFETY: stream and event are alive; a wait enqueued holds after the event is destroyed.
         unsafe { self.0.device.wait(self.0.raw, event.raw) }?;
         self.0.enqueued.fetch_add(1, Ordering::AcqRel);
-        self.remember(other.users());
+        let theirs = other.users().clone();
+        self.remember(theirs);
         Ok(())
     }
 
     /// The failure of a communicator that this stream answers for.
     pub(crate) fn failure(&self) -> Result<()> {
-        first_failure(&self.users())
+        self.users().iter().find_map(|user| user.handle.failure()).map_or(Ok(()), Err)
     }
 
     pub(crate) fn place(&self) -> Place {
@@ -242,10 +242,6 @@ impl Drop for StreamInner {
             tracing::warn!(%error, "a stream could not be destroyed");
         }
     }
-}
-
-fn first_failure(users: &[User]) -> Result<()> {
-    users.iter().find_map(|user| user.handle.failure()).map_or(Ok(()), Err)
 }
 
 /// An event that is destroyed with its holder.

@@ -54,7 +54,7 @@ mod suite;
 mod workspace;
 mod world;
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 use collectives_core::{Backend, Version};
 
@@ -109,8 +109,8 @@ pub trait Harness: Send + Sync + 'static {
 pub struct KnownFault {
     /// The case, as in the trial's name: `all_reduce::nan_loses_against_a_number`.
     pub case: &'static str,
-    /// The smallest world that shows it.
-    pub ranks: usize,
+    /// The sizes of the worlds that show it.
+    pub ranks: RangeInclusive<usize>,
     /// The first version of the library that has it.
     pub since: Option<Version>,
     /// The first version of the library that has it no more.

@@ -13,7 +13,8 @@ use collectives_core::{
     SplitConfig, shape,
 };
 use collectives_nccl_abi::{
-    Table, ncclComm_t, ncclConfig_t, ncclRedOp_t, ncclResult_t, ncclScalarResidence_t, types,
+    Table, cudaStream_t, ncclComm_t, ncclConfig_t, ncclRedOp_t, ncclResult_t,
+    ncclScalarResidence_t, types,
 };
 
 use crate::{
@@ -164,15 +165,52 @@ impl<V: Vendor> Issue<'_, V> {
         self.comm.answer(self.operation, result)
     }
 
+    /// Runs a collective of the library, or leaves it to the end of the open group.
+    ///
+    /// A library runs a collective of one rank at once, group or not (NCCL 2.30, `taskAppend`), so
+    /// it could not be dropped with its group. Such a call waits here instead.
+    #[inline]
+    fn collective(
+        &self,
+        launch: Launch<'_>,
+        call: impl FnOnce(ncclComm_t, cudaStream_t) -> ncclResult_t + 'static,
+    ) -> Result<()> {
+        let (raw, stream) = (self.raw(), launch.stream().as_ptr());
+        if self.comm.line.info().size == 1 && group::is_open(self.comm.line.library()) {
+            group::note_use(&self.comm.line);
+            group::defer(&self.comm.line, Box::new(move || call(raw, stream)));
+            return Ok(());
+        }
+        self.answer(call(raw, stream))
+    }
+
     /// The library's number of an operator.
     #[inline]
     fn reduce_op(&self, op: ReduceOp) -> Result<ncclRedOp_t> {
+        // The average of one rank is a copy. As such it works for fp8 too, which NCCL refuses to
+        // scale for one rank (2.24.3 to 2.30.7: `ncclLaunchOneRank` has no case for it).
+        let alone = self.comm.line.info().size == 1;
+        let op = if alone && op == ReduceOp::Avg { ReduceOp::Sum } else { op };
         match (conv::reduce_op(op), op) {
             (Some(raw), _) => Ok(raw),
-            (None, ReduceOp::PreMulSum(op)) => self.comm.operator(self.operation, op),
+            (None, ReduceOp::PreMulSum(op)) => {
+                self.refuse_fp8_alone(op)?;
+                self.comm.operator(self.operation, op)
+            }
             // Not reached: only operators of communicators have no number of their own.
             (None, _) => Err(self.comm.refuse(self.operation, unknown_operator())),
         }
+    }
+
+    /// The other half of it: scaled by anything but one, fp8 of one rank is refused by name, where
+    /// the library would only say "invalid argument".
+    fn refuse_fp8_alone(&self, op: PreMulSum) -> Result<()> {
+        if self.comm.line.info().size > 1 || !op.dtype().is_fp8() {
+            return Ok(());
+        }
+        let message = "the library cannot scale fp8 on a communicator of one rank";
+        let error = Error::new(ErrorKind::Unsupported, message);
+        Err(self.comm.refuse(self.operation, error.with_hint("use f16, or two ranks or more")))
     }
 
     /// Asks the vendor about pointers and stream, if the user wants that.
@@ -264,21 +302,22 @@ impl<V: Vendor> Collectives for Comm<V> {
         op: ReduceOp,
         launch: Launch<'_>,
     ) -> Result<()> {
+        let all_reduce = self.table.all_reduce;
         self.issue("all_reduce", |issue| {
             let shape = issue.rules.all_reduce(send, recv, op)?;
             let op = issue.reduce_op(op)?;
             issue.check(Some(send.ptr), Some(recv.ptr), launch)?;
             // SAFETY: inside a call, so the communicator is not freed; the caller promises the
             // memory and the stream.
-            issue.answer(unsafe {
-                (self.table.all_reduce)(
+            issue.collective(launch, move |raw, stream| unsafe {
+                all_reduce(
                     send.ptr,
                     recv.ptr,
                     shape.count,
                     conv::dtype(shape.dtype),
                     op,
-                    issue.raw(),
-                    launch.stream().as_ptr(),
+                    raw,
+                    stream,
                 )
             })
         })
@@ -293,6 +332,7 @@ impl<V: Vendor> Collectives for Comm<V> {
         root: Rank,
         launch: Launch<'_>,
     ) -> Result<()> {
+        let reduce = self.table.reduce;
         self.issue("reduce", |issue| {
             let shape = issue.rules.reduce(send, recv, op, root)?;
             let op = issue.reduce_op(op)?;
@@ -301,16 +341,16 @@ impl<V: Vendor> Collectives for Comm<V> {
             issue.check(Some(send.ptr), recv, launch)?;
             // SAFETY: inside a call, so the communicator is not freed; the caller promises the
             // memory and the stream; null stands where the library does not look.
-            issue.answer(unsafe {
-                (self.table.reduce)(
+            issue.collective(launch, move |raw, stream| unsafe {
+                reduce(
                     send.ptr,
                     recv.unwrap_or(ptr::null_mut()),
                     shape.count,
                     conv::dtype(shape.dtype),
                     op,
                     number(root),
-                    issue.raw(),
-                    launch.stream().as_ptr(),
+                    raw,
+                    stream,
                 )
             })
         })
@@ -324,6 +364,7 @@ impl<V: Vendor> Collectives for Comm<V> {
         root: Rank,
         launch: Launch<'_>,
     ) -> Result<()> {
+        let broadcast = self.table.broadcast;
         self.issue("broadcast", |issue| {
             let shape = issue.rules.broadcast(send, recv, root)?;
             // Only root's buffer is looked at; elsewhere the call is as if in place.
@@ -331,15 +372,15 @@ impl<V: Vendor> Collectives for Comm<V> {
             issue.check(send, Some(recv.ptr), launch)?;
             // SAFETY: inside a call, so the communicator is not freed; the caller promises the
             // memory and the stream.
-            issue.answer(unsafe {
-                (self.table.broadcast)(
+            issue.collective(launch, move |raw, stream| unsafe {
+                broadcast(
                     send.unwrap_or(recv.ptr),
                     recv.ptr,
                     shape.count,
                     conv::dtype(shape.dtype),
                     number(root),
-                    issue.raw(),
-                    launch.stream().as_ptr(),
+                    raw,
+                    stream,
                 )
             })
         })
@@ -347,20 +388,14 @@ impl<V: Vendor> Collectives for Comm<V> {
 
     /// `ncclAllGather`.
     unsafe fn all_gather(&self, send: SendBuf, recv: RecvBuf, launch: Launch<'_>) -> Result<()> {
+        let all_gather = self.table.all_gather;
         self.issue("all_gather", |issue| {
             let shape = issue.rules.all_gather(send, recv)?;
             issue.check(Some(send.ptr), Some(recv.ptr), launch)?;
             // SAFETY: inside a call, so the communicator is not freed; the caller promises the
             // memory and the stream.
-            issue.answer(unsafe {
-                (self.table.all_gather)(
-                    send.ptr,
-                    recv.ptr,
-                    shape.count,
-                    conv::dtype(shape.dtype),
-                    issue.raw(),
-                    launch.stream().as_ptr(),
-                )
+            issue.collective(launch, move |raw, stream| unsafe {
+                all_gather(send.ptr, recv.ptr, shape.count, conv::dtype(shape.dtype), raw, stream)
             })
         })
     }
@@ -373,21 +408,22 @@ impl<V: Vendor> Collectives for Comm<V> {
         op: ReduceOp,
         launch: Launch<'_>,
     ) -> Result<()> {
+        let reduce_scatter = self.table.reduce_scatter;
         self.issue("reduce_scatter", |issue| {
             let shape = issue.rules.reduce_scatter(send, recv, op)?;
             let op = issue.reduce_op(op)?;
             issue.check(Some(send.ptr), Some(recv.ptr), launch)?;
             // SAFETY: inside a call, so the communicator is not freed; the caller promises the
             // memory and the stream.
-            issue.answer(unsafe {
-                (self.table.reduce_scatter)(
+            issue.collective(launch, move |raw, stream| unsafe {
+                reduce_scatter(
                     send.ptr,
                     recv.ptr,
                     shape.count,
                     conv::dtype(shape.dtype),
                     op,
-                    issue.raw(),
-                    launch.stream().as_ptr(),
+                    raw,
+                    stream,
                 )
             })
         })
@@ -411,15 +447,8 @@ impl<V: Vendor> Collectives for Comm<V> {
             };
             // SAFETY: inside a call, so the communicator is not freed; the caller promises the
             // memory and the stream.
-            issue.answer(unsafe {
-                all_to_all(
-                    send.ptr,
-                    recv.ptr,
-                    shape.count,
-                    conv::dtype(shape.dtype),
-                    issue.raw(),
-                    launch.stream().as_ptr(),
-                )
+            issue.collective(launch, move |raw, stream| unsafe {
+                all_to_all(send.ptr, recv.ptr, shape.count, conv::dtype(shape.dtype), raw, stream)
             })
         })
     }
@@ -452,15 +481,15 @@ impl<V: Vendor> Collectives for Comm<V> {
             };
             // SAFETY: inside a call, so the communicator is not freed; the caller promises the
             // memory and the stream; null stands where the library does not look.
-            issue.answer(unsafe {
+            issue.collective(launch, move |raw, stream| unsafe {
                 gather(
                     send.ptr,
                     recv.map_or(ptr::null_mut(), |recv| recv.ptr),
                     shape.count,
                     conv::dtype(shape.dtype),
                     number(root),
-                    issue.raw(),
-                    launch.stream().as_ptr(),
+                    raw,
+                    stream,
                 )
             })
         })
@@ -494,15 +523,15 @@ impl<V: Vendor> Collectives for Comm<V> {
             };
             // SAFETY: inside a call, so the communicator is not freed; the caller promises the
             // memory and the stream; null stands where the library does not look.
-            issue.answer(unsafe {
+            issue.collective(launch, move |raw, stream| unsafe {
                 scatter(
                     send.map_or(ptr::null(), |send| send.ptr),
                     recv.ptr,
                     shape.count,
                     conv::dtype(shape.dtype),
                     number(root),
-                    issue.raw(),
-                    launch.stream().as_ptr(),
+                    raw,
+                    stream,
                 )
             })
         })
@@ -598,8 +627,14 @@ impl<V: Vendor> Collectives for Comm<V> {
         }
         let destroy = self.function(OPERATION, self.table.red_op_destroy)?;
         let raw = self.operator(OPERATION, op)?;
-        // SAFETY: inside a call, so the communicator is not freed; the operator is alive on it.
-        self.answer(OPERATION, unsafe { destroy(raw, self.line.raw()) })?;
+        let line = Arc::clone(&self.line);
+        // SAFETY: inside a call, or while the group holds the communicator, so it is not freed; the
+        // operator is alive on it.
+        let destroy = move || unsafe { destroy(raw, line.raw()) };
+        // A call that waits for the end of the open group may use it.
+        if let Err(destroy) = group::defer_cleanup(&self.line, destroy) {
+            self.answer(OPERATION, destroy())?;
+        }
         if let Some(slot) = self.operators.borrow_mut().get_mut(op.id() as usize) {
             *slot = None;
         }

@@ -40,7 +40,14 @@ struct Group {
     refusal: Option<Error>,
     /// The communicators with operations in it.
     used: Vec<Hold>,
+    /// Calls that wait for the outermost end, in order: see [`defer`].
+    deferred: Vec<Deferred>,
+    /// What is to be done behind them, launched or dropped.
+    cleanup: Vec<Deferred>,
 }
+
+/// A call of the library that waits.
+type Deferred = Box<dyn FnOnce() -> ncclResult_t>;
 
 /// Whether any group is open on this thread.
 #[inline]
@@ -74,7 +81,7 @@ pub(crate) fn start(library: &'static abi::Library, info: &LibraryInfo) -> Resul
     }
     GROUPS.with_borrow_mut(|groups| match find(groups, library) {
         Some(group) => group.depth += 1,
-        None => groups.push(Group { library, depth: 1, refusal: None, used: Vec::new() }),
+        None => groups.push(Group::new(library)),
     });
     OPEN.set(OPEN.get() + 1);
     Ok(())
@@ -87,6 +94,24 @@ pub(crate) fn note_use(line: &Arc<Lifeline>) {
             group.used.extend(line.hold());
         }
     });
+}
+
+/// Leaves a call to the outermost end of the open group. The group holds the communicator.
+pub(crate) fn defer(line: &Arc<Lifeline>, call: Deferred) {
+    with(line.library(), |group| group.deferred.push(call));
+}
+
+/// Leaves a call to be made behind what was deferred, or gives it back where nothing was.
+pub(crate) fn defer_cleanup<F>(line: &Arc<Lifeline>, call: F) -> Result<(), F>
+where
+    F: FnOnce() -> ncclResult_t + 'static,
+{
+    let waits = with(line.library(), |group| !group.deferred.is_empty()) == Some(true);
+    if !waits || !holds(line) {
+        return Err(call);
+    }
+    with(line.library(), |group| group.cleanup.push(Box::new(call)));
+    Ok(())
 }
 
 /// Notes that a call in the open group was refused.
@@ -136,8 +161,31 @@ fn leave(library: &'static abi::Library) -> Option<Option<Group>> {
 }
 
 impl Group {
+    fn new(library: &'static abi::Library) -> Self {
+        Self {
+            library,
+            depth: 1,
+            refusal: None,
+            used: Vec::new(),
+            deferred: Vec::new(),
+            cleanup: Vec::new(),
+        }
+    }
+
     /// The outermost end.
     fn end(mut self, info: &LibraryInfo, how: GroupEnd) -> Result<()> {
+        let cleanup = std::mem::take(&mut self.cleanup);
+        let outcome = self.end_launches(info, how);
+        for call in cleanup {
+            let result = call();
+            if !result.is_success() {
+                tracing::debug!(?result, "a reduce op was not destroyed behind its group");
+            }
+        }
+        outcome
+    }
+
+    fn end_launches(&mut self, info: &LibraryInfo, how: GroupEnd) -> Result<()> {
         let aborted = self.used.iter().find(|hold| !hold.line().is_live());
         let aborted = aborted.map(|hold| hold.line().gone().with_operation("group_end"));
         match (how, self.refusal.take().or(aborted)) {
@@ -147,7 +195,13 @@ impl Group {
         }
     }
 
-    fn launch(&self, info: &LibraryInfo) -> Result<()> {
+    fn launch(&mut self, info: &LibraryInfo) -> Result<()> {
+        for call in std::mem::take(&mut self.deferred) {
+            // A failure dooms the library's group, whose end returns it.
+            if !call().is_success() {
+                break;
+            }
+        }
         // SAFETY: takes nothing; what is queued was promised by the callers who queued it, and the
         // communicators are held.
         let mut result = unsafe { (self.library.table().group_end)() };

@@ -65,9 +65,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = at_least_one())]
     pub(super) iters: Option<u32>,
 
-    /// Operations of each power of two of the size before the first measurement
-    #[arg(long, value_name = "N", default_value = "5")]
-    pub(super) warmup: u32,
+    /// Operations of each size before the first measurement [default: a tenth, at least 5]
+    #[arg(long, value_name = "N")]
+    pub(super) warmup: Option<u32>,
 
     /// Wait for each operation before the next is issued
     #[arg(long, conflicts_with = "graph")]

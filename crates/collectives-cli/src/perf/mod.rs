@@ -30,7 +30,7 @@ use self::{
     args::{Mode, Registered, Size},
     json::{Placement, Report, Row},
     meeting::Meeting,
-    run::{Event, Figures, Measured, Plan, Shared},
+    run::{Event, Figures, Plan, Repeated, Shared},
     table::Header,
 };
 use crate::Failure;
@@ -106,14 +106,18 @@ fn plan(args: &Args, backend: &AnyBackend) -> Result<(Plan, Vec<DeviceInfo>), Fa
     let default_max = if is_mock { MOCK_MAX } else { GPU_MAX };
     let max = args.max_bytes.unwrap_or_else(|| default_max.max(min));
     let count = |bytes| operation.count(bytes, dtype.size(), ranks);
-    let counts = |factor| {
+    let largest = operation.largest(count(max.0), ranks);
+    let sized = |factor, repeats: &dyn Fn(usize) -> usize| {
         let mut counts: Vec<_> = sizes(min, max, factor).map(count).collect();
         counts.dedup();
-        counts
+        let sized = |count| {
+            let bytes = operation.largest(count, ranks) * dtype.size();
+            let chosen = iterations(bytes, ranks, is_mock, args.graph);
+            let iters = args.iters.map_or(chosen, |iters| iters as usize);
+            Repeated { count, repeats: repeats(iters) }
+        };
+        counts.into_iter().map(sized).collect::<Vec<_>>()
     };
-    let counts_measured = counts(args.factor as usize);
-    let largest_count = count(max.0).max(1);
-    let largest = operation.largest(largest_count, ranks);
 
     let devices = (0..ranks)
         .map(|ordinal| Ok(backend.device(ordinal)?.info().clone()))
@@ -131,19 +135,16 @@ fn plan(args: &Args, backend: &AnyBackend) -> Result<(Plan, Vec<DeviceInfo>), Fa
         }
     }
 
-    let sizes = counts_measured.into_iter().map(|count| {
-        let bytes = operation.largest(count, ranks) * dtype.size();
-        let chosen = iterations(bytes, ranks, is_mock, args.graph);
-        Measured { count, iters: args.iters.map_or(chosen, |iters| iters as usize) }
-    });
     let plan = Plan {
         operation,
         op,
         root,
         ranks,
-        sizes: sizes.collect(),
-        warmup_counts: counts(2),
-        warmup: args.warmup,
+        sizes: sized(args.factor as usize, &|iters| iters),
+        warmup: sized(2, &|iters| match args.warmup {
+            Some(operations) => operations as usize,
+            None => (iters / 10).max(5),
+        }),
         largest,
         registered: args.registered == Registered::Buffer,
         graph: args.graph,
@@ -220,16 +221,6 @@ fn settings(args: &Args, plan: &Plan) -> Vec<(&'static str, String)> {
     } else {
         "operations one after another, one wait at the end"
     };
-    let iters = match args.iters {
-        Some(iters) => iters.to_string(),
-        None => {
-            let iters = || plan.sizes.iter().map(|size| size.iters);
-            match (iters().max(), iters().min()) {
-                (Some(most), Some(least)) if most != least => format!("{most} to {least} by size"),
-                (most, _) => most.unwrap_or_default().to_string(),
-            }
-        }
-    };
     let checked = if plan.check { "checked after each measurement" } else { "not checked" };
     let mut settings = vec![
         ("measures", measures),
@@ -241,13 +232,25 @@ fn settings(args: &Args, plan: &Plan) -> Vec<(&'static str, String)> {
             },
         ),
         ("timing", loops.into()),
-        ("iterations", format!("{iters}, after {} to warm up", plan.warmup)),
+        (
+            "iterations",
+            format!("{}, after {} to warm up", repeats(&plan.sizes), repeats(&plan.warmup)),
+        ),
         ("results", checked.into()),
     ];
     if plan.registered {
         settings.push(("buffers", "registered with the communicator".into()));
     }
     settings
+}
+
+/// How often, for people: `20`, `20000 to 10`.
+fn repeats(sizes: &[Repeated]) -> String {
+    let repeats = || sizes.iter().map(|size| size.repeats);
+    match (repeats().max().unwrap_or_default(), repeats().min().unwrap_or_default()) {
+        (most, least) if most == least => most.to_string(),
+        (most, least) => format!("{most} to {least}"),
+    }
 }
 
 /// Runs the ranks, and prints each row when it is complete.

@@ -2,8 +2,8 @@
 //!
 //! The time is taken as nccl-tests takes it (2.19.6, `src/common.cu`), so that figures compare:
 //!
-//! 1. Before the first measurement, `--warmup` operations out of place of each power of two of the
-//!    smallest size, and one wait after each size.
+//! 1. Before the first measurement, `--warmup` operations out of place of each size, doubled from
+//!    the smallest on, and one wait after each size.
 //! 2. For each size and placement, one operation and a wait, then all ranks meet.
 //! 3. The clock runs from there: `--iters` operations in a loop, then one wait on the stream (or,
 //!    with `--sync-each`, a wait after each). The time of an operation is the mean of the ranks'
@@ -40,10 +40,10 @@ pub(super) struct Plan {
     /// Of no meaning where the operation has no root.
     pub(super) root: u32,
     pub(super) ranks: usize,
-    pub(super) sizes: Vec<Measured>,
-    /// Counts to warm up with.
-    pub(super) warmup_counts: Vec<usize>,
-    pub(super) warmup: u32,
+    /// What to measure, a line of the table each.
+    pub(super) sizes: Vec<Repeated>,
+    /// What to do before.
+    pub(super) warmup: Vec<Repeated>,
     /// Elements of each buffer.
     pub(super) largest: usize,
     pub(super) registered: bool,
@@ -52,11 +52,11 @@ pub(super) struct Plan {
     pub(super) check: bool,
 }
 
-/// One line of the table.
-pub(super) struct Measured {
+/// A size, and how often.
+pub(super) struct Repeated {
     /// Elements of one part.
     pub(super) count: usize,
-    pub(super) iters: usize,
+    pub(super) repeats: usize,
 }
 
 /// What rank 0 tells the main thread.
@@ -120,7 +120,7 @@ fn work<T: Value>(shared: &Shared, rank: u32, events: &Sender<Event>) -> Result<
         let placements = if plan.operation.has_in_place() { &[false, true][..] } else { &[false] };
         for &in_place in placements {
             let call = Call::new(plan, rank, size.count, in_place);
-            let seconds = worker.time(&call, size.iters)?;
+            let seconds = worker.time(&call, size.repeats)?;
             let seed = 1 + 2 * index as u64 + u64::from(in_place);
             let wrong = if plan.check { worker.wrong(&call, size.count, seed)? } else { 0 };
             {
@@ -181,9 +181,9 @@ impl<'a, T: Value> Worker<'a, T> {
     }
 
     fn warm_up(&mut self) -> Result<()> {
-        for &count in &self.plan.warmup_counts {
+        for &Repeated { count, repeats } in &self.plan.warmup {
             let call = Call::new(self.plan, self.comm.rank(), count, false);
-            for at in call.places(self.plan, self.plan.warmup as usize) {
+            for at in call.places(self.plan, repeats) {
                 let on = self.comm.on(&self.stream);
                 call.enqueue(on, &self.send, &mut self.recv, at)?;
             }

@@ -68,6 +68,8 @@ macro_rules! reducing {
             |ctx| data::small(ctx, Collective::$collective, &data::BF16, &Reduction::ALL);
         $group::fp8_matches_oracle [Capability(stringify!($group)), Fp8Reduction, AVG, PRE_MUL_SUM]:
             |ctx| data::small(ctx, Collective::$collective, &data::FP8, &Reduction::ALL);
+        $group::fp8_can_be_scaled [Capability(stringify!($group)), Fp8Reduction, PRE_MUL_SUM]:
+            |ctx| data::fp8_can_be_scaled(ctx, Collective::$collective);
         $group::large_buffers_match_oracle [Capability(stringify!($group))]:
             |ctx| data::large(ctx, Collective::$collective, &BASIC, &data::COMMON);
         $group::large_buffers_of_small_floats_match_oracle
