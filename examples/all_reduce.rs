@@ -7,7 +7,7 @@
 
 use std::thread;
 
-use collectives::{Backend, Communicator, JoinConfig, Rank, ReduceOp, Result};
+use collectives::{Backend, Communicator, JoinConfig, ReduceOp, Result};
 
 fn main() -> Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
@@ -21,7 +21,7 @@ fn main() -> Result<()> {
         let rank = |rank| {
             let (backend, id) = (&backend, &id);
             scope.spawn(move || {
-                let config = JoinConfig::new(Rank::new(rank), ranks as usize);
+                let config = JoinConfig::new(rank, ranks as usize);
                 run(Communicator::join(backend, id, config)?)
             })
         };

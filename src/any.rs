@@ -46,7 +46,19 @@ pub enum AnyComm {
 }
 
 /// A communicator of a backend that this crate does not know.
-pub struct OtherComm(pub Box<dyn Collectives>);
+pub struct OtherComm(Box<dyn Collectives>);
+
+impl OtherComm {
+    /// Takes a communicator over.
+    ///
+    /// # Safety
+    /// It keeps the contract of [`Collectives`] from its side: it touches only the memory that it
+    /// is given, only on the streams that it is given; its `info` is its own, with a rank below its
+    /// size; what it allocates is memory of the device that `info` names.
+    pub unsafe fn new(comm: Box<dyn Collectives>) -> Self {
+        Self(comm)
+    }
+}
 
 impl std::fmt::Debug for OtherComm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -309,6 +321,11 @@ impl Collectives for AnyComm {
 
     fn group_end(&self) -> Result<()> {
         forward_comm!(self, comm => comm.group_end())
+    }
+
+    #[inline]
+    fn in_group(&self) -> bool {
+        forward_comm!(self, comm => comm.in_group())
     }
 
     unsafe fn create_pre_mul_sum(&self, scalar: Scalar) -> Result<PreMulSum> {

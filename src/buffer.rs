@@ -93,14 +93,14 @@ impl<T: Element> Buffer<T> {
         Ok(Self::over(memory, len))
     }
 
-    pub(crate) fn registered(
+    pub(crate) fn of_library(
         comm: &Arc<CommInner>,
         stream: &Stream,
         ptr: *mut c_void,
         len: usize,
-        registration: RawRegistration,
+        registration: Option<RawRegistration>,
     ) -> Result<Self> {
-        let home = Home::Registered { comm: Arc::clone(comm), registration };
+        let home = Home::Library { comm: Arc::clone(comm), registration };
         let buffer = Self::over(Allocation::new(stream, ptr, len * size_of::<T>(), home), len);
         buffer.memory.clear(stream)?;
         Ok(buffer)
@@ -179,6 +179,14 @@ impl<T: Element> Buffer<T> {
     /// [`Stream::synchronize`].
     pub fn copy_from_slice(&mut self, values: &[T], stream: &Stream) -> Result<()> {
         self.view_mut().copy_from_slice(values, stream)
+    }
+
+    /// Enqueues a copy of `from`, which is as long.
+    ///
+    /// # Errors
+    /// As [`SliceMut::copy_from`].
+    pub fn copy_from<'b>(&mut self, from: impl Into<Slice<'b, T>>, stream: &Stream) -> Result<()> {
+        self.view_mut().copy_from(from, stream)
     }
 
     /// Copies the elements to the host.
@@ -447,7 +455,7 @@ unsafe impl Sync for Allocation {}
 enum Home {
     Device,
     Foreign,
-    Registered { comm: Arc<CommInner>, registration: RawRegistration },
+    Library { comm: Arc<CommInner>, registration: Option<RawRegistration> },
 }
 
 /// Not used on any stream yet.
@@ -482,7 +490,7 @@ impl Allocation {
         self.last_stream_id.load(Ordering::Acquire) == SHARED
     }
 
-    /// From now on a graph uses the memory too. Called under the device's lock.
+    /// From now on a graph uses the memory too. Called while its buffer is borrowed.
     pub(crate) fn share(&self) {
         self.last_stream_id.store(SHARED, Ordering::Release);
     }
@@ -569,14 +577,14 @@ impl Drop for Allocation {
                     tracing::warn!(%error, "device memory could not be freed");
                 }
             }
-            Home::Registered { comm, registration } => {
+            Home::Library { comm, registration } => {
                 comm.give_back(*registration, self.ptr, last);
             }
         }
     }
 }
 
-fn bytes_of<T: Element>(len: usize) -> Result<usize> {
+pub(crate) fn bytes_of<T: Element>(len: usize) -> Result<usize> {
     len.checked_mul(size_of::<T>()).filter(|&bytes| bytes <= isize::MAX as usize).ok_or_else(|| {
         Error::new(
             ErrorKind::InvalidArgument,

@@ -6,7 +6,8 @@ use std::{
     fmt,
     marker::PhantomData,
     panic::Location,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use collectives_core::{
@@ -17,7 +18,7 @@ use collectives_core::{
 
 use crate::{
     AnyBackend, AnyComm, AnyDevice, Buffer, Graph, Op, PreMulSumOp, Scope, Slice, SliceMut, Stream,
-    buffer::{Allocation, order_all},
+    buffer::{Allocation, bytes_of, order_all},
     operation::{Call, Operation, operations},
     place::Place,
     reduce::OpKeep,
@@ -33,8 +34,10 @@ use crate::{
 ///
 /// # Limits
 /// No rank can see what the others do. That all ranks issue the same operations in the same order,
-/// with counts that fit together, is up to the program, as it is with every collective library:
-/// ranks that disagree hang, or receive wrong data. The mock reports it as an error.
+/// with counts that fit together, is up to the program, as it is with every collective library.
+/// Ranks that disagree hang or receive wrong data; where a library writes straight into a peer's
+/// registered memory, one that sends more than was asked for may write past the buffer. The mock
+/// reports it as an error.
 ///
 /// ```
 /// use collectives::{Communicator, JoinAllConfig, ReduceOp, backend_named};
@@ -78,7 +81,7 @@ struct Returned {
 }
 
 struct ReturnedMemory {
-    registration: RawRegistration,
+    registration: Option<RawRegistration>,
     ptr: *mut c_void,
     /// The stream of the last use, after which the memory is free.
     after: Option<Stream>,
@@ -223,38 +226,53 @@ impl Communicator {
     /// As [`Collectives::create_pre_mul_sum`].
     #[doc(alias = "ncclRedOpCreatePreMulSum")]
     pub fn pre_mul_sum<T: Element>(&self, scalar: T) -> Result<PreMulSumOp> {
-        self.inner.collect_returned();
+        self.inner.collect_returned(Duration::ZERO);
         // SAFETY: a host scalar is copied.
         let handle = unsafe { self.raw().create_pre_mul_sum(Scalar::host(scalar)) }?;
         Ok(PreMulSumOp(Arc::new(OpKeep { comm: Arc::clone(&self.inner), handle })))
     }
 
-    /// Allocates `len` zeros in the way the library likes best, and registers them with this
-    /// communicator. Local; other ranks need not do the same.
+    /// Allocates `len` zeros in the way the library likes best. It may then move data without
+    /// staging, also where nothing is registered: in graphs, for example.
+    ///
+    /// # Errors
+    /// As [`Collectives::mem_alloc`].
+    #[doc(alias = "ncclMemAlloc")]
+    pub fn alloc<T: Element>(&self, len: usize, stream: &Stream) -> Result<Buffer<T>> {
+        let (ptr, _) = self.library_memory::<T>(len, stream)?;
+        Buffer::of_library(&self.inner, stream, ptr, len, None)
+    }
+
+    /// As [`alloc`](Self::alloc), and registers the memory with this communicator. Local; other
+    /// ranks need not do the same.
     ///
     /// # Errors
     /// As [`Collectives::mem_alloc`] and [`Collectives::register`].
-    #[doc(alias = "ncclMemAlloc")]
     #[doc(alias = "ncclCommRegister")]
     pub fn alloc_registered<T: Element>(&self, len: usize, stream: &Stream) -> Result<Buffer<T>> {
-        self.same_place(stream)?;
-        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| {
-            Error::new(ErrorKind::InvalidArgument, format!("{len} elements do not fit into memory"))
-                .with_comm(self.info())
-        })?;
-        self.inner.collect_returned();
+        let (ptr, bytes) = self.library_memory::<T>(len, stream)?;
         let comm = self.raw();
-        let ptr = comm.mem_alloc(bytes)?;
         // SAFETY: the memory was just allocated, and is freed after it is deregistered.
         let registration = match unsafe { comm.register(ptr, bytes) } {
             Ok(registration) => registration,
             Err(error) => {
                 // SAFETY: just allocated, and used by nobody.
-                drop(unsafe { comm.mem_free(ptr) });
+                log(unsafe { comm.mem_free(ptr) }, "memory of the library could not be freed");
                 return Err(error);
             }
         };
-        Buffer::registered(&self.inner, stream, ptr, len, registration)
+        Buffer::of_library(&self.inner, stream, ptr, len, Some(registration))
+    }
+
+    fn library_memory<T: Element>(
+        &self,
+        len: usize,
+        stream: &Stream,
+    ) -> Result<(*mut c_void, usize)> {
+        self.same_place(stream)?;
+        let bytes = bytes_of::<T>(len).map_err(|error| error.with_comm(self.info()))?;
+        self.inner.collect_returned(Duration::ZERO);
+        Ok((self.raw().mem_alloc(bytes)?, bytes))
     }
 
     /// Divides the communicator; see [`Split::split`].
@@ -304,7 +322,7 @@ impl Communicator {
     fn end(self, how: impl FnOnce(Box<AnyComm>) -> Result<()>) -> Result<()> {
         let Self { inner, scratch, not_sync: _ } = self;
         drop(scratch);
-        inner.collect_returned();
+        inner.collect_returned(LAST_USE);
         match Arc::try_unwrap(inner) {
             Ok(mut inner) => inner.comm.take().map_or(Ok(()), |comm| how(Box::new(comm))),
             Err(inner) => Err(Error::new(
@@ -313,7 +331,10 @@ impl Communicator {
             )
             .with_comm(&inner.info)
             .with_operation("finalize")
-            .with_hint("drop them first")),
+            .with_hint(
+                "it ends with the last of them; other ranks may wait in finalize until then, so \
+                 drop them before the next call",
+            )),
         }
     }
 
@@ -328,6 +349,23 @@ impl Communicator {
             return Ok(());
         }
         Err(self.other_device("stream", stream.place()))
+    }
+
+    /// Refuses inside a group of the raw layer. What is enqueued there starts when that group ends,
+    /// of which the buffers here know nothing.
+    #[inline]
+    pub(crate) fn not_in_raw_group(&self) -> Result<()> {
+        if !self.raw().in_group() {
+            return Ok(());
+        }
+        Err(self.in_raw_group())
+    }
+
+    #[cold]
+    fn in_raw_group(&self) -> Error {
+        Error::new(ErrorKind::InvalidUsage, "a group of the raw layer is open on this thread")
+            .with_comm(self.info())
+            .with_hint("use collectives::group, which keeps the buffers until it closes")
     }
 
     #[cold]
@@ -413,13 +451,15 @@ impl On<'_> {
     fn submit(&self, operation: Operation<'_>) -> Result<()> {
         self.comm.same_place(self.stream)?;
         self.comm.same_places(&operation)?;
+        self.comm.not_in_raw_group()?;
         let _locked = order_all(&operation.memory, self.stream)?;
-        self.stream.note(self.comm.inner.info.id, &self.comm.inner.handle);
         // SAFETY: the buffers are of this device and as long as they say, and are freed only
         // after the stream has passed their last use, before which every other use is ordered;
         // the stream is of this device and alive while work is enqueued on it. That the ranks
         // agree no single rank can know: `Communicator` names it as the limit of this layer.
-        unsafe { operation.issue(self.comm.raw(), self.stream) }
+        let issued = unsafe { operation.issue(self.comm.raw(), self.stream) };
+        self.stream.note(self.comm.inner.info.id, &self.comm.inner.handle);
+        issued
     }
 }
 
@@ -440,10 +480,10 @@ impl CommInner {
         &self.handle
     }
 
-    /// Takes registered memory back, from any thread.
+    /// Takes the library's memory back, from any thread.
     pub(crate) fn give_back(
         &self,
-        registration: RawRegistration,
+        registration: Option<RawRegistration>,
         ptr: *mut c_void,
         after: Option<Stream>,
     ) {
@@ -455,36 +495,57 @@ impl CommInner {
         self.returned().ops.push(op);
     }
 
-    fn returned(&self) -> std::sync::MutexGuard<'_, Returned> {
+    fn returned(&self) -> MutexGuard<'_, Returned> {
         self.returned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives back to the library what was given up. Called by the thread that may call on the
-    /// communicator.
-    fn collect_returned(&self) {
+    /// Gives back to the library what was given up and is not in use any more, waiting at most
+    /// `limit` for all of it. Called by the thread that may call on the communicator.
+    fn collect_returned(&self, limit: Duration) {
         let Some(comm) = &self.comm else { return };
         let Returned { memory, ops } = std::mem::take(&mut *self.returned());
         for op in ops {
             log(comm.destroy_pre_mul_sum(op), "a reduce op could not be destroyed");
         }
-        for ReturnedMemory { registration, ptr, after } in memory {
-            // Neither deregistering nor freeing waits for streams.
-            let drained = after.map_or(Ok(()), |stream| stream.synchronize_for(LAST_USE));
-            if let Err(error) = drained {
-                tracing::warn!(%error, "registered memory is leaked: its last use does not end");
-                continue;
+        let until = Instant::now() + limit;
+        for memory in memory {
+            let left = until.saturating_duration_since(Instant::now());
+            // Neither deregistering nor freeing waits for streams. The device is asked alone: that
+            // the communicator was aborted is no reason to keep its memory.
+            let drained = memory.after.as_ref().map_or(Ok(()), |stream| {
+                // SAFETY: the stream is alive, and of this device.
+                unsafe { self.device.synchronize(stream.as_raw(), Some(left)) }
+            });
+            match drained {
+                Ok(()) => memory.free(comm),
+                Err(error) if error.kind() == ErrorKind::Timeout => {
+                    // For the next time. If there is none, it is in use for ever, and leaked.
+                    self.returned().memory.push(memory);
+                }
+                Err(error) => tracing::warn!(%error, "memory of a broken device is leaked"),
             }
-            // SAFETY: the registration is this communicator's, and the buffer that held it is gone.
-            log(unsafe { comm.deregister(registration) }, "memory could not be deregistered");
-            // SAFETY: from `mem_alloc` of this communicator, deregistered, and not in use.
-            log(unsafe { comm.mem_free(ptr) }, "registered memory could not be freed");
         }
+    }
+}
+
+impl ReturnedMemory {
+    fn free(self, comm: &AnyComm) {
+        if let Some(registration) = self.registration {
+            // SAFETY: the registration is this communicator's, and the buffer that held it is gone.
+            match unsafe { comm.deregister(registration) } {
+                // With the communicator went its registrations.
+                Err(error) if error.kind() == ErrorKind::Aborted => {}
+                outcome => log(outcome, "memory could not be deregistered"),
+            }
+        }
+        // SAFETY: from `mem_alloc` of this communicator, deregistered, and not in use.
+        log(unsafe { comm.mem_free(self.ptr) }, "memory of the library could not be freed");
     }
 }
 
 impl Drop for CommInner {
     fn drop(&mut self) {
-        self.collect_returned();
+        self.collect_returned(LAST_USE);
     }
 }
 
@@ -494,5 +555,5 @@ fn log(outcome: Result<()>, what: &str) {
     }
 }
 
-/// How long the last use of registered memory may take once its buffer is gone.
-const LAST_USE: std::time::Duration = std::time::Duration::from_secs(5);
+/// How long the last uses of the library's memory may take once the communicator is going.
+const LAST_USE: Duration = Duration::from_secs(5);

@@ -100,12 +100,13 @@ impl Graph {
         for memory in &self.kept.memory {
             memory.order(stream)?;
         }
+        // SAFETY: all that was captured is kept by this graph, and the stream was ordered after
+        // its last use.
+        let launched = unsafe { self.device.launch(self.raw, stream.as_raw()) };
         for comm in &self.kept.comms {
             stream.note(comm.info().id, comm.handle());
         }
-        // SAFETY: all that was captured is kept by this graph, and the stream was ordered after
-        // its last use.
-        unsafe { self.device.launch(self.raw, stream.as_raw()) }
+        launched
     }
 
     /// The runtime's handle. It stays owned by this graph.
@@ -184,12 +185,7 @@ impl Scope {
         self.open.set(false);
         // SAFETY: this thread began the capture; what was captured lives as long as the graph.
         let raw = unsafe { device.end_capture(self.stream.as_raw()) }?;
-        let kept = self.kept.take();
-        let _locked = Locked::new([place]);
-        for memory in &kept.memory {
-            memory.share();
-        }
-        Ok(Graph { device, place, raw, kept, not_sync: PhantomData })
+        Ok(Graph { device, place, raw, kept: self.kept.take(), not_sync: PhantomData })
     }
 }
 
@@ -240,6 +236,7 @@ impl CaptureOn<'_> {
         let issue = || {
             comm.same_place(&scope.stream)?;
             comm.same_places(&operation)?;
+            comm.not_in_raw_group()?;
             scope.kept.borrow_mut().add(comm, &operation);
             // SAFETY: all that the operation uses is kept by the graph, whose launches are ordered
             // after every other use.
@@ -261,6 +258,8 @@ impl Kept {
     fn add(&mut self, comm: &Communicator, operation: &Operation<'_>) {
         keep(&mut self.comms, comm.inner());
         for &memory in operation.memory.iter().flatten() {
+            // While it is borrowed, so that no use of its buffer is under way.
+            memory.share();
             keep(&mut self.memory, memory);
         }
         if let Some(op) = &operation.op {

@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, fmt, panic::Location};
 
-use collectives_core::{Collectives, Element, Error, ErrorKind, Rank, RecvBuf, Result};
+use collectives_core::{Collectives, Device, Element, Error, ErrorKind, Rank, RecvBuf, Result};
 
 use crate::{
     Communicator, Op, Slice, SliceMut, Stream,
@@ -171,15 +171,23 @@ fn run<'env, R>(body: impl FnOnce(&Group<'env>) -> Result<R>) -> Result<R> {
     });
     let _locked = Locked::new(shared);
     order()?;
-    for Record { comm, stream, .. } in &records {
-        stream.note(comm.info().id, comm.inner().handle());
-    }
     // SAFETY: as for an operation enqueued alone; the order above holds for each stream, and the
     // borrows of 'env kept every argument until here.
     let issued = unsafe { issue(&records) };
+    for Record { comm, stream, .. } in &records {
+        stream.note(comm.info().id, comm.inner().handle());
+    }
     // A buffer that the group read on two streams was last used on both: once more, so that its
     // last stream follows all the others.
-    order().and(issued)?;
+    if let Err(error) = order() {
+        // Unordered, it must not be used or freed before all of them are done.
+        for Record { stream, .. } in &records {
+            // SAFETY: the stream is alive, and of this device.
+            drop(unsafe { stream.device().synchronize(stream.as_raw(), None) });
+        }
+        return Err(error);
+    }
+    issued?;
     Ok(value)
 }
 
@@ -204,6 +212,7 @@ pub(crate) fn capture<'env, R>(
 /// As [`Operation::issue`], for each record.
 unsafe fn issue(records: &[Record<'_>]) -> Result<()> {
     let Some(first) = records.first() else { return Ok(()) };
+    first.comm.not_in_raw_group()?;
     let library = first.comm.as_comm();
     library.group_start()?;
     let issued = records.iter().try_for_each(|Record { comm, stream, operation }| {

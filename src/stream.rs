@@ -125,19 +125,39 @@ impl Stream {
         self.wait(Some(deadline))
     }
 
+    /// Waits for the device, and forgets communicators that failed: what they left in buffers is
+    /// undefined from now on, and it is for the caller to know which those are.
+    ///
+    /// For reading back, after an abort, what was on the same stream but not in a collective.
+    ///
+    /// # Errors
+    /// Failures of the device.
+    pub fn forget_failures(&self) -> Result<()> {
+        // SAFETY: the stream is alive, and of this device.
+        unsafe { self.0.device.synchronize(self.0.raw, None) }?;
+        let mut users = self.users();
+        users.retain(|user| user.handle.failure().is_none());
+        self.0.last_user.store(0, Ordering::SeqCst);
+        Ok(())
+    }
+
     fn wait(&self, deadline: Option<Duration>) -> Result<()> {
         let inner = &*self.0;
-        let enqueued = inner.enqueued.load(Ordering::Acquire);
+        let enqueued = inner.enqueued.load(Ordering::SeqCst);
         if self.users().is_empty() {
             // SAFETY: the stream is alive, and of this device.
             return unsafe { inner.device.synchronize(inner.raw, deadline) };
         }
-        let until = deadline.map(|deadline| Instant::now() + deadline);
+        // A deadline past the end of time is none.
+        let until = deadline.and_then(|deadline| Instant::now().checked_add(deadline));
+        let mut longest = FAILURE_POLL;
         loop {
             // In slices, so that a communicator that fails meanwhile ends the wait: its work may
-            // never end by itself.
+            // never end by itself. Each is longer than the last, so that one of them outlasts what
+            // other threads keep enqueuing.
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            let slice = left.map_or(FAILURE_POLL, |left| left.min(FAILURE_POLL));
+            let slice = left.map_or(longest, |left| left.min(longest));
+            longest *= 2;
             // SAFETY: the stream is alive, and of this device.
             let outcome = unsafe { inner.device.synchronize(inner.raw, Some(slice)) };
             self.failure()?;
@@ -145,6 +165,9 @@ impl Stream {
                 Err(error)
                     if error.kind() == ErrorKind::Timeout
                         && left.is_none_or(|left| left > slice) => {}
+                Err(error) if error.kind() == ErrorKind::Timeout => {
+                    return Err(timed_out(deadline, error));
+                }
                 outcome => {
                     outcome?;
                     break;
@@ -152,9 +175,11 @@ impl Stream {
             }
         }
         let mut users = self.users();
-        if inner.enqueued.load(Ordering::Acquire) == enqueued {
+        // Written before the count is read, as `note` writes the count before it reads this: so
+        // either the count has changed here, or `note` sees the zero there and comes back.
+        inner.last_user.store(0, Ordering::SeqCst);
+        if inner.enqueued.load(Ordering::SeqCst) == enqueued {
             users.clear();
-            inner.last_user.store(0, Ordering::Release);
         }
         Ok(())
     }
@@ -163,11 +188,12 @@ impl Stream {
         self.0.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers that a communicator is about to enqueue.
+    /// Remembers that a communicator has enqueued. Called behind the enqueuing, since a wait that
+    /// comes between the two would forget it.
     #[inline]
     pub(crate) fn note(&self, id: CommId, handle: &AbortHandle) {
-        self.0.enqueued.fetch_add(1, Ordering::AcqRel);
-        if self.0.last_user.load(Ordering::Acquire) != id.get() {
+        self.0.enqueued.fetch_add(1, Ordering::SeqCst);
+        if self.0.last_user.load(Ordering::SeqCst) != id.get() {
             self.remember([User { id, handle: handle.clone() }]);
         }
     }
@@ -177,7 +203,7 @@ impl Stream {
         let mut users = self.users();
         for user in new {
             if !users.iter().any(|known| known.id == user.id) {
-                self.0.last_user.store(user.id.get(), Ordering::Release);
+                self.0.last_user.store(user.id.get(), Ordering::SeqCst);
                 users.push(user);
             }
         }
@@ -201,7 +227,7 @@ impl Stream {
         unsafe { device.record(event.raw, raw) }?;
         // SAFETY: stream and event are alive; a wait enqueued holds after the event is destroyed.
         unsafe { self.0.device.wait(self.0.raw, event.raw) }?;
-        self.0.enqueued.fetch_add(1, Ordering::AcqRel);
+        self.0.enqueued.fetch_add(1, Ordering::SeqCst);
         let theirs = other.users().clone();
         self.remember(theirs);
         Ok(())
@@ -244,6 +270,18 @@ impl Drop for StreamInner {
     }
 }
 
+/// The device knows of the last slice only.
+#[cold]
+fn timed_out(deadline: Option<Duration>, error: Error) -> Error {
+    let deadline = deadline.unwrap_or_default();
+    let text = format!("the stream is not done after {deadline:?}: {}", error.message());
+    let hint = error.hint().unwrap_or("a rank may be missing: abort the communicators").to_owned();
+    Error::new(ErrorKind::Timeout, text)
+        .with_operation("synchronize")
+        .with_hint(hint)
+        .with_source(error)
+}
+
 /// An event that is destroyed with its holder.
 struct Event<'a> {
     device: &'a AnyDevice,
@@ -265,5 +303,5 @@ impl Drop for Event<'_> {
     }
 }
 
-/// How often a wait asks its communicators whether they failed.
+/// How long a wait goes on before it first asks its communicators whether they failed.
 const FAILURE_POLL: Duration = Duration::from_millis(100);

@@ -10,6 +10,7 @@
 
 use std::process::ExitCode;
 
+use collectives::AnyBackend;
 use collectives_backend_mock::{Accumulation, Mock, MockConfig};
 use collectives_backend_nccl::Nccl;
 use collectives_conformance::{Harness, KnownFault, trials};
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
     let mut all =
         trials(OnMock { name: "mock", config: MockConfig::new(), worlds: &[1, 2, 3, 4, 8] });
     all.extend(trials(OnMock { name: "mock f32", config: wide, worlds: &[1, 3] }));
+    all.extend(trials(OnAny));
     match std::env::var("COLLECTIVES_TEST_NCCL") {
         Ok(libraries) => {
             all.extend(libraries.split(':').filter(|path| !path.is_empty()).flat_map(nccl));
@@ -55,6 +57,29 @@ impl Harness for OnMock {
 
     fn worlds(&self) -> Vec<usize> {
         self.worlds.to_vec()
+    }
+
+    fn checks_ownership(&self) -> bool {
+        true
+    }
+}
+
+/// The mock behind the facade's dispatch, in one world: that nothing is lost on the way.
+struct OnAny;
+
+impl Harness for OnAny {
+    type Backend = AnyBackend;
+
+    fn name(&self) -> String {
+        "any(mock)".into()
+    }
+
+    fn backend(&self) -> AnyBackend {
+        AnyBackend::Mock(Mock::new(MockConfig::new()))
+    }
+
+    fn worlds(&self) -> Vec<usize> {
+        vec![2]
     }
 
     fn checks_ownership(&self) -> bool {

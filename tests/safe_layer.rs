@@ -13,8 +13,8 @@ use std::{
 };
 
 use collectives::{
-    AnyBackend, Backend, Communicator, Error, ErrorKind, JoinAllConfig, JoinConfig, Rank, ReduceOp,
-    Result, SplitConfig, Stream, group,
+    AnyBackend, Backend, Collectives, Communicator, Error, ErrorKind, JoinAllConfig, JoinConfig,
+    ReduceOp, Result, SplitConfig, Stream, group,
     mock::{Mock, MockConfig},
     nccl::Nccl,
 };
@@ -45,6 +45,9 @@ const CASES: &[(&str, Case)] = &[
     ("finalize_refuses_while_a_graph_holds_on", finalize_refuses_while_a_graph_holds_on),
     ("a_wait_after_abort_is_an_error", a_wait_after_abort_is_an_error),
     ("an_abort_follows_the_buffer_to_another_stream", an_abort_follows_the_buffer),
+    ("what_was_not_in_a_collective_survives_an_abort", what_was_not_in_a_collective_survives),
+    ("a_raw_group_is_no_place_for_buffers", a_raw_group_is_no_place_for_buffers),
+    ("memory_of_the_library_moves_data", memory_of_the_library_moves_data),
     ("wrong_lengths_are_refused_and_nothing_is_lost", wrong_lengths_are_refused),
     ("split_parts_work_beside_their_parent", split_parts_work_beside_their_parent),
     ("a_barrier_orders_streams", a_barrier_orders_streams),
@@ -123,7 +126,7 @@ fn ranks(backend: &AnyBackend, size: usize, case: Case) -> Result<()> {
         .map(|rank| {
             let (backend, id, barrier) = (backend.clone(), id.clone(), Arc::clone(&barrier));
             thread::spawn(move || {
-                let config = JoinConfig::new(Rank::new(rank), size);
+                let config = JoinConfig::new(rank, size);
                 case(Communicator::join(&backend, &id, config)?, &barrier)
             })
         })
@@ -538,6 +541,43 @@ fn an_abort_follows_the_buffer(comm: Communicator, ranks: &Barrier) -> Result<()
     // The second stream never carried the communicator's work, but what it reads comes from it.
     let error = buffer.to_vec(&second).expect_err("no success after an abort");
     assert!(error.poisons_communicator(), "{error}");
+    Ok(())
+}
+
+fn what_was_not_in_a_collective_survives(comm: Communicator, ranks: &Barrier) -> Result<()> {
+    let stream = comm.new_stream()?;
+    let weights = stream.upload(&[5.0_f32; 4])?;
+    let mut gradients = stream.upload(&[1.0_f32; 4])?;
+    comm.on(&stream).all_reduce_in_place(&mut gradients, ReduceOp::Sum)?;
+    ranks.wait();
+    comm.abort_handle().abort()?;
+    weights.to_vec(&stream).expect_err("the stream carried the communicator's work");
+    stream.forget_failures()?;
+    assert_eq!(weights.to_vec(&stream)?, [5.0; 4]);
+    Ok(())
+}
+
+fn a_raw_group_is_no_place_for_buffers(comm: Communicator, _: &Barrier) -> Result<()> {
+    let stream = comm.new_stream()?;
+    let mut buffer = stream.upload(&[1.0_f32; 4])?;
+    comm.as_comm().group_start()?;
+    let now = comm.on(&stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum);
+    let grouped = group(|g| g.on(&comm, &stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum));
+    comm.as_comm().group_end()?;
+    for outcome in [now, grouped] {
+        let error = outcome.expect_err("the raw group would outlive the call");
+        assert_eq!(error.kind(), ErrorKind::InvalidUsage, "{error}");
+    }
+    works(&comm)
+}
+
+fn memory_of_the_library_moves_data(comm: Communicator, _: &Barrier) -> Result<()> {
+    let stream = comm.new_stream()?;
+    let mut buffer = comm.alloc::<f32>(5, &stream)?;
+    assert_eq!(buffer.to_vec(&stream)?, [0.0; 5]);
+    buffer.copy_from_slice(&[own(&comm); 5], &stream)?;
+    comm.on(&stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum)?;
+    assert_eq!(buffer.to_vec(&stream)?, [sum_of_ranks(&comm); 5]);
     Ok(())
 }
 

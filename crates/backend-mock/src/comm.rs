@@ -143,7 +143,11 @@ impl MockComm {
         self.with_stream(launch, |stream| {
             if stream.is_open() {
                 let sequence = self.shared.number(kind, other);
-                self.engine.enqueue(stream, Entry::Op(Op { sequence, ..op }), eager);
+                let urgent = || {
+                    let met = !kind.is_point_to_point();
+                    eager || met && self.engine.is_wanted(&self.shared, sequence)
+                };
+                self.engine.enqueue(stream, Entry::Op(Op { sequence, ..op }), urgent);
                 return Ok(());
             }
             // Being captured, which is rare enough for the long way.
@@ -199,17 +203,21 @@ impl MockComm {
     /// Waits until nothing of this rank is outstanding.
     fn flush(&self, until: Option<Instant>) -> Option<()> {
         let (key, rank) = (self.shared.comm, self.shared.info.rank.index());
-        self.engine.wait(until, |state, parker| {
-            let Some(comm) = state.comms.get_mut(key) else { return Some(()) };
-            let end = &mut comm.ends[rank];
-            if end.outstanding == 0 {
-                return Some(());
-            }
-            if !end.waiters.iter().any(|other| Arc::ptr_eq(other, parker)) {
-                end.waiters.push(Arc::clone(parker));
-            }
-            None
-        })
+        self.engine.wait(
+            until,
+            || None,
+            |state, parker| {
+                let Some(comm) = state.comms.get_mut(key) else { return Ok(()) };
+                let end = &mut comm.ends[rank];
+                if end.outstanding == 0 {
+                    return Ok(());
+                }
+                if !end.waiters.iter().any(|other| Arc::ptr_eq(other, parker)) {
+                    end.waiters.push(Arc::clone(parker));
+                }
+                Err(None)
+            },
+        )
     }
 
     fn depart(&self) {
@@ -390,6 +398,10 @@ impl Collectives for MockComm {
     fn group_end(&self) -> Result<()> {
         fork::check()?;
         group::end(&self.engine, GroupEnd::Launch)
+    }
+
+    fn in_group(&self) -> bool {
+        group::is_open(&self.engine)
     }
 
     unsafe fn create_pre_mul_sum(&self, scalar: Scalar) -> Result<PreMulSum> {

@@ -99,6 +99,14 @@ impl Comm {
         arrivals
     }
 
+    /// Counts the collective `sequence` as fired, if it is the next and none has arrived anywhere.
+    #[inline]
+    pub(crate) fn pass_by(&mut self, sequence: u64) -> bool {
+        let next = self.slots.is_empty() && self.base == sequence;
+        self.base += u64::from(next);
+        next
+    }
+
     /// Keeps an empty vector for a slot to come.
     #[inline]
     pub(crate) fn keep_spare(&mut self, arrivals: Vec<Arrival>) {
@@ -195,6 +203,9 @@ impl Comm {
 /// Slots that are normally under way at once, at most.
 const SPARES: usize = 64;
 
+/// Stands for no collective.
+pub(crate) const NOTHING: u64 = u64::MAX;
+
 /// What one rank's end shares with the engine and with abort handles.
 pub(crate) struct EndShared {
     pub(crate) info: CommInfo,
@@ -207,6 +218,8 @@ pub(crate) struct EndShared {
     pub(crate) sent: Box<[AtomicU64]>,
     /// Receives issued, by peer.
     pub(crate) received: Box<[AtomicU64]>,
+    /// The collective that a thread sleeps for until it is issued, or [`NOTHING`].
+    pub(crate) wanted: AtomicU64,
     /// Whether there is a failure or an abort to report.
     failed: AtomicBool,
     aborted: AtomicBool,
@@ -229,6 +242,7 @@ impl EndShared {
             engine,
             meeting,
             sequence: AtomicU64::new(0),
+            wanted: AtomicU64::new(NOTHING),
             failed: AtomicBool::new(false),
             aborted: AtomicBool::new(false),
             failure: OnceLock::new(),
@@ -241,6 +255,12 @@ impl EndShared {
             .name
             .clone()
             .unwrap_or_else(|| format!("#{}.{}", self.comm.index, self.comm.generation))
+    }
+
+    /// Stops wanting the collective `sequence`. `false` where that was over.
+    pub(crate) fn disarm(&self, sequence: u64) -> bool {
+        let wanted = &self.wanted;
+        wanted.compare_exchange(sequence, NOTHING, Ordering::SeqCst, Ordering::Relaxed).is_ok()
     }
 
     /// The next number for an operation.

@@ -1,6 +1,7 @@
 //! A fake device: the [`Device`] of the mock.
 
 use std::{
+    cell::Cell,
     ffi::c_void,
     fmt,
     sync::Arc,
@@ -49,7 +50,7 @@ impl MockDevice {
     fn enqueue(&self, operation: &'static str, stream: RawStream, entry: Entry) -> Result<()> {
         let shared = self.stream(stream).map_err(|error| error.with_operation(operation))?;
         if shared.is_open() {
-            self.engine.enqueue(&shared, entry, true);
+            self.engine.enqueue(&shared, entry, || true);
             return Ok(());
         }
         self.engine.with(|state| {
@@ -138,7 +139,7 @@ impl Device for MockDevice {
                 .with_operation("free")
                 .with_hint("free it after a stream that runs"));
         }
-        self.engine.enqueue(&shared, Entry::Free(ptr.addr()), true);
+        self.engine.enqueue(&shared, Entry::Free(ptr.addr()), || true);
         Ok(())
     }
 
@@ -277,18 +278,21 @@ impl Device for MockDevice {
             ));
         }
         let until = deadline.and_then(|deadline| Instant::now().checked_add(deadline));
-        let mut target = None;
-        let passed = self.engine.wait(until, |state, parker| {
-            let Some(stream) = state.streams.get_mut(shared.key) else { return Some(None) };
-            let target = *target.get_or_insert_with(|| stream.enqueued());
-            if stream.passed >= target {
-                return Some(stream.failure.take());
+        let target = Cell::new(None);
+        let clean = || target.get().filter(|&target| shared.has_passed(target)).map(|_| None);
+        let passed = self.engine.wait(until, clean, |state, parker| {
+            let Some(stream) = state.streams.get_mut(shared.key) else { return Ok(None) };
+            let enqueued = target.get().unwrap_or_else(|| stream.enqueued());
+            target.set(Some(enqueued));
+            if stream.passed >= enqueued {
+                return Ok(stream.failure.take());
             }
             match stream.waiters.iter_mut().find(|(_, other)| Arc::ptr_eq(other, parker)) {
-                Some((known, _)) => *known = target,
-                None => stream.waiters.push((target, Arc::clone(parker))),
+                Some((known, _)) => *known = enqueued,
+                None => stream.waiters.push((enqueued, Arc::clone(parker))),
             }
-            None
+            let left = enqueued - stream.passed;
+            Err(state.lag(shared.key.index, left as usize))
         });
         match passed {
             Some(None) => Ok(()),

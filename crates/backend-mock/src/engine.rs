@@ -11,6 +11,7 @@
 //! later finds the count raised, and presses.
 
 use std::{
+    cell::RefCell,
     collections::HashMap,
     hash::{BuildHasher, RandomState},
     hint,
@@ -18,14 +19,14 @@ use std::{
         Arc, Mutex, MutexGuard, TryLockError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use collectives_core::{CommInfo, LibraryInfo, Rank, RawEvent, RawGraph, RawStream, Result};
 
 use crate::{
     backend::MockConfig,
-    comm_state::{Comm, EndShared},
+    comm_state::{Comm, EndShared, NOTHING},
     error::{BACKEND, invalid, misuse},
     group::Member,
     meeting::{JoinMeetings, SplitMeeting},
@@ -34,7 +35,7 @@ use crate::{
     pending::PendingOp,
     pool::{Pool, Task},
     slab::Key,
-    state::{Job, State},
+    state::{COUNT, Job, State},
     stream::{Entry, Stream, StreamShared},
     sync::{Parker, lock},
 };
@@ -55,12 +56,49 @@ pub(crate) struct Engine {
     dirty: AtomicU64,
     /// Somebody wanted the lock while it was taken.
     pressed: AtomicBool,
-    /// Threads that wait, or are about to.
-    waiting: AtomicUsize,
+    /// Threads that sleep, or are about to.
+    sleepers: AtomicUsize,
     /// The size of the largest communicator so far: about as many threads are at work.
     crowd: AtomicUsize,
     state: Mutex<State>,
     me: Weak<Self>,
+}
+
+/// A rank that has many operations to issue before a thread that waits can go on.
+pub(crate) struct Lag {
+    end: Arc<EndShared>,
+    /// The collective that the thread waits for.
+    sequence: u64,
+}
+
+impl Lag {
+    /// Of those who have to issue `op`, one that is far from it.
+    pub(crate) fn behind(comm: &Comm, op: &Op) -> Option<Self> {
+        let far = |end: &EndShared| end.sequence.load(COUNT) + BATCH as u64 <= op.sequence;
+        let end = comm.ends.iter().map(|end| &end.shared).find(|end| far(end))?;
+        Some(Self { end: Arc::clone(end), sequence: op.sequence })
+    }
+
+    /// Has the rank tell when it issues the operation. Only one thread can ask for that.
+    fn arm(&self) -> bool {
+        let wanted = &self.end.wanted;
+        wanted.compare_exchange(NOTHING, self.sequence, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    }
+
+    /// Takes that back. `false` where it has told, and counted the thread as a sleeper.
+    fn disarm(&self) -> bool {
+        self.end.disarm(self.sequence)
+    }
+}
+
+/// What a thread that waits wants to hear of.
+enum Stance {
+    /// It looks for itself.
+    Awake,
+    /// That a rank that lags has caught up.
+    Patient(Lag),
+    /// Everything: it is one of the engine's sleepers.
+    Counted,
 }
 
 /// A rank of a communicator to be.
@@ -94,25 +132,56 @@ impl Engine {
             defaults,
             dirty: AtomicU64::new(0),
             pressed: AtomicBool::new(false),
-            waiting: AtomicUsize::new(0),
+            sleepers: AtomicUsize::new(0),
             crowd: AtomicUsize::new(0),
             state: Mutex::new(state),
             me: me.clone(),
         })
     }
 
-    /// Leaves work with the engine. `eager` asks for it to be looked at now.
+    /// Leaves work with the engine. `urgent`, asked once it is left, wants it looked at now.
     #[inline]
-    pub(crate) fn enqueue(&self, stream: &StreamShared, entry: Entry, eager: bool) {
+    pub(crate) fn enqueue(
+        &self,
+        stream: &StreamShared,
+        entry: Entry,
+        urgent: impl FnOnce() -> bool,
+    ) {
         let mut inbox = lock(&stream.inbox);
-        inbox.push(entry);
+        inbox.push_back(entry);
         let held = inbox.len();
         drop(inbox);
         if held == 1 {
             self.dirty.fetch_or(1 << (stream.key.index % u64::BITS), Ordering::AcqRel);
         }
-        if eager || held >= BATCH || self.waiting.load(Ordering::Acquire) > 0 {
+        if urgent() || self.sleepers.load(Ordering::Acquire) > 0 {
             self.press();
+        } else if held.is_multiple_of(BATCH) {
+            self.glance();
+        }
+    }
+
+    /// Whether somebody sleeps until `end` has issued the collective `sequence`. From now on that
+    /// thread counts as a sleeper, since it may wait for other ranks too.
+    #[inline]
+    pub(crate) fn is_wanted(&self, end: &EndShared, sequence: u64) -> bool {
+        let wanted = end.wanted.load(Ordering::Acquire);
+        if sequence < wanted {
+            return false;
+        }
+        // Counted first, so that at no time it is neither.
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        if end.disarm(wanted) {
+            return true;
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        false
+    }
+
+    /// Looks at what is in the inboxes, unless somebody has the lock.
+    fn glance(&self) {
+        if let Ok(state) = self.state.try_lock() {
+            self.let_go(state);
         }
     }
 
@@ -141,37 +210,88 @@ impl Engine {
         let mut state = lock(&self.state);
         self.drain(&mut state);
         let result = act(&mut state);
+        self.let_go(state);
+        result
+    }
+
+    /// Settles, and looks once more where somebody asked for it meanwhile.
+    fn let_go(&self, state: MutexGuard<'_, State>) {
         self.settle(state);
         if self.pressed.load(Ordering::SeqCst) {
             self.press();
         }
-        result
     }
 
     /// Waits until `ready` answers. It is asked with the lock held; where it has no answer it leaves
-    /// the parker with what it waits for. `None` where time is up first.
+    /// the parker with what it waits for, and may name a rank that lags. `known` may have the answer without the lock. `None` where
+    /// time is up first.
     pub(crate) fn wait<R>(
         &self,
         until: Option<Instant>,
-        mut ready: impl FnMut(&mut State, &Arc<Parker>) -> Option<R>,
+        known: impl Fn() -> Option<R>,
+        mut ready: impl FnMut(&mut State, &Arc<Parker>) -> Result<R, Option<Lag>>,
     ) -> Option<R> {
         let parker = Parker::current();
-        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let crowded = self.crowd.load(Ordering::Relaxed) > Pool::global().cores();
+        let mut spins = if crowded { 0 } else { SPINS };
+        let mut stance = Stance::Awake;
         let mut in_time = true;
         let result = loop {
             parker.reset();
-            let result = self.with(|state| {
+            let look = self.with(|state| {
                 state.advance();
                 ready(state, &parker)
             });
-            if result.is_some() || !in_time {
-                break result;
+            let lag = match look {
+                Ok(result) => break Some(result),
+                // After the deadline there was one more look, since the answer may just have come.
+                Err(_) if !in_time => break None,
+                Err(lag) => lag,
+            };
+            if self.linger(&parker, until, spins) {
+                let result = known();
+                if result.is_some() {
+                    break result;
+                }
+                continue;
             }
-            // After the deadline one more look, since the answer may have come just then.
-            in_time = self.rest(&parker, until);
+            spins = 0;
+            // Either way there is one more look before it sleeps.
+            stance = match stance {
+                Stance::Awake => match lag.filter(Lag::arm) {
+                    Some(lag) => Stance::Patient(lag),
+                    None => self.stand_by(),
+                },
+                Stance::Patient(lag) => {
+                    let limit = Instant::now() + PATIENCE;
+                    if parker.sleep(Some(until.map_or(limit, |until| until.min(limit)))) {
+                        Stance::Patient(lag)
+                    } else {
+                        in_time = until.is_none_or(|until| Instant::now() < until);
+                        if lag.disarm() { self.stand_by() } else { Stance::Counted }
+                    }
+                }
+                Stance::Counted => {
+                    in_time = parker.sleep(until);
+                    Stance::Counted
+                }
+            };
         };
-        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        let counted = match stance {
+            Stance::Awake => false,
+            Stance::Patient(lag) => !lag.disarm(),
+            Stance::Counted => true,
+        };
+        if counted {
+            self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        }
         result
+    }
+
+    /// Counts the calling thread as one that nothing may be hidden from.
+    fn stand_by(&self) -> Stance {
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        Stance::Counted
     }
 
     /// Takes over what is in the inboxes.
@@ -238,25 +358,29 @@ impl Engine {
         }
     }
 
-    /// Helps, spins a little where there are cores to spare, then sleeps. The answer is whether the
-    /// parker was set in time.
-    fn rest(&self, parker: &Parker, until: Option<Instant>) -> bool {
+    /// Puts off sleeping: helps the pool, and looks after the inboxes until nothing has come for so
+    /// many `spins`. The answer is whether the parker was set.
+    fn linger(&self, parker: &Parker, until: Option<Instant>, spins: usize) -> bool {
         let pool = Pool::global();
-        let spins = if self.crowd.load(Ordering::Relaxed) <= pool.cores() { SPINS } else { 0 };
         let mut spun = 0;
-        loop {
-            if parker.is_set() {
-                return true;
-            }
+        while !parker.is_set() {
             if pool.help() {
                 spun = 0;
-            } else if spun < spins {
+            } else if spun == spins {
+                return false;
+            } else {
                 spun += 1;
                 hint::spin_loop();
-            } else {
-                return parker.sleep(until);
+            }
+            if spun % SPINS_PER_LOOK == 0 && self.dirty.load(Ordering::Relaxed) != 0 {
+                if until.is_some_and(|until| until <= Instant::now()) {
+                    return false;
+                }
+                self.glance();
+                spun = 0;
             }
         }
+        true
     }
 
     /// Makes a communicator of one rank per seat.
@@ -316,16 +440,31 @@ impl Engine {
 
     /// The stream behind a handle, of `device`.
     pub(crate) fn stream(&self, raw: RawStream, device: usize) -> Result<Arc<StreamShared>> {
+        thread_local! {
+            /// What was found last, and the nonce of its engine: programs rarely change streams.
+            static LAST: RefCell<Option<(u64, Arc<StreamShared>)>> = const { RefCell::new(None) };
+        }
         if raw == RawStream::DEFAULT {
             return Ok(Arc::clone(&self.defaults[device]));
         }
-        let key = self.key(raw.bits(), STREAM, "stream")?;
-        let found = lock(&self.state).streams.get(key).map(|stream| Arc::clone(&stream.shared));
-        if self.pressed.load(Ordering::SeqCst) {
-            self.press();
-        }
-        let shared = found.filter(|shared| !shared.is_destroyed() && shared.raw == raw);
-        let shared = shared.ok_or_else(|| invalid("the stream was destroyed"))?;
+        let is_it = |shared: &StreamShared| !shared.is_destroyed() && shared.raw == raw;
+        let shared = LAST.with_borrow_mut(|last| match last {
+            Some((nonce, shared)) if *nonce == self.nonce && is_it(shared) => {
+                Ok(Arc::clone(shared))
+            }
+            _ => {
+                let key = self.key(raw.bits(), STREAM, "stream")?;
+                let found =
+                    lock(&self.state).streams.get(key).map(|found| Arc::clone(&found.shared));
+                if self.pressed.load(Ordering::SeqCst) {
+                    self.press();
+                }
+                let found = found.filter(|shared| is_it(shared));
+                let shared = found.ok_or_else(|| invalid("the stream was destroyed"))?;
+                *last = Some((self.nonce, Arc::clone(&shared)));
+                Ok(shared)
+            }
+        })?;
         if shared.device != device {
             return Err(invalid(format!(
                 "the stream belongs to device {}, want one of device {device}",
@@ -527,8 +666,14 @@ const BATCH: usize = 32;
 const INLINE_BYTES: usize = 512 * 1024;
 /// Bytes of one rank's buffer in a slice of a large operation.
 const SLICE_BYTES: usize = 128 * 1024;
+/// How long a thread sleeps on the word of one rank. What it waits for may come otherwise: operations
+/// that lie in an inbox may fail their communicator.
+const PATIENCE: Duration = Duration::from_millis(5);
 /// Looks at the parker before a waiting thread goes to sleep: some ten microseconds.
 const SPINS: usize = 400;
+/// And how many of them pass between looks at the inboxes: a microsecond, in which a rank that issues
+/// one operation after another leaves more than one.
+const SPINS_PER_LOOK: usize = 40;
 
 /// What a handle names. Two bits.
 const STREAM: usize = 1;

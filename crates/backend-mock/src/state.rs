@@ -19,6 +19,7 @@ use collectives_core::{ErrorKind, Rank};
 use crate::{
     Accumulation,
     comm_state::{Comm, EndShared},
+    engine::Lag,
     error::Failure,
     graph::{Capture, Event, Graph, Run, Signal},
     memory::{Allocation, Memory},
@@ -106,9 +107,39 @@ impl State {
     pub(crate) fn drain(&mut self, stream: u32) {
         let Some(state) = self.streams.at(stream) else { return };
         let shared = Arc::clone(&state.shared);
+        let queue = &mut self.streams[stream].queue;
+        let known = queue.len();
         let mut inbox = lock(&shared.inbox);
-        for entry in inbox.drain(..) {
-            self.push(stream, entry);
+        if known == 0 {
+            // Copies nothing, and the caller writes where the queue was before.
+            std::mem::swap(queue, &mut inbox);
+        } else {
+            queue.append(&mut inbox);
+        }
+        drop(inbox);
+        self.welcome(stream, known);
+    }
+
+    /// Counts the entries of a stream from position `known` on, which have just come in.
+    fn welcome(&mut self, stream: u32, known: usize) {
+        let Some(state) = self.streams.at(stream) else { return };
+        let mut ops = state.queue.range(known..).filter_map(|entry| match entry {
+            Entry::Op(op) => Some((op.comm, op.rank)),
+            _ => None,
+        });
+        let mut next = ops.next();
+        while let Some(end) = next {
+            let mut alike = 1;
+            next = ops.find(|&other| {
+                alike += usize::from(other == end);
+                other != end
+            });
+            if let Some(comm) = self.comms.get_mut(end.0) {
+                comm.ends[end.1 as usize].outstanding += alike;
+            }
+        }
+        if !state.started && known == 0 && !state.queue.is_empty() {
+            self.worklist.push(stream);
         }
     }
 
@@ -141,6 +172,17 @@ impl State {
     fn count(&mut self, op: &Op) {
         if let Some(comm) = self.comms.get_mut(op.comm) {
             comm.ends[op.rank as usize].outstanding += 1;
+        }
+    }
+
+    /// A rank that keeps a stream from passing `count` entries for some time.
+    pub(crate) fn lag(&self, stream: u32, count: usize) -> Option<Lag> {
+        match self.streams.at(stream)?.queue.get(count.checked_sub(1)?)? {
+            Entry::Op(op) if !op.kind.is_point_to_point() => {
+                let comm = self.comms.get(op.comm).filter(|comm| !comm.broken)?;
+                Lag::behind(comm, op)
+            }
+            _ => None,
         }
     }
 
@@ -246,10 +288,14 @@ impl State {
 
     /// The head of a stream is done: the next may start.
     fn pass(&mut self, index: u32) {
+        self.step(index);
+        self.worklist.push(index);
+    }
+
+    /// As [`pass`](Self::pass), but the caller has to see to what comes next.
+    fn step(&mut self, index: u32) {
         let stream = &mut self.streams[index];
-        stream.queue.pop_front();
-        stream.started = false;
-        stream.passed += 1;
+        stream.pass();
         if !stream.waiters.is_empty() {
             let passed = stream.passed;
             let wake = &mut self.wake;
@@ -261,7 +307,6 @@ impl State {
                 stays
             });
         }
-        self.worklist.push(index);
     }
 
     /// Gives up the place of a destroyed stream that has nothing left to do.
@@ -376,14 +421,85 @@ impl State {
             return;
         }
         let arrivals = comm.take_slot(op.sequence);
-        if let Some(failure) = mismatch(comm, &arrivals) {
-            self.fail_comm(arrival.op.comm, |_| Some(failure.clone()));
-            for arrival in arrivals {
-                self.finish_failed(arrival);
+        self.fire(arrivals);
+    }
+
+    /// Does a collective for which all ranks have come. Small ones often come in series, and a
+    /// series is done in one go: where the next one heads the streams of all ranks, it need not meet.
+    fn fire(&mut self, mut arrivals: Vec<Arrival>) {
+        let key = arrivals[0].op.comm;
+        while let Some(comm) = self.comms.get(key) {
+            if let Some(failure) = mismatch(comm, &arrivals) {
+                self.fail_comm(key, |_| Some(failure.clone()));
+                for arrival in arrivals {
+                    self.finish_failed(arrival);
+                }
+                return;
             }
-            return;
+            let transfer = Transfer::Collective(arrivals);
+            if transfer.traffic() > AT_ONCE_BYTES {
+                self.jobs.push_back(Job { transfer, stream: None });
+                return;
+            }
+            let (length, _) = transfer.span();
+            // SAFETY: the callers' buffers are the engine's until the streams have passed, and this
+            // thread does the whole span.
+            unsafe { transfer.run(self.accumulation, 0..length) };
+            let Transfer::Collective(done) = transfer else { return };
+            arrivals = done;
+            if !self.follow(&mut arrivals) {
+                break;
+            }
         }
-        self.transfer(Transfer::Collective(arrivals), None);
+        arrivals.clear();
+        if let Some(comm) = self.comms.get_mut(key) {
+            comm.keep_spare(arrivals);
+        }
+    }
+
+    /// Ends a collective. Where the next of its communicator heads the streams of all ranks, that is
+    /// put into `arrivals`.
+    fn follow(&mut self, arrivals: &mut [Arrival]) -> bool {
+        let mut streams = true;
+        for &Arrival { op, owner } in &*arrivals {
+            self.discount(&op);
+            match owner {
+                Owner::Stream(stream) => self.step(stream),
+                Owner::Unit(unit) => {
+                    self.leave(unit);
+                    streams = false;
+                }
+            }
+        }
+        let next = arrivals[0].op.sequence + 1;
+        let follows = |arrival: &Arrival| match arrival.owner {
+            Owner::Stream(stream) => self.streams[stream].queue.front().is_some_and(|entry| {
+                matches!(entry, Entry::Op(op) if op.comm == arrival.op.comm
+                    && op.rank == arrival.op.rank
+                    && op.sequence == next
+                    && !op.kind.is_point_to_point())
+            }),
+            Owner::Unit(_) => false,
+        };
+        let all = streams && arrivals.iter().all(follows);
+        let comm = self.comms.get_mut(arrivals[0].op.comm);
+        if all && comm.is_some_and(|comm| comm.pass_by(next)) {
+            for arrival in arrivals {
+                if let Owner::Stream(stream) = arrival.owner
+                    && let Some(Entry::Op(op)) = self.streams[stream].queue.front()
+                {
+                    arrival.op = *op;
+                    self.streams[stream].started = true;
+                }
+            }
+            return true;
+        }
+        for arrival in arrivals {
+            if let Owner::Stream(stream) = arrival.owner {
+                self.worklist.push(stream);
+            }
+        }
+        false
     }
 
     fn arrive_point_to_point(&mut self, arrival: Arrival) {
@@ -433,13 +549,6 @@ impl State {
         // thread does the whole span.
         unsafe { job.transfer.run(self.accumulation, 0..length) };
         self.complete(&job);
-        if let Transfer::Collective(mut arrivals) = job.transfer {
-            let comm = arrivals[0].op.comm;
-            arrivals.clear();
-            if let Some(comm) = self.comms.get_mut(comm) {
-                comm.keep_spare(arrivals);
-            }
-        }
     }
 
     /// The data of a job has been moved.
@@ -460,7 +569,16 @@ impl State {
     /// One rank's operation is done.
     #[inline]
     fn finish(&mut self, arrival: Arrival) {
-        let op = &arrival.op;
+        self.discount(&arrival.op);
+        match arrival.owner {
+            Owner::Stream(stream) => self.pass(stream),
+            Owner::Unit(unit) => self.leave(unit),
+        }
+    }
+
+    /// An operation less is outstanding.
+    #[inline]
+    fn discount(&mut self, op: &Op) {
         if let Some(comm) = self.comms.get_mut(op.comm) {
             let end = &mut comm.ends[op.rank as usize];
             end.outstanding -= 1;
@@ -475,18 +593,17 @@ impl State {
                 }
             }
         }
-        match arrival.owner {
-            Owner::Stream(stream) => self.pass(stream),
-            Owner::Unit(index) => {
-                let unit = &mut self.units[index];
-                unit.left -= 1;
-                if unit.left == 0 {
-                    let streams = std::mem::take(&mut unit.streams);
-                    self.units.remove(index);
-                    for stream in streams {
-                        self.pass(stream);
-                    }
-                }
+    }
+
+    /// An operation of a unit is done.
+    fn leave(&mut self, index: u32) {
+        let unit = &mut self.units[index];
+        unit.left -= 1;
+        if unit.left == 0 {
+            let streams = std::mem::take(&mut unit.streams);
+            self.units.remove(index);
+            for stream in streams {
+                self.pass(stream);
             }
         }
     }

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
 };
 
@@ -19,14 +19,17 @@ pub(crate) struct StreamShared {
     pub(crate) raw: RawStream,
     pub(crate) device: usize,
     mode: AtomicU8,
+    /// Entries that were passed while there was no failure to report.
+    passed: AtomicU64,
     /// Work that the engine has not seen yet, in order.
-    pub(crate) inbox: Mutex<Vec<Entry>>,
+    pub(crate) inbox: Mutex<VecDeque<Entry>>,
 }
 
 impl StreamShared {
     pub(crate) fn new(key: Key, raw: RawStream, device: usize) -> Self {
         let mode = AtomicU8::new(Mode::Open as u8);
-        Self { key, raw, device, mode, inbox: Mutex::new(Vec::new()) }
+        let (passed, inbox) = (AtomicU64::new(0), Mutex::new(VecDeque::new()));
+        Self { key, raw, device, mode, passed, inbox }
     }
 
     /// Whether work can go straight to the inbox.
@@ -38,6 +41,11 @@ impl StreamShared {
     /// Whether the handle was destroyed.
     pub(crate) fn is_destroyed(&self) -> bool {
         self.mode.load(Ordering::Acquire) == Mode::Destroyed as u8
+    }
+
+    /// Whether as many entries as `target` are known to have passed without a failure.
+    pub(crate) fn has_passed(&self, target: u64) -> bool {
+        self.passed.load(Ordering::Acquire) >= target
     }
 
     pub(crate) fn set_mode(&self, mode: Mode) {
@@ -94,6 +102,16 @@ impl Stream {
             failure: None,
             capture: None,
             is_branch,
+        }
+    }
+
+    /// The head is done.
+    pub(crate) fn pass(&mut self) {
+        self.queue.pop_front();
+        self.started = false;
+        self.passed += 1;
+        if self.failure.is_none() {
+            self.shared.passed.store(self.passed, Ordering::Release);
         }
     }
 

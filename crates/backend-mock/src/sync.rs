@@ -12,6 +12,7 @@ use std::{
 
 /// Locks, also after a thread panicked while it held the lock: the engine's state changes only in
 /// steps that leave it valid.
+#[inline]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

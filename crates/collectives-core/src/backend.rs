@@ -184,7 +184,8 @@ pub struct JoinConfig {
 
 impl JoinConfig {
     /// Joins as `rank` of `size`, on the device of the same number.
-    pub fn new(rank: Rank, size: usize) -> Self {
+    pub fn new(rank: impl Into<Rank>, size: usize) -> Self {
+        let rank = rank.into();
         Self { rank, size, device: rank.index(), name: None, deadline: None }
     }
 

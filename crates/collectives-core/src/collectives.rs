@@ -42,6 +42,12 @@ use crate::{
 /// # Dropping
 /// Dropping a communicator flushes and destroys it, in bounded time; errors are logged. Use
 /// [`finalize`](Self::finalize) to see them.
+///
+/// # Portability
+/// Ending a communicator in any way frees device memory, and on CUDA that may wait for kernels
+/// that run on the process's other devices (seen with NCCL 2.28.3 and 2.28.9). So where several
+/// ranks live in one process, all of them end it before any of them starts the next collective on
+/// another communicator; a barrier between threads sees to that.
 pub trait Collectives: Send {
     /// What this end knows of itself: rank, size, device, library.
     fn info(&self) -> &CommInfo;
@@ -245,6 +251,10 @@ pub trait Collectives: Send {
     /// [`InvalidUsage`](crate::ErrorKind::InvalidUsage). Else the library's own failures.
     #[doc(alias = "ncclGroupEnd")]
     fn group_end(&self) -> Result<()>;
+
+    /// Whether a group of this backend is open on this thread, so that operations are collected
+    /// instead of enqueued.
+    fn in_group(&self) -> bool;
 
     /// Makes an operator that multiplies this rank's input by `scalar` and then sums. Local: other
     /// ranks choose their own scalars.

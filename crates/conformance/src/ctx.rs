@@ -59,6 +59,9 @@ impl<'w, B: Backend> Ctx<'w, B> {
     }
 
     /// Waits for every rank's thread, without a library.
+    ///
+    /// Cases call it between the end of a communicator and the next collective: ending one frees
+    /// device memory, which on CUDA may wait for the kernels of the process's other ranks.
     #[track_caller]
     pub(crate) fn meet(&self) -> Outcome {
         self.exchange(&[]).map(drop)

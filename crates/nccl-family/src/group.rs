@@ -56,6 +56,7 @@ pub(crate) fn any_open() -> bool {
 }
 
 /// Whether a group of `library` is open on this thread.
+#[inline]
 pub(crate) fn is_open(library: &'static abi::Library) -> bool {
     any_open() && with(library, |_| ()).is_some()
 }

@@ -166,6 +166,10 @@ impl<'a, T: Value> Worker<'a, T> {
         let stream = comm.new_stream()?;
         let buffer = || match plan.registered {
             true => comm.alloc_registered(plan.largest, &stream),
+            // The library's own memory, as in nccl-tests: a graph moves it without staging.
+            false if comm.capabilities().mem_alloc.is_available() => {
+                comm.alloc(plan.largest, &stream)
+            }
             false => stream.zeros(plan.largest),
         };
         let (send, recv) = (buffer()?, buffer()?);

@@ -74,6 +74,7 @@ fn can_still_join<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
     let comm = ctx.join_again()?;
     works(ctx, &comm)?;
     ctx.finalize(comm)?;
+    ctx.meet()?;
     works(ctx, ctx.comm)
 }
 

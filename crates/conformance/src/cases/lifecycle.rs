@@ -51,6 +51,7 @@ pub(super) fn ranks_join_drop_and_join_again<B: Backend>(ctx: &Ctx<'_, B>) -> Ou
     }
     // Also one that was never used.
     drop(ctx.join_again()?);
+    ctx.meet()?;
     works(ctx, ctx.comm)
 }
 
@@ -112,6 +113,7 @@ pub(super) fn after_abort_every_call_says_so<B: Backend>(ctx: &Ctx<'_, B>) -> Ou
     fails(ErrorKind::Aborted, "poll_error", comm.poll_error())?;
     ctx.here.check_untouched(memory)?;
     drop(comm);
+    ctx.meet()?;
     works(ctx, ctx.comm)
 }
 
@@ -145,6 +147,7 @@ pub(super) fn abort_from_another_thread_frees_a_waiting_rank<B: Backend>(
     }
     ctx.meet()?;
     Box::new(comm).abort()?;
+    ctx.meet()?;
     works(ctx, ctx.comm)
 }
 
@@ -162,6 +165,7 @@ pub(super) fn abort_frees_an_enqueued_stream<B: Backend>(ctx: &Ctx<'_, B>) -> Ou
     if let Err(error) = ctx.here.synchronize_stream(stream, PATIENCE) {
         check(error.kind() != ErrorKind::Timeout, "the stream goes on")?;
     }
+    ctx.meet()?;
     works(ctx, ctx.comm)
 }
 
@@ -188,6 +192,7 @@ pub(super) fn an_aborted_communicator_leaves_others_alone<B: Backend>(ctx: &Ctx<
     works(ctx, &healthy)?;
     ctx.meet()?;
     doomed.abort_handle().abort()?;
+    ctx.meet()?;
     works(ctx, &healthy)?;
     works(ctx, ctx.comm)?;
     check(healthy.abort_handle().failure().is_none(), "no failure of the other")?;

@@ -41,6 +41,7 @@ pub(super) fn no_colour_takes_no_part<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
         works(ctx, &child)?;
         ctx.finalize(child)?;
     }
+    ctx.meet()?;
     works(ctx, ctx.comm)
 }
 
@@ -53,8 +54,10 @@ pub(super) fn parent_and_children_work_in_turn<B: Backend>(ctx: &Ctx<'_, B>) -> 
         works(ctx, &all)?;
     }
     ctx.finalize(half)?;
+    ctx.meet()?;
     works(ctx, &all)?;
     ctx.finalize(all)?;
+    ctx.meet()?;
     works(ctx, ctx.comm)
 }
 
@@ -62,6 +65,7 @@ pub(super) fn children_outlive_their_parent<B: Backend>(ctx: &Ctx<'_, B>) -> Out
     let parent = ctx.join_again()?;
     let child = expect(ctx.split(&parent, SplitConfig::new(0))?)?;
     ctx.finalize(parent)?;
+    ctx.meet()?;
     works(ctx, &child)?;
     Ok(ctx.finalize(child)?)
 }
