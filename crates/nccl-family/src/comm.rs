@@ -594,11 +594,6 @@ impl<V: Vendor> Collectives for Comm<V> {
         group::is_open(self.line.library())
     }
 
-    #[inline]
-    fn in_group(&self) -> bool {
-        group::is_open(self.line.library())
-    }
-
     /// `ncclRedOpCreatePreMulSum` (2.11.4).
     unsafe fn create_pre_mul_sum(&self, scalar: Scalar) -> Result<PreMulSum> {
         const OPERATION: &str = "create_pre_mul_sum";
