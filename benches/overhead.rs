@@ -155,7 +155,7 @@ unsafe extern "C" fn destroy(_: ncclComm_t) -> ncclResult_t {
 
 unsafe extern "C" fn count(_: ncclComm_t, count: *mut c_int) -> ncclResult_t {
     // SAFETY: the caller gives room for one.
-    unsafe { *count = 1 };
+    unsafe { *count = 2 };
     ncclResult_t::SUCCESS
 }
 

@@ -42,8 +42,8 @@ pub struct MockComm {
     known: [Cell<Known>; 4],
     next_known: Cell<usize>,
     /// Scalars of the live PreMulSum operators.
-    scalars: RefCell<BTreeMap<u64, Factor>>,
-    next_scalar: Cell<u64>,
+    scalars: RefCell<BTreeMap<u32, Factor>>,
+    next_scalar: Cell<u32>,
     /// Live registrations.
     registrations: RefCell<BTreeMap<usize, Range<usize>>>,
     next_registration: Cell<usize>,

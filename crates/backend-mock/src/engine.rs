@@ -6,9 +6,13 @@
 //! for the engine at once ([`Engine::press`]). If the lock is taken then, its holder is told to look
 //! once more before it goes, so nothing is left behind and nobody has to wait.
 //!
-//! Why nothing is lost: a thread that is going to sleep first counts itself as waiting, then takes
+//! Why nothing is lost: a thread that is going to sleep first counts itself as a sleeper, then takes
 //! over the inboxes. Work that came into an inbox before that is taken over by it; work that comes
-//! later finds the count raised, and presses.
+//! later finds the count raised, and presses. Until it sleeps it looks at the inboxes itself.
+//!
+//! To press with each operation would cost more than the operation. So a thread that waits for a rank
+//! that is far behind ([`Lag`]) does not count as a sleeper: that rank counts it, and presses, when it
+//! issues the operation that the thread waits for.
 
 use std::{
     cell::RefCell,
@@ -661,7 +665,7 @@ fn parts(members: &[Member]) -> Vec<Vec<usize>> {
 }
 
 /// Small operations that may lie in an inbox before somebody looks.
-const BATCH: usize = 32;
+const BATCH: usize = 128;
 /// Traffic that a call moves itself before it leaves more to the pool.
 const INLINE_BYTES: usize = 512 * 1024;
 /// Bytes of one rank's buffer in a slice of a large operation.

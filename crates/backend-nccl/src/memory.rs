@@ -138,8 +138,11 @@ impl Context {
         Ok(None)
     }
 
-    /// Gives the blocks that are unused back to the driver.
+    /// Gives the blocks that are unused back to the driver: all of them, also where it refuses
+    /// one, and then the first failure is returned.
     fn give_back(&self) -> Result<()> {
+        // First of all, as from the list on the addresses are nowhere else.
+        let _relaxed = RelaxedCapture::enter()?;
         let mut cache = self.memory.cache();
         let Cache { freed, events, .. } = &mut *cache;
         let mut unused = Vec::new();
@@ -156,11 +159,13 @@ impl Context {
         }
         drop(cache);
         tracing::debug!(device = self.ordinal(), blocks = unused.len(), "giving memory back");
-        let _relaxed = RelaxedCapture::enter()?;
-        unused.into_iter().try_for_each(|address| {
+        let mut outcome = Ok(());
+        for address in unused {
             // SAFETY: the block is in no list any more, and its last user has passed.
-            check("free", unsafe { sys::cuMemFree_v2(address as sys::CUdeviceptr) })
-        })
+            let freed = check("free", unsafe { sys::cuMemFree_v2(address as sys::CUdeviceptr) });
+            outcome = outcome.and(freed);
+        }
+        outcome
     }
 
     #[cold]

@@ -242,7 +242,7 @@ fn a_rank_that_fails_ends_the_others() {
     command.args(["-c", script]).arg(binary).env("COLLECTIVES_BACKEND", "mock").timeout(TIMEOUT);
     let result = command.assert().code(1);
     let text = String::from_utf8_lossy(&result.get_output().stderr).into_owned();
-    assert!(text.starts_with("error: perf: mock alloc: "), "{text}");
+    assert!(text.starts_with("error: perf: mock mem_alloc (rank "), "{text}");
     assert_eq!(text.matches("error: ").count(), 1, "{text}");
 }
 

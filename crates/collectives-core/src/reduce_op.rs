@@ -121,13 +121,14 @@ impl FromStr for ReduceOp {
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct PreMulSum {
     comm: CommId,
-    id: u64,
+    // Half a word, so that a reduce op fits into two registers.
+    id: u32,
     dtype: DType,
 }
 
 impl PreMulSum {
     /// For backends: names operator `id` of `comm`. An id is never reused on one communicator.
-    pub const fn from_parts(comm: CommId, id: u64, dtype: DType) -> Self {
+    pub const fn from_parts(comm: CommId, id: u32, dtype: DType) -> Self {
         Self { comm, id, dtype }
     }
 
@@ -137,7 +138,7 @@ impl PreMulSum {
     }
 
     /// For backends: its number on that communicator.
-    pub const fn id(self) -> u64 {
+    pub const fn id(self) -> u32 {
         self.id
     }
 
@@ -146,6 +147,9 @@ impl PreMulSum {
         self.dtype
     }
 }
+
+// Passed in registers: in memory, each layer would copy it.
+const _: () = assert!(size_of::<ReduceOp>() == 16);
 
 /// The scalar of a [`PreMulSum`].
 #[doc(alias = "ncclScalarResidence_t")]

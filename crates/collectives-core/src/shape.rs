@@ -24,6 +24,10 @@ use crate::{
 };
 
 /// The rules of one communicator.
+///
+/// They are inlined into the backends' operations without exception: passed on by value, a buffer
+/// is copied through a vector register right after its fields were written one by one, and the
+/// processor waits for that longer than for all checks.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules<'a> {
     comm: &'a CommInfo,
@@ -50,12 +54,10 @@ impl<'a> Rules<'a> {
     ///
     /// # Errors
     /// See the [module](self).
-    #[inline]
+    #[inline(always)]
     pub fn all_reduce(&self, send: SendBuf, recv: RecvBuf, op: ReduceOp) -> Result<Shape> {
         let call = self.call("all_reduce", self.capabilities.all_reduce)?;
-        call.send(send)?;
-        call.recv(recv)?;
-        call.same_dtype(send, recv)?;
+        call.both(send, recv)?;
         call.count("recv", recv.count, 1, send.count)?;
         call.reduction(op, send.dtype)?;
         call.in_place_or_apart(send, recv, send.ptr, recv.ptr, "recv at send")?;
@@ -66,7 +68,7 @@ impl<'a> Rules<'a> {
     ///
     /// # Errors
     /// See the [module](self).
-    #[inline]
+    #[inline(always)]
     pub fn reduce(
         &self,
         send: SendBuf,
@@ -80,8 +82,7 @@ impl<'a> Rules<'a> {
         call.reduction(op, send.dtype)?;
         if root == self.comm.rank {
             let recv = call.on_root(recv, "recv")?;
-            call.recv(recv)?;
-            call.same_dtype(send, recv)?;
+            call.both(send, recv)?;
             call.count("recv", recv.count, 1, send.count)?;
             call.in_place_or_apart(send, recv, send.ptr, recv.ptr, "recv at send")?;
         }
@@ -92,15 +93,14 @@ impl<'a> Rules<'a> {
     ///
     /// # Errors
     /// See the [module](self).
-    #[inline]
+    #[inline(always)]
     pub fn broadcast(&self, send: Option<SendBuf>, recv: RecvBuf, root: Rank) -> Result<Shape> {
         let call = self.call("broadcast", self.capabilities.broadcast)?;
         call.root(root)?;
         call.recv(recv)?;
         if root == self.comm.rank {
             let send = call.on_root(send, "send")?;
-            call.send(send)?;
-            call.same_dtype(send, recv)?;
+            call.both(send, recv)?;
             call.count("send", send.count, 1, recv.count)?;
             call.in_place_or_apart(send, recv, send.ptr, recv.ptr, "recv at send")?;
         }
@@ -111,12 +111,10 @@ impl<'a> Rules<'a> {
     ///
     /// # Errors
     /// See the [module](self).
-    #[inline]
+    #[inline(always)]
     pub fn all_gather(&self, send: SendBuf, recv: RecvBuf) -> Result<Shape> {
         let call = self.call("all_gather", self.capabilities.all_gather)?;
-        call.send(send)?;
-        call.recv(recv)?;
-        call.same_dtype(send, recv)?;
+        call.both(send, recv)?;
         call.count("recv", recv.count, self.comm.size, send.count)?;
         let own = recv.part(self.comm.rank.index() * send.count, send.count).ptr;
         call.in_place_or_apart(send, recv, send.ptr, own, "send at recv + rank × send.count")?;
@@ -127,12 +125,10 @@ impl<'a> Rules<'a> {
     ///
     /// # Errors
     /// See the [module](self).
-    #[inline]
+    #[inline(always)]
     pub fn reduce_scatter(&self, send: SendBuf, recv: RecvBuf, op: ReduceOp) -> Result<Shape> {
         let call = self.call("reduce_scatter", self.capabilities.reduce_scatter)?;
-        call.send(send)?;
-        call.recv(recv)?;
-        call.same_dtype(send, recv)?;
+        call.both(send, recv)?;
         call.count("send", send.count, self.comm.size, recv.count)?;
         call.reduction(op, send.dtype)?;
         let own = send.part(self.comm.rank.index() * recv.count, recv.count).ptr;
@@ -144,12 +140,10 @@ impl<'a> Rules<'a> {
     ///
     /// # Errors
     /// See the [module](self).
-    #[inline]
+    #[inline(always)]
     pub fn all_to_all(&self, send: SendBuf, recv: RecvBuf) -> Result<Shape> {
         let call = self.call("all_to_all", self.capabilities.all_to_all)?;
-        call.send(send)?;
-        call.recv(recv)?;
-        call.same_dtype(send, recv)?;
+        call.both(send, recv)?;
         call.count("recv", recv.count, 1, send.count)?;
         if !send.count.is_multiple_of(self.comm.size) {
             return Err(call.refuse(format!(
@@ -166,15 +160,14 @@ impl<'a> Rules<'a> {
     ///
     /// # Errors
     /// See the [module](self).
-    #[inline]
+    #[inline(always)]
     pub fn gather(&self, send: SendBuf, recv: Option<RecvBuf>, root: Rank) -> Result<Shape> {
         let call = self.call("gather", self.capabilities.gather)?;
         call.root(root)?;
         call.send(send)?;
         if root == self.comm.rank {
             let recv = call.on_root(recv, "recv")?;
-            call.recv(recv)?;
-            call.same_dtype(send, recv)?;
+            call.both(send, recv)?;
             call.count("recv", recv.count, self.comm.size, send.count)?;
             let own = recv.part(root.index() * send.count, send.count).ptr;
             call.in_place_or_apart(send, recv, send.ptr, own, "send at recv + root × send.count")?;
@@ -187,15 +180,14 @@ impl<'a> Rules<'a> {
     ///
     /// # Errors
     /// See the [module](self).
-    #[inline]
+    #[inline(always)]
     pub fn scatter(&self, send: Option<SendBuf>, recv: RecvBuf, root: Rank) -> Result<Shape> {
         let call = self.call("scatter", self.capabilities.scatter)?;
         call.root(root)?;
         call.recv(recv)?;
         if root == self.comm.rank {
             let send = call.on_root(send, "send")?;
-            call.send(send)?;
-            call.same_dtype(send, recv)?;
+            call.both(send, recv)?;
             call.count("send", send.count, self.comm.size, recv.count)?;
             let own = send.part(root.index() * recv.count, recv.count).ptr;
             call.in_place_or_apart(send, recv, own, recv.ptr, "recv at send + root × recv.count")?;
@@ -207,7 +199,7 @@ impl<'a> Rules<'a> {
     ///
     /// # Errors
     /// See the [module](self).
-    #[inline]
+    #[inline(always)]
     pub fn send(&self, buf: SendBuf, peer: Rank) -> Result<Shape> {
         let call = self.call("send", self.capabilities.send)?;
         call.peer(peer)?;
@@ -219,7 +211,7 @@ impl<'a> Rules<'a> {
     ///
     /// # Errors
     /// See the [module](self).
-    #[inline]
+    #[inline(always)]
     pub fn recv(&self, buf: RecvBuf, peer: Rank) -> Result<Shape> {
         let call = self.call("recv", self.capabilities.recv)?;
         call.peer(peer)?;
@@ -227,7 +219,7 @@ impl<'a> Rules<'a> {
         Ok(Shape { count: buf.count, dtype: buf.dtype })
     }
 
-    #[inline]
+    #[inline(always)]
     fn call(&self, operation: &'static str, support: Support) -> Result<Call<'a>> {
         let call = Call { rules: *self, operation };
         call.require(support, operation)?;
@@ -242,22 +234,38 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    #[inline]
+    #[inline(always)]
     fn send(&self, buf: SendBuf) -> Result<()> {
-        self.buffer("send", buf.ptr, buf.count, buf.dtype)
+        self.dtype(buf.dtype)?;
+        self.memory("send", buf.ptr, buf.count, buf.dtype)
     }
 
-    #[inline]
+    #[inline(always)]
     fn recv(&self, buf: RecvBuf) -> Result<()> {
-        self.buffer("recv", buf.ptr, buf.count, buf.dtype)
+        self.dtype(buf.dtype)?;
+        self.memory("recv", buf.ptr, buf.count, buf.dtype)
     }
 
-    #[inline]
-    fn buffer(&self, name: &str, ptr: *const c_void, count: usize, dtype: DType) -> Result<()> {
+    /// Two buffers of one dtype.
+    #[inline(always)]
+    fn both(&self, send: SendBuf, recv: RecvBuf) -> Result<()> {
+        if send.dtype != recv.dtype {
+            return Err(
+                self.refuse(format!("send holds {}, recv holds {}", send.dtype, recv.dtype))
+            );
+        }
+        self.dtype(send.dtype)?;
+        self.memory("send", send.ptr, send.count, send.dtype)?;
+        self.memory("recv", recv.ptr, recv.count, recv.dtype)
+    }
+
+    #[inline(always)]
+    fn dtype(&self, dtype: DType) -> Result<()> {
+        let capabilities = self.rules.capabilities;
         match dtype {
-            DType::Bf16 => self.require(self.rules.capabilities.dtype_bf16, "bf16")?,
-            DType::F8E4M3 => self.require(self.rules.capabilities.dtype_f8e4m3, "f8e4m3")?,
-            DType::F8E5M2 => self.require(self.rules.capabilities.dtype_f8e5m2, "f8e5m2")?,
+            DType::Bf16 => self.require(capabilities.dtype_bf16, "bf16"),
+            DType::F8E4M3 => self.require(capabilities.dtype_f8e4m3, "f8e4m3"),
+            DType::F8E5M2 => self.require(capabilities.dtype_f8e5m2, "f8e5m2"),
             DType::I8
             | DType::U8
             | DType::I32
@@ -266,42 +274,33 @@ impl Call<'_> {
             | DType::U64
             | DType::F16
             | DType::F32
-            | DType::F64 => {}
+            | DType::F64 => Ok(()),
         }
-        if count == 0 {
-            return Ok(());
-        }
-        if ptr.is_null() {
-            return Err(self.refuse(format!("{name} is null, but holds {count} elements")));
-        }
-        if !ptr.addr().is_multiple_of(dtype.size()) {
-            return Err(self.refuse(format!(
-                "{name} at {ptr:p} is not aligned to the {} bytes of {dtype}",
-                dtype.size()
-            )));
-        }
-        let fits = count
-            .checked_mul(dtype.size())
-            .filter(|&bytes| bytes <= isize::MAX as usize)
-            .and_then(|bytes| ptr.addr().checked_add(bytes));
-        if fits.is_none() {
-            return Err(self.refuse(format!(
-                "{name} holds {count} elements of {dtype}, past the end of memory"
-            )));
-        }
-        Ok(())
     }
 
-    #[inline]
-    fn same_dtype(&self, send: SendBuf, recv: RecvBuf) -> Result<()> {
-        if send.dtype == recv.dtype {
+    /// Not null, aligned, inside the address space; anything without elements.
+    #[inline(always)]
+    fn memory(&self, name: &str, ptr: *const c_void, count: usize, dtype: DType) -> Result<()> {
+        let aligned = is_aligned(ptr, dtype);
+        if count == 0 || !ptr.is_null() && aligned && fits(ptr, count, dtype) {
             return Ok(());
         }
-        Err(self.refuse(format!("send holds {}, recv holds {}", send.dtype, recv.dtype)))
+        Err(self.bad_memory(name, ptr, count, dtype))
+    }
+
+    #[cold]
+    fn bad_memory(&self, name: &str, ptr: *const c_void, count: usize, dtype: DType) -> Error {
+        self.refuse(if ptr.is_null() {
+            format!("{name} is null, but holds {count} elements")
+        } else if !is_aligned(ptr, dtype) {
+            format!("{name} at {ptr:p} is not aligned to the {} bytes of {dtype}", dtype.size())
+        } else {
+            format!("{name} holds {count} elements of {dtype}, past the end of memory")
+        })
     }
 
     /// `holds` elements must be `factor × each`.
-    #[inline]
+    #[inline(always)]
     fn count(&self, name: &str, holds: usize, factor: usize, each: usize) -> Result<()> {
         match factor.checked_mul(each) {
             Some(want) if want == holds => Ok(()),
@@ -326,7 +325,7 @@ impl Call<'_> {
         self.refuse(format!("{name} holds {holds} elements, want {want}"))
     }
 
-    #[inline]
+    #[inline(always)]
     fn reduction(&self, op: ReduceOp, dtype: DType) -> Result<()> {
         let capabilities = self.rules.capabilities;
         if dtype.is_fp8() {
@@ -351,17 +350,17 @@ impl Call<'_> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn root(&self, root: Rank) -> Result<()> {
         self.in_range("root", root)
     }
 
-    #[inline]
+    #[inline(always)]
     fn peer(&self, peer: Rank) -> Result<()> {
         self.in_range("peer", peer)
     }
 
-    #[inline]
+    #[inline(always)]
     fn in_range(&self, name: &str, rank: Rank) -> Result<()> {
         if rank.index() < self.rules.comm.size {
             return Ok(());
@@ -375,7 +374,7 @@ impl Call<'_> {
     }
 
     /// Either `a == b`, the operation's in-place form, or no byte in common.
-    #[inline]
+    #[inline(always)]
     fn in_place_or_apart(
         &self,
         send: SendBuf,
@@ -390,7 +389,7 @@ impl Call<'_> {
         Err(self.overlapping(send, recv, &format!("apart, or {form}")))
     }
 
-    #[inline]
+    #[inline(always)]
     fn apart(&self, send: SendBuf, recv: RecvBuf) -> Result<()> {
         if !overlap(send, recv) {
             return Ok(());
@@ -406,7 +405,7 @@ impl Call<'_> {
         ))
     }
 
-    #[inline]
+    #[inline(always)]
     fn require(&self, support: Support, what: &str) -> Result<()> {
         if support.is_available() {
             return Ok(());
@@ -422,6 +421,18 @@ impl Call<'_> {
             .with_comm(self.rules.comm)
             .with_operation(self.operation)
     }
+}
+
+/// Sizes are powers of two, and a division would cost as much as several other checks.
+#[inline(always)]
+fn is_aligned(ptr: *const c_void, dtype: DType) -> bool {
+    ptr.addr() & (dtype.size() - 1) == 0
+}
+
+#[inline(always)]
+fn fits(ptr: *const c_void, count: usize, dtype: DType) -> bool {
+    let bytes = count.checked_mul(dtype.size()).filter(|&bytes| bytes <= isize::MAX as usize);
+    bytes.is_some_and(|bytes| ptr.addr().checked_add(bytes).is_some())
 }
 
 /// Whether two non-empty ranges, already known to fit into memory, have a byte in common.

@@ -1,8 +1,10 @@
 //! Library versions, in every numbering scheme NCCL has used.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+
+use crate::{Error, ErrorKind};
 
 /// The version of a collective library.
 ///
@@ -17,6 +19,7 @@ use serde::{Deserialize, Serialize};
 /// assert!(Version::from_code(20906) > Version::from_code(2804));
 /// ```
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct Version {
     major: u32,
     minor: u32,
@@ -66,6 +69,38 @@ impl fmt::Display for Version {
     }
 }
 
+/// Reads `major.minor.patch`.
+impl FromStr for Version {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let mut parts = text.split('.').map(str::parse);
+        match (parts.next(), parts.next(), parts.next(), parts.next()) {
+            (Some(Ok(major)), Some(Ok(minor)), Some(Ok(patch)), None) => {
+                Ok(Self::new(major, minor, patch))
+            }
+            _ => Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("'{text}' is no version, want three numbers as in 2.27.3"),
+            )),
+        }
+    }
+}
+
+impl TryFrom<String> for Version {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self, Error> {
+        text.parse()
+    }
+}
+
+impl From<Version> for String {
+    fn from(version: Version) -> Self {
+        version.to_string()
+    }
+}
+
 /// Codes from here on use the five-digit scheme; the largest four-digit code in use is 2804.
 const FIRST_LONG_CODE: u32 = 10_000;
 
@@ -100,7 +135,12 @@ mod tests {
             let version = Version::from_code(code);
             assert_eq!(version.to_string(), text, "code {code}");
             assert_eq!(version.code(), code, "{text}");
+            assert_eq!(text.parse::<Version>().unwrap(), version);
         }
+        let json = serde_json::to_string(&Version::new(2, 27, 3)).unwrap();
+        assert_eq!(json, "\"2.27.3\"");
+        assert_eq!(serde_json::from_str::<Version>(&json).unwrap(), Version::new(2, 27, 3));
+        assert!("2.27".parse::<Version>().is_err());
     }
 
     #[test]

@@ -202,7 +202,7 @@ impl<V: Vendor> Backend for Library<V> {
             }
         }
         match answers.map(|answer| u32::try_from(answer).ok()) {
-            [Some(rank), Some(size), Some(device)] => {
+            [Some(rank), Some(size), Some(device)] if rank < size => {
                 let place = (Rank::new(rank), size as usize, device as usize);
                 Ok(Comm::new(self.clone(), raw, place, None, None))
             }

@@ -19,14 +19,15 @@ use collectives_nccl_abi::{
 
 use crate::{
     Library, Vendor, conv, error, group,
-    state::{Call, Control, Ends, Lifeline},
+    state::{Call, Control, Ends, Lifeline, end_stray},
 };
 
 /// One rank's end of a communicator of vendor `V`.
 ///
 /// # Dropping
 /// `ncclCommDestroy` on a helper thread, waited for at most ten seconds; a communicator that has
-/// failed is aborted instead, as destroying waits for ranks that may be gone. Never
+/// failed is aborted instead, as destroying waits for ranks that may be gone. What is not done by
+/// then goes on in the background, and the abort handles tell a failure. Never
 /// `ncclCommFinalize`, which waits for the other ranks of the node: one thread may drop several
 /// ranks one after another, since the library frees the ranks of one process when the last of them
 /// is destroyed. Dropped while a group of this thread uses it, it is leaked with a warning.
@@ -65,7 +66,7 @@ impl<V: Vendor> Comm<V> {
     }
 
     /// Runs a data operation: inside a call, and noted in the open group.
-    #[inline]
+    #[inline(always)]
     fn issue(
         &self,
         operation: &'static str,
@@ -285,6 +286,8 @@ enum Move {
     Send(*const c_void, c_int),
 }
 
+// The operations are inlined into whoever dispatches to them: each level that passes buffers on by
+// value copies them, which costs more than it does anything.
 impl<V: Vendor> Collectives for Comm<V> {
     fn info(&self) -> &CommInfo {
         self.line.info()
@@ -295,6 +298,7 @@ impl<V: Vendor> Collectives for Comm<V> {
     }
 
     /// `ncclAllReduce`.
+    #[inline(always)]
     unsafe fn all_reduce(
         &self,
         send: SendBuf,
@@ -324,6 +328,7 @@ impl<V: Vendor> Collectives for Comm<V> {
     }
 
     /// `ncclReduce`; off root, the library gets a null receive buffer.
+    #[inline(always)]
     unsafe fn reduce(
         &self,
         send: SendBuf,
@@ -357,6 +362,7 @@ impl<V: Vendor> Collectives for Comm<V> {
     }
 
     /// `ncclBroadcast`; off root, in place.
+    #[inline(always)]
     unsafe fn broadcast(
         &self,
         send: Option<SendBuf>,
@@ -387,6 +393,7 @@ impl<V: Vendor> Collectives for Comm<V> {
     }
 
     /// `ncclAllGather`.
+    #[inline(always)]
     unsafe fn all_gather(&self, send: SendBuf, recv: RecvBuf, launch: Launch<'_>) -> Result<()> {
         let all_gather = self.table.all_gather;
         self.issue("all_gather", |issue| {
@@ -401,6 +408,7 @@ impl<V: Vendor> Collectives for Comm<V> {
     }
 
     /// `ncclReduceScatter`.
+    #[inline(always)]
     unsafe fn reduce_scatter(
         &self,
         send: SendBuf,
@@ -430,6 +438,7 @@ impl<V: Vendor> Collectives for Comm<V> {
     }
 
     /// `ncclAlltoAll` (NCCL 2.28.3, RCCL 2.7.6), else a group of `ncclSend` and `ncclRecv`.
+    #[inline(always)]
     unsafe fn all_to_all(&self, send: SendBuf, recv: RecvBuf, launch: Launch<'_>) -> Result<()> {
         self.issue("all_to_all", |issue| {
             let shape = issue.rules.all_to_all(send, recv)?;
@@ -454,6 +463,7 @@ impl<V: Vendor> Collectives for Comm<V> {
     }
 
     /// `ncclGather` (NCCL 2.28.3, RCCL 2.7.6), else a group of `ncclSend` and `ncclRecv`.
+    #[inline(always)]
     unsafe fn gather(
         &self,
         send: SendBuf,
@@ -496,6 +506,7 @@ impl<V: Vendor> Collectives for Comm<V> {
     }
 
     /// `ncclScatter` (NCCL 2.28.3, RCCL 2.7.6), else a group of `ncclSend` and `ncclRecv`.
+    #[inline(always)]
     unsafe fn scatter(
         &self,
         send: Option<SendBuf>,
@@ -538,6 +549,7 @@ impl<V: Vendor> Collectives for Comm<V> {
     }
 
     /// `ncclSend` (2.7.3).
+    #[inline(always)]
     unsafe fn send(&self, buf: SendBuf, peer: Rank, launch: Launch<'_>) -> Result<()> {
         self.issue("send", |issue| {
             let shape = issue.rules.send(buf, peer)?;
@@ -554,11 +566,16 @@ impl<V: Vendor> Collectives for Comm<V> {
                     issue.raw(),
                     launch.stream().as_ptr(),
                 )
-            })
+            })?;
+            if peer == self.line.info().rank {
+                group::note_self(&self.line, 1);
+            }
+            Ok(())
         })
     }
 
     /// `ncclRecv` (2.7.3).
+    #[inline(always)]
     unsafe fn recv(&self, buf: RecvBuf, peer: Rank, launch: Launch<'_>) -> Result<()> {
         self.issue("recv", |issue| {
             let shape = issue.rules.recv(buf, peer)?;
@@ -575,7 +592,11 @@ impl<V: Vendor> Collectives for Comm<V> {
                     issue.raw(),
                     launch.stream().as_ptr(),
                 )
-            })
+            })?;
+            if peer == self.line.info().rank {
+                group::note_self(&self.line, -1);
+            }
+            Ok(())
         })
     }
 
@@ -619,7 +640,7 @@ impl<V: Vendor> Collectives for Comm<V> {
         self.answer(OPERATION, result)?;
         let mut operators = self.operators.borrow_mut();
         operators.push(Some(raw));
-        Ok(PreMulSum::from_parts(self.line.info().id, operators.len() as u64 - 1, dtype))
+        Ok(PreMulSum::from_parts(self.line.info().id, operators.len() as u32 - 1, dtype))
     }
 
     /// `ncclRedOpDestroy` (2.11.4).
@@ -664,10 +685,10 @@ impl<V: Vendor> Collectives for Comm<V> {
         Err(self.refuse(OPERATION, error).with_hint(format!("{bytes} bytes were asked for")))
     }
 
-    /// `ncclMemFree` (2.19.1, RCCL 2.20.5).
+    /// `ncclMemFree` (2.19.1, RCCL 2.20.5), which takes no communicator: also after an abort.
     unsafe fn mem_free(&self, ptr: *mut c_void) -> Result<()> {
         const OPERATION: &str = "mem_free";
-        let _call = self.line.enter(OPERATION)?;
+        self.library.refuse_in_child(OPERATION)?;
         let free = self.function(OPERATION, self.table.mem_free)?;
         self.bind_device(OPERATION)?;
         // SAFETY: the caller promises memory of `mem_alloc` that nothing uses.
@@ -737,11 +758,9 @@ impl<V: Vendor> Collectives for Comm<V> {
         self.line.finalize()
     }
 
-    /// `ncclCommAbort` (2.4.2), on a helper thread and in bounded time.
+    /// `ncclCommAbort` (2.4.2), on a helper thread and in bounded time; nothing after an abort by
+    /// handle.
     fn abort(self: Box<Self>) -> Result<()> {
-        if !self.line.is_live() {
-            return Err(self.line.gone().with_operation("abort"));
-        }
         self.line.abort()
     }
 }
@@ -841,18 +860,29 @@ impl<V: Vendor> Split for Comm<V> {
         // the call, and the name outlives the new communicator, which keeps it.
         let result =
             unsafe { split(self.line.raw(), color, config.key, &mut raw, &mut raw_config) };
-        self.answer(OPERATION, result)?;
-        if color == types::NCCL_SPLIT_NOCOLOR {
-            return Ok(None);
-        }
+        let outcome = self.answer(OPERATION, result);
         if raw.is_null() {
+            outcome?;
+            if color == types::NCCL_SPLIT_NOCOLOR {
+                return Ok(None);
+            }
             let error = error::broken_promise("it answered success and no communicator");
             return Err(self.refuse(OPERATION, error));
         }
+        let device = self.line.info().device;
         // SAFETY: a live communicator that nobody else knows.
-        let (rank, size) = unsafe { self.place_of(raw) }?;
-        let place = (rank, size, self.line.info().device);
-        Ok(Some(Self::new(self.library.clone(), raw, place, name, None)))
+        match outcome.and_then(|()| unsafe { self.place_of(raw) }) {
+            Ok((rank, size)) => {
+                let place = (rank, size, device);
+                Ok(Some(Self::new(self.library.clone(), raw, place, name, None)))
+            }
+            Err(error) => {
+                if let Some(abort) = self.table.comm_abort {
+                    end_stray(raw, abort, (V::make_current, device), name);
+                }
+                Err(error)
+            }
+        }
     }
 }
 
@@ -869,10 +899,14 @@ impl<V: Vendor> Comm<V> {
             let question = self.function(OPERATION, question)?;
             // SAFETY: the caller promises a live communicator; `answer` outlives the call.
             let result = unsafe { question(raw, answer) };
-            self.answer(OPERATION, result)?;
+            if !result.is_success() {
+                // This communicator had no part in it.
+                let error = error::from_result(self.line.library(), result).with_poison(false);
+                return Err(self.refuse(OPERATION, error));
+            }
         }
         match answers.map(u32::try_from) {
-            [Ok(rank), Ok(size)] => Ok((Rank::new(rank), size as usize)),
+            [Ok(rank), Ok(size)] if rank < size => Ok((Rank::new(rank), size as usize)),
             _ => {
                 let [rank, size] = answers;
                 let message = format!("the new communicator calls itself rank {rank} of {size}");

@@ -8,6 +8,9 @@
 //! refusal's code, nothing is launched, and communicators work as before). The call is an
 //! all-reduce with a datatype that no release has.
 //!
+//! What the library would find wrong only while it launches, when a part of the group may run
+//! already, is looked for before: see [`Group::unpaired`].
+//!
 //! An open group holds the communicators that it uses, so that none is freed while the library has
 //! operations of it queued.
 
@@ -22,7 +25,7 @@ use collectives_nccl_abi::{self as abi, fork, ncclDataType_t, ncclRedOp_t, ncclR
 
 use crate::{
     error,
-    state::{Hold, Lifeline},
+    state::{Hold, Lifeline, is_under_way},
 };
 
 thread_local! {
@@ -39,11 +42,18 @@ struct Group {
     /// The first refusal, which the outermost end returns.
     refusal: Option<Error>,
     /// The communicators with operations in it.
-    used: Vec<Hold>,
+    used: Vec<Used>,
     /// Calls that wait for the outermost end, in order: see [`defer`].
     deferred: Vec<Deferred>,
     /// What is to be done behind them, launched or dropped.
     cleanup: Vec<Deferred>,
+}
+
+/// A communicator with operations in a group.
+struct Used {
+    hold: Hold,
+    /// Sends to the rank itself, less the receives from it.
+    to_self: i64,
 }
 
 /// A call of the library that waits.
@@ -63,7 +73,7 @@ pub(crate) fn is_open(library: &'static abi::Library) -> bool {
 
 /// Whether a group that is open on this thread uses the communicator.
 pub(crate) fn holds(line: &Arc<Lifeline>) -> bool {
-    let uses = |group: &mut Group| group.used.iter().any(|hold| Arc::ptr_eq(hold.line(), line));
+    let uses = |group: &mut Group| group.used_by(line).is_some();
     any_open() && with(line.library(), uses).unwrap_or(false)
 }
 
@@ -88,11 +98,23 @@ pub(crate) fn start(library: &'static abi::Library, info: &LibraryInfo) -> Resul
     Ok(())
 }
 
-/// Notes that a call on the communicator is queued in the open group.
+/// Notes that a call on the communicator is queued in the open group. To be called inside it.
+///
+/// Also where an abort has begun in the meantime: it waits until the group has dropped the call.
 pub(crate) fn note_use(line: &Arc<Lifeline>) {
     with(line.library(), |group| {
-        if !group.used.iter().any(|hold| Arc::ptr_eq(hold.line(), line)) {
-            group.used.extend(line.hold());
+        if group.used_by(line).is_none() {
+            group.used.push(Used { hold: line.hold_on(), to_self: 0 });
+        }
+    });
+}
+
+/// Notes a send to the rank itself (1) or a receive from it (-1) that is queued in the open group.
+#[cold]
+pub(crate) fn note_self(line: &Arc<Lifeline>, change: i64) {
+    with(line.library(), |group| {
+        if let Some(used) = group.used_by(line) {
+            used.to_self += change;
         }
     });
 }
@@ -187,49 +209,74 @@ impl Group {
     }
 
     fn end_launches(&mut self, info: &LibraryInfo, how: GroupEnd) -> Result<()> {
-        let aborted = self.used.iter().find(|hold| !hold.line().is_live());
-        let aborted = aborted.map(|hold| hold.line().gone().with_operation("group_end"));
-        match (how, self.refusal.take().or(aborted)) {
+        let refusal = self.refusal.take().or_else(|| self.aborted()).or_else(|| self.unpaired());
+        match (how, refusal) {
             (GroupEnd::Launch, None) => self.launch(info),
             (GroupEnd::Launch, Some(refusal)) => self.discard(info).and(Err(refusal)),
             (GroupEnd::Discard, _) => self.discard(info),
         }
     }
 
+    fn used_by(&mut self, line: &Arc<Lifeline>) -> Option<&mut Used> {
+        self.used.iter_mut().find(|used| Arc::ptr_eq(used.hold.line(), line))
+    }
+
+    fn lines(&self) -> impl Iterator<Item = &Arc<Lifeline>> {
+        self.used.iter().map(|used| used.hold.line())
+    }
+
+    /// Why it cannot be launched: one of its communicators has come to its end.
+    fn aborted(&self) -> Option<Error> {
+        let line = self.lines().find(|line| !line.is_live())?;
+        Some(line.gone().with_operation("group_end"))
+    }
+
+    /// Why it cannot be launched: a rank sends to itself what it does not receive, or the other
+    /// way round. The library finds that while it launches (NCCL: `ncclInvalidUsage` from
+    /// `ncclGroupEnd`), when other communicators of the group may run already.
+    fn unpaired(&self) -> Option<Error> {
+        let used = self.used.iter().find(|used| used.to_self != 0)?;
+        let (more, less) = match used.to_self {
+            1.. => ("sends to this rank itself", "receives from it"),
+            _ => ("receives from this rank itself", "sends to it"),
+        };
+        let message = format!("the group holds {} more {more} than {less}", used.to_self.abs());
+        let error = Error::new(ErrorKind::InvalidUsage, message).with_operation("group_end");
+        Some(error.with_comm(used.hold.line().info()))
+    }
+
     fn launch(&mut self, info: &LibraryInfo) -> Result<()> {
-        for call in std::mem::take(&mut self.deferred) {
-            // A failure dooms the library's group, whose end returns it.
-            if !call().is_success() {
-                break;
-            }
-        }
+        // A failure dooms the library's group, whose end returns it.
+        let doomed =
+            std::mem::take(&mut self.deferred).into_iter().any(|call| !is_under_way(call()));
         // SAFETY: takes nothing; what is queued was promised by the callers who queued it, and the
         // communicators are held.
         let mut result = unsafe { (self.library.table().group_end)() };
         if result == ncclResult_t::IN_PROGRESS {
-            let settled = self.used.iter().map(|hold| hold.line().settle());
-            // As in the library, the last failure is the group's.
-            result = settled.fold(ncclResult_t::SUCCESS, |so_far, one| match one {
-                ncclResult_t::SUCCESS => so_far,
-                failure => failure,
-            });
+            let settled = self.lines().map(|line| line.settle());
+            result = settled.fold(ncclResult_t::SUCCESS, worse);
         }
         if result.is_success() {
             return Ok(());
         }
-        // The library does not say on which communicator it failed, so it is all of theirs.
-        let mut errors: Vec<_> = self.used.iter().map(|hold| hold.line().failed(result)).collect();
+        // The library does not say on which communicator it failed, so it is all of theirs. A
+        // refusal too: the others may run by now, unless it came before the launch.
+        let failed = if doomed { Lifeline::failed } else { Lifeline::broken };
+        let mut errors: Vec<_> = self.lines().map(|line| failed(line, result)).collect();
         let error = match (errors.pop(), errors.is_empty()) {
             (Some(only), true) => only,
-            _ => error::from_result(self.library, result).with_library(info),
+            _ => {
+                let error = error::from_result(self.library, result).with_library(info);
+                if doomed { error } else { error.with_poison(true) }
+            }
         };
         Err(error.with_operation("group_end"))
     }
 
     /// Makes the library drop what it has queued, then ends its group.
     fn discard(&self, info: &LibraryInfo) -> Result<()> {
-        let live = self.used.iter().find(|hold| hold.line().is_live());
-        let poisoned = live.or_else(|| self.used.first()).map(poison);
+        let live = self.used.iter().find(|used| used.hold.line().is_live());
+        let poisoned = live.or_else(|| self.used.first()).map(|used| poison(&used.hold));
         // SAFETY: takes nothing, and launches nothing as its group is refused or empty.
         let result = unsafe { (self.library.table().group_end)() };
         if poisoned.is_some() && result.is_success() {
@@ -258,6 +305,11 @@ fn poison(hold: &Hold) -> ncclResult_t {
             ptr::null_mut(),
         )
     }
+}
+
+/// The outcome of both: as in the library, the last failure is the group's.
+pub(crate) fn worse(so_far: ncclResult_t, one: ncclResult_t) -> ncclResult_t {
+    if one.is_success() { so_far } else { one }
 }
 
 /// Runs `body` on the open group of `library`, if there is one.

@@ -27,8 +27,9 @@ use collectives_nccl_abi::{Table, ncclComm_t, ncclConfig_t, ncclResult_t, ncclUn
 use crate::{
     Comm, Library, Vendor,
     comm::c_name,
-    error, group,
-    state::{Backoff, PATIENCE, bounded, is_under_way},
+    error,
+    group::{self, worse},
+    state::{Backoff, end_stray, is_under_way},
 };
 
 /// What becomes of the non-blocking parent of a communicator that was joined with a deadline.
@@ -134,18 +135,22 @@ fn init_in_group<V: Vendor>(joins: &[Join<'_, V>], raws: &mut [ncclComm_t]) -> R
         }
     }
     // SAFETY: takes nothing; the out pointers outlive the call. A failed init dooms the group.
-    let mut ended = unsafe { (table.group_end)() };
+    let ended = unsafe { (table.group_end)() };
     if let Some((error, result)) = failure {
         first.close_leaked_group(result);
         return Err(error);
     }
-    for (join, raw) in joins.iter().zip(&*raws) {
-        if ended == ncclResult_t::IN_PROGRESS && !raw.is_null() {
+    let outcome = match ended {
+        ncclResult_t::IN_PROGRESS => joins
+            .iter()
+            .zip(&*raws)
+            .filter(|(_, raw)| !raw.is_null())
             // SAFETY: the group made the communicator, which is ours.
-            ended = unsafe { join.poll(*raw, None) }.unwrap_or(ended);
-        }
-    }
-    match ended {
+            .map(|(join, raw)| unsafe { join.poll(*raw, None) }.unwrap_or(ended))
+            .fold(ncclResult_t::SUCCESS, worse),
+        ended => ended,
+    };
+    match outcome {
         ncclResult_t::SUCCESS if raws.iter().any(|raw| raw.is_null()) => {
             Err(error::broken_promise(NO_COMMUNICATOR))
         }
@@ -244,9 +249,11 @@ impl<'a, V: Vendor> Join<'a, V> {
         let begun = unsafe { self.split(parent.get(), &child) };
         // SAFETY: the communicators are ours.
         if let Err(error) = unsafe { self.wait(begun, &parent, &child, end, deadline) } {
-            // Aborting the parent ends the split, after which nobody writes to `child`.
-            self.give_up(parent.get());
-            self.give_up(child.get());
+            // Aborting the parent ends the split, after which nobody works on `child`; until then
+            // the library does, so a child whose parent does not end is leaked.
+            if self.give_up(parent.get()) {
+                self.give_up(child.get());
+            }
             parent.leave_to_the_library();
             child.leave_to_the_library();
             return Err(error);
@@ -255,7 +262,8 @@ impl<'a, V: Vendor> Join<'a, V> {
         match self.library.parent_policy() {
             ParentPolicy::KeepShared => Ok(self.adopt(child, Some(parent))),
             ParentPolicy::Destroy => {
-                self.destroy(parent);
+                // The parent has done its work.
+                self.end(parent, self.table().comm_destroy);
                 Ok(self.adopt(child, None))
             }
         }
@@ -366,38 +374,18 @@ impl<'a, V: Vendor> Join<'a, V> {
         }
     }
 
-    /// Ends a communicator that did not come about; null is none.
-    fn give_up(&self, raw: ncclComm_t) {
-        let (Some(abort), false) = (self.table().comm_abort, raw.is_null()) else { return };
-        self.on_helper("ncclCommAbort", raw, abort);
-    }
-
-    /// Destroys the parent, which has done its work.
-    fn destroy(&self, raw: ncclComm_t) {
-        self.on_helper("ncclCommDestroy", raw, self.table().comm_destroy);
-    }
-
-    fn on_helper(
-        &self,
-        what: &'static str,
-        raw: ncclComm_t,
-        end: unsafe extern "C" fn(ncclComm_t) -> ncclResult_t,
-    ) {
-        // The same text that the library knows, for as long as this takes.
-        let (device, name) = (self.device, self.name.clone());
-        let raw = Ended(raw);
-        let ended = bounded(PATIENCE, move || {
-            let raw = raw.into_inner();
-            // As in `state`: the library leaves this thread on the device that it found.
-            let _without_runtime_there_is_none = V::make_current(device);
-            // SAFETY: the communicator is ours, nobody uses it, and this is its end.
-            let result = unsafe { end(raw) };
-            drop(name);
-            result
-        });
-        if !ended.is_some_and(is_under_way) {
-            tracing::warn!(rank = self.rank.get(), size = self.size, ?ended, "{what} after a join");
+    /// Ends a communicator that did not come about; null is none. Tells whether it has ended.
+    fn give_up(&self, raw: ncclComm_t) -> bool {
+        match self.table().comm_abort {
+            _ if raw.is_null() => true,
+            Some(abort) => self.end(raw, abort),
+            None => false,
         }
+    }
+
+    /// Ends a communicator that nobody else uses, in bounded time; tells whether it has ended.
+    fn end(&self, raw: ncclComm_t, end: unsafe extern "C" fn(ncclComm_t) -> ncclResult_t) -> bool {
+        end_stray(raw, end, (V::make_current, self.device), self.name.clone())
     }
 
     /// NCCL 2.23.4 and later leave the thread inside a group if init fails at `cudaGetDevice`.
@@ -474,20 +462,6 @@ impl Out {
     /// After a failure: a thread that did not end in time may write to it yet.
     fn leave_to_the_library(self) {
         Box::leak(self.0);
-    }
-}
-
-/// A communicator on its way to the thread that ends it.
-struct Ended(ncclComm_t);
-
-// SAFETY: the library's communicators are not bound to the thread that made them, and this one has
-// no other user.
-unsafe impl Send for Ended {}
-
-impl Ended {
-    /// By value, so that a closure takes the whole and not the pointer in it.
-    fn into_inner(self) -> ncclComm_t {
-        self.0
     }
 }
 

@@ -128,15 +128,32 @@ impl Lifeline {
 
     /// Keeps the pointer from being freed, from any thread, unless the end has begun.
     pub(crate) fn hold(self: &Arc<Self>) -> Option<Hold> {
-        self.holds.fetch_add(1, Ordering::SeqCst);
-        let hold = Hold(Arc::clone(self));
+        let hold = self.hold_on();
         self.is_live().then_some(hold)
+    }
+
+    /// Keeps the pointer from being freed. To be called inside a call, which keeps it until this
+    /// has begun: so it holds although the end may have begun as well.
+    pub(crate) fn hold_on(self: &Arc<Self>) -> Hold {
+        self.holds.fetch_add(1, Ordering::SeqCst);
+        Hold(Arc::clone(self))
     }
 
     /// The error for what the library answered to a call on this communicator.
     #[cold]
     pub(crate) fn failed(&self, result: ncclResult_t) -> Error {
-        let error = error::from_result(self.library, result).with_comm(&self.info);
+        self.note_failure(error::from_result(self.library, result))
+    }
+
+    /// The error for what the library answered in the middle of something: no refusal, whatever
+    /// its code, as a part may run.
+    #[cold]
+    pub(crate) fn broken(&self, result: ncclResult_t) -> Error {
+        self.note_failure(error::from_result(self.library, result).with_poison(true))
+    }
+
+    fn note_failure(&self, error: Error) -> Error {
+        let error = error.with_comm(&self.info);
         if error.poisons_communicator() {
             let _first_stays = self.failure.set(error::copy(&error, &self.info));
         }
@@ -207,8 +224,9 @@ impl Lifeline {
             self.leak("an open group of this thread uses it");
             return Ok(());
         }
-        if !self.is_idle() {
-            self.revoke();
+        if !self.is_idle() && !self.revoke() {
+            self.leak("ncclCommRevoke does not return");
+            return Ok(());
         }
         if !self.is_idle_within(PATIENCE) {
             self.leak("a call of another thread does not leave the library");
@@ -295,12 +313,18 @@ impl Lifeline {
                 let error = self.failed(result).with_operation("drop");
                 tracing::warn!(%error, "a dropped communicator did not end well");
             }
-            None => tracing::warn!(
-                rank = self.info.rank.get(),
-                size = self.info.size,
-                "a dropped communicator is still being flushed after {FLUSH_PATIENCE:?}: a rank \
-                 may be gone, or work on its streams never ends; it goes on in the background"
-            ),
+            None => {
+                // Nobody is left to abort it, so what waits for its streams is told not to.
+                let error = Error::new(ErrorKind::Aborted, "it was dropped with work pending");
+                self.note_failure(error.with_operation("drop").with_hint("join a new one"));
+                tracing::warn!(
+                    rank = self.info.rank.get(),
+                    size = self.info.size,
+                    "a dropped communicator is still being flushed after {FLUSH_PATIENCE:?}: a \
+                     rank may be gone, or work on its streams never ends; it goes on in the \
+                     background"
+                );
+            }
         }
     }
 
@@ -339,17 +363,18 @@ impl Lifeline {
     }
 
     /// Makes calls that are stuck inside the library leave: NCCL 2.28.7 and later can, without
-    /// freeing the communicator.
-    fn revoke(self: &Arc<Self>) {
-        let Some(revoke) = self.table().comm_revoke else { return };
+    /// freeing the communicator. Tells whether nothing of this is left inside the library.
+    fn revoke(self: &Arc<Self>) -> bool {
+        let Some(revoke) = self.table().comm_revoke else { return true };
         let line = Arc::clone(self);
         let revoked = bounded(PATIENCE, move || {
             line.bind_device();
-            // SAFETY: calls are inside, so the pointer is not freed until they have left and this
-            // has returned, or never; revoking beside a call is what the function is for.
+            // SAFETY: whoever has begun the end frees the pointer only after this has returned, or
+            // never; revoking beside a call is what the function is for.
             unsafe { revoke(line.raw, types::NCCL_REVOKE_DEFAULT) }
         });
         tracing::debug!(?revoked, "revoked a communicator with a call inside");
+        revoked.is_some()
     }
 
     /// Begins the end; only the first to do so succeeds.
@@ -357,6 +382,7 @@ impl Lifeline {
         self.state.compare_exchange(LIVE, state, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
+    /// Calls first: one that is inside may hold on for a group before it leaves.
     fn is_idle(&self) -> bool {
         self.calls.load(Ordering::SeqCst) == 0 && self.holds.load(Ordering::SeqCst) == 0
     }
@@ -444,6 +470,43 @@ impl Drop for Hold {
     }
 }
 
+/// Ends a communicator that has no life line, on a helper thread; tells whether the library has let
+/// go of it in time. `name` is the text that the library knows, kept for as long as this takes.
+pub(crate) fn end_stray(
+    raw: ncclComm_t,
+    end: unsafe extern "C" fn(ncclComm_t) -> ncclResult_t,
+    (make_current, device): (fn(usize) -> Result<()>, usize),
+    name: Option<Arc<CStr>>,
+) -> bool {
+    let raw = Stray(raw);
+    let ended = bounded(PATIENCE, move || {
+        let raw = raw.into_inner();
+        let _without_runtime_there_is_none = make_current(device);
+        // SAFETY: the communicator is ours, nobody uses it, and this is its end.
+        let result = unsafe { end(raw) };
+        drop(name);
+        result
+    });
+    if !ended.is_some_and(is_under_way) {
+        tracing::warn!(device, ?ended, "a communicator that nobody got did not end well");
+    }
+    ended.is_some()
+}
+
+/// A communicator on its way to the thread that ends it.
+struct Stray(ncclComm_t);
+
+// SAFETY: the library's communicators are not bound to the thread that made them, and this one has
+// no other user.
+unsafe impl Send for Stray {}
+
+impl Stray {
+    /// By value, so that a closure takes the whole and not the pointer in it.
+    fn into_inner(self) -> ncclComm_t {
+        self.0
+    }
+}
+
 /// Runs `work` on a helper thread and waits for its answer at most `limit`. Afterwards it goes on
 /// alone.
 pub(crate) fn bounded<R: Send + 'static>(
@@ -464,7 +527,8 @@ pub(crate) fn bounded<R: Send + 'static>(
     }
 }
 
-/// Whether an end has come or will: a non-blocking communicator may end in the background.
+/// Whether what was asked is done or will be: a non-blocking communicator does it in the
+/// background.
 pub(crate) const fn is_under_way(result: ncclResult_t) -> bool {
     matches!(result, ncclResult_t::SUCCESS | ncclResult_t::IN_PROGRESS)
 }

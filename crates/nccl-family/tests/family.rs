@@ -429,6 +429,51 @@ fn a_join_past_its_deadline_ends_the_parent() {
 }
 
 #[test]
+fn a_split_is_left_to_a_parent_whose_abort_does_not_return() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let id = library.unique_id().unwrap();
+    world.hang("split");
+    world.hang("abort");
+    let stall = thread::spawn({
+        let world = Arc::clone(&world);
+        move || {
+            world.wait_for("split");
+            world.set_state(7);
+            world.release("split");
+        }
+    });
+    world.log();
+    let config = JoinConfig::new(Rank::new(1), 2).with_deadline(Duration::from_millis(20));
+    let error = library.join(&id, config).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    stall.join().unwrap();
+    assert_eq!(
+        world.log(),
+        [
+            "init_config(1 of 2, blocking 0, share 0)",
+            "split(0, 1, blocking 1) of parent",
+            "abort(parent)",
+        ]
+    );
+    world.release("abort");
+}
+
+#[test]
+fn join_all_waits_for_every_rank_of_a_non_blocking_library() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    world.answer("end of joins", 7);
+    drop(library.join_all(JoinAllConfig::new([0, 1])).unwrap());
+    for failed in [0, 1] {
+        world.set_state_of(failed, 6);
+        let error = library.join_all(JoinAllConfig::new([0, 1])).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Remote, "rank {failed}");
+        world.set_state_of(failed, 0);
+    }
+}
+
+#[test]
 fn join_all_is_one_group_and_refuses_what_cannot_be() {
     let world = World::enter(NEWEST);
     let library = world.library();
@@ -523,6 +568,76 @@ fn an_abort_inside_a_group_drops_it_and_keeps_the_pointer() {
 }
 
 #[test]
+fn an_abort_during_a_group_s_first_call_waits_for_the_group() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let comm = world.comm(&library, 0, 2);
+    let handle = comm.abort_handle();
+    world.hang("all_reduce");
+    let aborter = thread::spawn({
+        let world = Arc::clone(&world);
+        move || {
+            world.wait_for("all_reduce");
+            handle.abort()
+        }
+    });
+    let outcome = library.group(|_| {
+        sum(&comm, 4)?;
+        // Time for an abort that does not wait.
+        thread::sleep(Duration::from_millis(100));
+        Ok(())
+    });
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Aborted);
+    aborter.join().unwrap().unwrap();
+    assert_eq!(world.log(), [SUM, "revoke(comm)", POISON, "dropped 1", "abort(comm)"]);
+}
+
+#[test]
+fn a_communicator_whose_revoke_never_returns_is_leaked() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    let handle = comm.abort_handle();
+    world.hang("all_reduce");
+    world.hang("revoke");
+    let stuck = thread::spawn(move || sum(&comm, 4));
+    world.wait_for("all_reduce");
+    let aborter = thread::spawn(move || handle.abort());
+    world.wait_for("revoke");
+    world.release("all_reduce");
+    stuck.join().unwrap().unwrap();
+    aborter.join().unwrap().unwrap();
+    assert_eq!(world.log(), [SUM, "revoke(comm)"], "nothing is freed under the revoke");
+    world.release("revoke");
+}
+
+#[test]
+fn the_owner_may_abort_after_its_handle_did() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    comm.abort_handle().abort().unwrap();
+    Box::new(comm).abort().unwrap();
+    assert_eq!(world.log(), ["abort(comm)"]);
+}
+
+#[test]
+fn memory_is_freed_after_an_abort_and_registrations_are_left_alone() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    let memory = comm.mem_alloc(64).unwrap();
+    // SAFETY: the library of these tests touches no memory.
+    let registration = unsafe { comm.register(memory, 64) }.unwrap();
+    comm.abort_handle().abort().unwrap();
+    world.log();
+    // SAFETY: as above.
+    let error = unsafe { comm.deregister(registration) }.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Aborted);
+    assert!(world.log().is_empty(), "the communicator is gone, and its registrations with it");
+    // SAFETY: as above.
+    unsafe { comm.mem_free(memory) }.unwrap();
+    assert_eq!(world.log(), ["mem_free(0xa000)"]);
+}
+
+#[test]
 fn dropping_inside_a_group_leaks_and_the_group_still_ends() {
     let world = World::enter(NEWEST);
     let library = world.library();
@@ -540,9 +655,16 @@ fn dropping_inside_a_group_leaks_and_the_group_still_ends() {
 fn dropping_is_bounded_when_destroying_hangs() {
     let world = World::enter(NEWEST);
     let comm = world.comm(&world.library(), 0, 2);
+    let handle = comm.abort_handle();
     world.hang("destroy");
     drop(comm);
     assert_eq!(world.log(), ["destroy(comm)"], "it went on in the background");
+    let failure = handle.failure().expect("nobody else can end what waits for its streams");
+    assert_eq!(
+        failure.to_string(),
+        "NCCL drop (rank 0 of 2): it was dropped with work pending; join a new one"
+    );
+    assert!(failure.poisons_communicator());
     world.release("destroy");
 }
 
@@ -650,6 +772,58 @@ fn a_send_to_self_is_fine_in_a_group() {
 }
 
 #[test]
+fn sends_to_self_that_do_not_pair_up_drop_their_group() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let (comm, other) = (world.comm(&library, 0, 2), world.comm(&library, 1, 2));
+    let this = Rank::new(0);
+    // SAFETY: the library of these tests touches no memory.
+    let send_to = |peer| unsafe { comm.send(send(0x1000, 4), peer, launch()) };
+    // SAFETY: as above.
+    let recv_from = |peer| unsafe { comm.recv(recv(0x2000, 4), peer, launch()) };
+
+    let outcome = library.group(|_| sum(&other, 4).and_then(|()| send_to(this)));
+    let error = outcome.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "NCCL group_end (rank 0 of 2): the group holds 1 more sends to this rank itself than \
+         receives from it"
+    );
+    assert_eq!(error.kind(), ErrorKind::InvalidUsage);
+    assert!(!error.poisons_communicator());
+    assert_eq!(world.log().last().map(String::as_str), Some("dropped 2"));
+
+    let outcome = library
+        .group(|_| recv_from(this).and_then(|()| recv_from(this)).and_then(|()| send_to(this)));
+    let error = outcome.unwrap_err().to_string();
+    assert!(error.contains("1 more receives from this rank itself than sends to it"), "{error}");
+    assert_eq!(world.log().last().map(String::as_str), Some("dropped 3"));
+
+    // Other peers are other ranks' business, and a nested group is part of the outer one.
+    library
+        .group(|_| {
+            library.group(|_| send_to(this))?;
+            send_to(Rank::new(1))?;
+            recv_from(this)
+        })
+        .unwrap();
+    assert_eq!(world.log().last().map(String::as_str), Some("launched 3"));
+    assert!(comm.abort_handle().failure().is_none());
+}
+
+#[test]
+fn what_the_library_refuses_in_the_launch_breaks_the_communicators() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let comm = world.comm(&library, 0, 2);
+    world.answer("launch", 5);
+    let error = library.group(|_| sum(&comm, 4)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidUsage);
+    assert!(error.poisons_communicator(), "a part of the group may run");
+    assert!(comm.abort_handle().failure().is_some());
+}
+
+#[test]
 fn a_pre_mul_sum_is_the_library_s_until_it_is_destroyed() {
     let world = World::enter(NEWEST);
     let comm = world.comm(&world.library(), 0, 2);
@@ -710,6 +884,33 @@ fn a_split_makes_a_blocking_part_or_none() {
     assert_eq!(comm.split(SplitConfig::new(0)).unwrap_err().kind(), ErrorKind::InvalidUsage);
     comm.group_end().unwrap();
     assert!(world.log().is_empty());
+}
+
+#[test]
+fn a_part_with_no_place_in_itself_is_refused_and_ended() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 1, 4);
+    world.answer("child size", 1);
+    let error = comm.split(SplitConfig::new(0)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Internal);
+    assert_eq!(
+        error.to_string(),
+        "NCCL split (rank 1 of 4): the new communicator calls itself rank 1 of 1"
+    );
+    assert_eq!(world.log(), ["split(0, 0, blocking 1) of comm", "abort(child)"]);
+    assert!(comm.abort_handle().failure().is_none(), "it works as before");
+}
+
+#[test]
+fn a_raw_communicator_with_no_place_in_itself_is_refused() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    for (rank, size) in [(0, 0), (2, 2), (-1, 2)] {
+        let raw = world.raw(rank, size).0;
+        // SAFETY: a communicator of this library, handed over.
+        let error = unsafe { library.comm_from_raw(raw) }.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Internal, "rank {rank} of {size}");
+    }
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub(crate) struct World {
     hanging: Mutex<HashSet<&'static str>>,
     /// What `ncclCommGetAsyncError` tells.
     state: Mutex<c_int>,
+    /// What it tells of some ranks instead.
+    states: Mutex<HashMap<c_int, c_int>>,
     last_error: Mutex<Option<&'static CStr>>,
 }
 
@@ -106,6 +108,11 @@ impl World {
         *self.state.lock().unwrap() = code;
     }
 
+    /// The same for one rank.
+    pub(crate) fn set_state_of(&self, rank: c_int, code: c_int) {
+        self.states.lock().unwrap().insert(rank, code);
+    }
+
     pub(crate) fn set_last_error(&self, text: &str) {
         let text = CString::new(text).unwrap();
         *self.last_error.lock().unwrap() = Some(Box::leak(text.into_boxed_c_str()));
@@ -128,7 +135,11 @@ impl World {
         while self.hanging.lock().unwrap().contains(function) {
             thread::sleep(Duration::from_millis(1));
         }
-        ncclResult_t(self.answers.lock().unwrap().get(function).copied().unwrap_or(0))
+        ncclResult_t(self.answer_of(function).unwrap_or(0))
+    }
+
+    fn answer_of(&self, function: &'static str) -> Option<c_int> {
+        self.answers.lock().unwrap().get(function).copied()
     }
 }
 
@@ -261,7 +272,7 @@ extern "C" fn comm_init_rank_config(
         // SAFETY: as above.
         unsafe { *comm = world.named(rank, size, config.commName, kind) };
     }
-    if world.answers.lock().unwrap().contains_key("no communicator") {
+    if world.answer_of("no communicator").is_some() {
         // SAFETY: as above.
         unsafe { *comm = ncclComm_t::NULL };
     }
@@ -284,7 +295,8 @@ extern "C" fn comm_split(
     let line = format!("split({color}, {key}, blocking {}) of {}", config.blocking, parent.kind);
     let result = parent.world.note("split", line);
     if color >= 0 && matches!(result, ncclResult_t::SUCCESS | ncclResult_t::IN_PROGRESS) {
-        let made = parent.world.named(parent.rank, parent.size, config.commName, "child");
+        let size = parent.world.answer_of("child size").unwrap_or(parent.size);
+        let made = parent.world.named(parent.rank, size, config.commName, "child");
         // SAFETY: as above.
         unsafe { *child = made };
     }
@@ -323,8 +335,11 @@ extern "C" fn comm_revoke(comm: ncclComm_t, flags: c_int) -> ncclResult_t {
 }
 
 extern "C" fn comm_get_async_error(comm: ncclComm_t, state: *mut ncclResult_t) -> ncclResult_t {
+    let comm = of(comm);
+    let own = comm.world.states.lock().unwrap().get(&comm.rank).copied();
+    let code = own.unwrap_or_else(|| *comm.world.state.lock().unwrap());
     // SAFETY: the caller's out pointer.
-    unsafe { *state = ncclResult_t(*of(comm).world.state.lock().unwrap()) };
+    unsafe { *state = ncclResult_t(code) };
     ncclResult_t::SUCCESS
 }
 
@@ -491,7 +506,7 @@ extern "C" fn group_end() -> ncclResult_t {
         return ncclResult_t(error);
     }
     if queued.is_empty() {
-        return ncclResult_t::SUCCESS;
+        return ncclResult_t(current().answer_of("end of joins").unwrap_or(0));
     }
     current().note("launch", format!("launched {}", queued.len()))
 }
