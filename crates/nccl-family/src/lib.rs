@@ -7,7 +7,7 @@
 //!
 //! # How a call runs
 //!
-//! 1. Fork flag (one relaxed load) and life line (one exchange, one load): a forked child and an
+//! 1. Fork flag (one relaxed load) and life line (one store, one load): a forked child and an
 //!    aborted communicator are told so, and an abort from another thread knows of the call.
 //! 2. Shape rules of `collectives_core`, which refuse what the library would mistake.
 //! 3. Numbers for the library ([`ncclDataType_t`](collectives_nccl_abi::ncclDataType_t) and the
@@ -29,6 +29,7 @@ mod capabilities;
 mod comm;
 mod conv;
 mod error;
+mod fence;
 mod group;
 mod join;
 mod state;

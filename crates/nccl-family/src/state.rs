@@ -9,11 +9,13 @@
 //! 3. frees the pointer, or leaks it if a call does not leave in time.
 //!
 //! Enter is two steps: say "inside", then look at the state. Both sides write first and read
-//! second, all sequentially consistent, so at least one sees the other (Dekker's argument): a call
-//! that entered is waited for, or it sees the new state and turns back. Entering costs one exchange
-//! (some 5 ns) and leaving a plain store, since only the thread that owns the communicator enters;
-//! a read-modify-write on both ends would double that. Others (groups, handles that poll) count in
-//! a word of their own.
+//! second, with a fence between, so at least one sees the other (Dekker's argument): a call that
+//! entered is waited for, or it sees the new state and turns back. An end is rare and a call is
+//! not, so the end pays for both fences (see [`fence`](crate::fence)): entering and leaving are
+//! plain stores, since only the thread that owns the communicator enters, where an exchange would
+//! cost some 5 ns and wait for the caller's own stores. If that fence fails nobody is known to be
+//! outside, and the pointer is leaked. Others (groups, handles that poll) count in a word of their
+//! own, with sequentially consistent operations on both sides.
 //!
 //! What could hang inside the library (destroy, abort, revoke) runs on a helper thread, and is
 //! waited for a bounded time. That thread makes the communicator's device current first: the
@@ -34,7 +36,7 @@ use std::{
 use collectives_core::{AbortControl, CommInfo, Error, ErrorKind, Result};
 use collectives_nccl_abi::{self as abi, Table, fork, ncclComm_t, ncclResult_t, types};
 
-use crate::{error, group};
+use crate::{error, fence::Fence, group};
 
 /// See the [module](self).
 pub(crate) struct Lifeline {
@@ -43,6 +45,8 @@ pub(crate) struct Lifeline {
     calls: AtomicU32,
     /// Open groups and polling handles.
     holds: AtomicU32,
+    /// Between `calls` and `state`.
+    fence: Fence,
     raw: ncclComm_t,
     ends: Ends,
     library: &'static abi::Library,
@@ -81,6 +85,7 @@ impl Lifeline {
             state: AtomicU32::new(LIVE),
             calls: AtomicU32::new(0),
             holds: AtomicU32::new(0),
+            fence: Fence::of_process(),
             raw,
             ends,
             library,
@@ -117,9 +122,10 @@ impl Lifeline {
             return Err(error::forked(operation, &self.info.library));
         }
         let outer = self.calls.load(Ordering::Relaxed);
-        self.calls.swap(outer + 1, Ordering::SeqCst);
+        self.calls.store(outer + 1, Ordering::Relaxed);
+        self.fence.light();
         let call = Call { line: self, outer };
-        if self.state.load(Ordering::SeqCst) == LIVE {
+        if self.state.load(Ordering::Relaxed) == LIVE {
             return Ok(call);
         }
         drop(call);
@@ -382,9 +388,13 @@ impl Lifeline {
         self.state.compare_exchange(LIVE, state, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
+    /// Whether nobody is inside, nor ever will be: to be asked once the end has begun.
+    ///
     /// Calls first: one that is inside may hold on for a group before it leaves.
     fn is_idle(&self) -> bool {
-        self.calls.load(Ordering::SeqCst) == 0 && self.holds.load(Ordering::SeqCst) == 0
+        self.fence.heavy()
+            && self.calls.load(Ordering::Acquire) == 0
+            && self.holds.load(Ordering::SeqCst) == 0
     }
 
     fn is_idle_within(&self, limit: Duration) -> bool {
@@ -555,3 +565,124 @@ const CLOSED: u32 = 2;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// How long dropping waits for the library to flush what is enqueued.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        ffi::{c_int, c_void},
+        hint, ptr,
+        sync::atomic::AtomicBool,
+    };
+
+    use collectives_core::{LibraryInfo, Rank, Version};
+
+    use super::*;
+
+    /// What a kernel or a filter that refuses `membarrier` leaves.
+    #[test]
+    fn no_call_is_inside_an_idle_communicator_without_membarrier() {
+        ends_beside_calls(Fence::Symmetric);
+    }
+
+    /// Where `membarrier` is refused this runs over the fallback, as communicators do.
+    #[test]
+    fn no_call_is_inside_an_idle_communicator_with_the_fence_of_the_process() {
+        ends_beside_calls(Fence::of_process());
+    }
+
+    #[test]
+    fn nobody_is_known_to_be_outside_if_the_fence_fails() {
+        let line = line(Fence::Broken);
+        assert!(line.end(ABORTED));
+        assert!(!line.is_idle());
+    }
+
+    /// One thread enters until it is refused, another ends the life line, waits until it is idle,
+    /// and then "frees" it: no call may see that.
+    fn ends_beside_calls(fence: Fence) {
+        const ROUNDS: u32 = 100_000;
+        let line = &line(fence);
+        let [begun, refused] = &[const { AtomicU32::new(0) }; 2];
+        let [freed, seen] = &[const { AtomicBool::new(false) }; 2];
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                for round in 1..=ROUNDS {
+                    wait_until(|| begun.load(Ordering::Acquire) == round);
+                    while let Ok(_call) = line.enter("test") {
+                        // Long enough for the free of somebody who overlooked this call.
+                        // Plain loads, as a read-modify-write would be a fence.
+                        if (0..64).any(|_| freed.load(Ordering::Relaxed)) {
+                            seen.store(true, Ordering::Relaxed);
+                        }
+                    }
+                    refused.store(round, Ordering::Release);
+                }
+            });
+            for round in 1..=ROUNDS {
+                freed.store(false, Ordering::Relaxed);
+                line.state.store(LIVE, Ordering::SeqCst);
+                begun.store(round, Ordering::Release);
+                // Ends at different points of the other thread's calls.
+                (0..round % 512).for_each(|_| hint::spin_loop());
+                assert!(line.end(ABORTED));
+                wait_until(|| line.is_idle());
+                freed.store(true, Ordering::Relaxed);
+                wait_until(|| refused.load(Ordering::Acquire) == round);
+            }
+        });
+        assert!(!seen.load(Ordering::Relaxed), "a call was inside while nobody seemed to be");
+    }
+
+    fn wait_until(mut done: impl FnMut() -> bool) {
+        for tries in 1_u32.. {
+            if done() {
+                return;
+            }
+            match tries % 64 {
+                0 => thread::yield_now(),
+                _ => hint::spin_loop(),
+            }
+        }
+    }
+
+    /// A life line over functions that nobody calls.
+    fn line(fence: Fence) -> Lifeline {
+        // SAFETY: `ncclGetVersion` has its signature, and nothing else is called.
+        let table = unsafe { Table::fill(find) }.expect("everything is there");
+        // SAFETY: as above.
+        let library = unsafe { abi::Library::from_table(abi::Vendor::NCCL, table) };
+        let described = LibraryInfo {
+            backend: "test",
+            path: None,
+            version: Version::new(2, 28, 9),
+            found_by: "a test".into(),
+        };
+        Lifeline {
+            state: AtomicU32::new(LIVE),
+            calls: AtomicU32::new(0),
+            holds: AtomicU32::new(0),
+            fence,
+            raw: ncclComm_t(ptr::null_mut()),
+            ends: Ends { parent: None, name: None, make_current: |_| Ok(()) },
+            library: library.expect("it tells a version"),
+            info: CommInfo::new(Rank::new(0), 1, 0, None, described),
+            failure: OnceLock::new(),
+        }
+    }
+
+    fn find(name: &CStr) -> *const c_void {
+        match name.to_bytes() {
+            b"ncclGetVersion" => version as *const c_void,
+            _ => stub as *const c_void,
+        }
+    }
+
+    unsafe extern "C" fn version(version: *mut c_int) -> ncclResult_t {
+        // SAFETY: the caller gives room for one.
+        unsafe { *version = 22809 };
+        ncclResult_t::SUCCESS
+    }
+
+    /// Stands for any function.
+    extern "C" fn stub() {}
+}
