@@ -1,5 +1,4 @@
 #![doc = include_str!("../README.md")]
-#![deny(unsafe_op_in_unsafe_fn)]
 
 mod any;
 mod buffer;
@@ -40,3 +39,8 @@ pub mod mock {
 pub mod nccl {
     pub use collectives_backend_nccl::*;
 }
+
+/// The guide for users of pynccl, so that its code is tested.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/pynccl.md")]
+struct PyncclGuide;
