@@ -39,7 +39,7 @@ pub fn backend_named(name: &str) -> Result<AnyBackend> {
 /// ```
 /// use collectives::Selection;
 /// let selection = Selection::detect(Some("mock".parse()?));
-/// println!("{:#?}", selection.explain());
+/// println!("{:#?}", selection.platform());
 /// let backend = selection.open()?;
 /// # Ok::<(), collectives::Error>(())
 /// ```
