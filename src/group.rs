@@ -14,7 +14,7 @@ use crate::{
 ///
 /// Nothing is enqueued before `body` returns. If it returns an error or unwinds, or any call in it
 /// was refused, nothing is launched and the communicators work as before. The buffers stay borrowed
-/// until the group is closed.
+/// until the group is closed; their lengths are checked then.
 ///
 /// One thread that drives several ranks needs a group for every collective, since each rank's call
 /// would otherwise wait for the others:
@@ -78,10 +78,7 @@ impl<'env> Recorder<'_, 'env> {
 
     fn submit(&self, operation: Operation<'env>) -> Result<()> {
         let Self { records, comm, stream } = *self;
-        let checked = comm
-            .same_place(stream)
-            .and_then(|()| comm.same_places(&operation))
-            .and_then(|()| records.same_library(comm));
+        let checked = comm.same_place(stream).and_then(|()| comm.same_places(&operation));
         match checked {
             Ok(()) => {
                 records.list.borrow_mut().push(Record { comm, stream, operation });
@@ -105,22 +102,6 @@ struct Records<'env> {
 impl<'env> Records<'env> {
     fn refuse(&self, error: &Error) {
         self.refusal.borrow_mut().get_or_insert_with(|| error.to_string());
-    }
-
-    /// A library's group holds that library's communicators only.
-    fn same_library(&self, comm: &Communicator) -> Result<()> {
-        let list = self.list.borrow();
-        let Some(first) = list.first() else { return Ok(()) };
-        let (first, this) = (&first.comm.info().library, &comm.info().library);
-        if first.backend == this.backend {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::InvalidUsage,
-            format!("the group holds operations of {}", first.backend),
-        )
-        .with_comm(comm.info())
-        .with_hint("use one group for each backend"))
     }
 
     fn take(&self) -> Result<Vec<Record<'env>>> {
@@ -206,6 +187,21 @@ pub(crate) fn capture<'env, R>(
     Ok(value)
 }
 
+/// A group of one library collects nothing for another, nor one copy of it for another copy.
+#[cold]
+fn another_library(first: &Communicator, stranger: &Communicator) -> Error {
+    let opened = &first.info().library;
+    let path =
+        opened.path.as_deref().map_or_else(String::new, |path| format!(" {}", path.display()));
+    Error::new(
+        ErrorKind::InvalidUsage,
+        format!("the group is one of {}{path}, this communicator is of another", opened.backend),
+    )
+    .with_comm(stranger.info())
+    .with_operation("group")
+    .with_hint("use one group for each library")
+}
+
 /// Issues records inside a group of the library.
 ///
 /// # Safety
@@ -215,6 +211,10 @@ unsafe fn issue(records: &[Record<'_>]) -> Result<()> {
     first.comm.not_in_raw_group()?;
     let library = first.comm.as_comm();
     library.group_start()?;
+    if let Some(stranger) = records.iter().find(|record| !record.comm.as_comm().in_group()) {
+        library.group_end()?;
+        return Err(another_library(first.comm, stranger.comm));
+    }
     let issued = records.iter().try_for_each(|Record { comm, stream, operation }| {
         // SAFETY: the caller's promise, handed on as it is.
         unsafe { operation.issue(comm.as_comm(), stream) }

@@ -69,6 +69,9 @@ fn main() -> ExitCode {
     trials.push(Trial::test("[mock] one_thread_drives_all_ranks", move || {
         one_thread_drives_all_ranks(&mock()).map_err(Failed::from)
     }));
+    trials.push(Trial::test("[mock] a_group_is_of_one_library", move || {
+        a_group_is_of_one_library(&mock(), &mock()).map_err(Failed::from)
+    }));
     match std::env::var("COLLECTIVES_TEST_NCCL") {
         Ok(libraries) => trials.extend(libraries.split(':').flat_map(nccl_trials)),
         Err(_) => trials.push(
@@ -644,6 +647,22 @@ fn a_buffer_of_another_device_is_refused(backend: &AnyBackend) -> Result<()> {
     assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
     assert_eq!(buffer.to_vec(&theirs)?, [1.0]);
     Ok(())
+}
+
+fn a_group_is_of_one_library(one: &AnyBackend, other: &AnyBackend) -> Result<()> {
+    let join = |backend| Communicator::join_all(backend, JoinAllConfig::new([0]));
+    let (ours, theirs) = (join(one)?.remove(0), join(other)?.remove(0));
+    let streams = [ours.new_stream()?, theirs.new_stream()?];
+    let mut a = streams[0].upload(&[1.0_f32])?;
+    let mut b = streams[1].upload(&[1.0_f32])?;
+    let error = group(|g| {
+        g.on(&ours, &streams[0]).all_reduce_in_place(&mut a, ReduceOp::Sum)?;
+        g.on(&theirs, &streams[1]).all_reduce_in_place(&mut b, ReduceOp::Sum)
+    })
+    .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidUsage, "{error}");
+    works(&ours)?;
+    works(&theirs)
 }
 
 fn one_thread_drives_all_ranks(backend: &AnyBackend) -> Result<()> {

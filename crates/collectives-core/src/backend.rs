@@ -44,8 +44,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for a rank outside the size or a
-    /// foreign id; [`Timeout`](crate::ErrorKind::Timeout) when the deadline passed first, with
-    /// nothing left behind; the library's failures.
+    /// foreign id; [`Timeout`](crate::ErrorKind::Timeout) when the deadline passed first, and the
+    /// attempt was given up; the library's failures.
     #[doc(alias = "ncclCommInitRankConfig")]
     #[doc(alias = "ncclCommInitRank")]
     fn join(&self, id: &UniqueId, config: JoinConfig) -> Result<Self::Comm>;
