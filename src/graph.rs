@@ -14,7 +14,7 @@ use crate::{
     AnyDevice, Communicator, Group, Op, Recorder, Slice, SliceMut, Stream,
     buffer::Allocation,
     communicator::CommInner,
-    group,
+    group::{self, Refusal},
     operation::{Call, Operation, operations},
     place::{Locked, Place},
     reduce::OpKeep,
@@ -71,7 +71,7 @@ impl Graph {
             stream,
             open: Cell::new(true),
             kept: RefCell::default(),
-            refusal: RefCell::default(),
+            refusal: Refusal::default(),
         };
         body(&scope)?;
         scope.finish()
@@ -141,7 +141,7 @@ pub struct Scope {
     /// Whether the stream is still capturing.
     open: Cell<bool>,
     kept: RefCell<Kept>,
-    refusal: RefCell<Option<String>>,
+    refusal: Refusal,
 }
 
 impl Scope {
@@ -162,25 +162,11 @@ impl Scope {
         let keep = |comm: &Communicator, operation: &Operation<'_>| {
             self.kept.borrow_mut().add(comm, operation);
         };
-        self.noting(group::capture(body, keep))
-    }
-
-    /// Remembers a refusal, which drops the capture even if the caller ignores it.
-    fn noting<R>(&self, outcome: Result<R>) -> Result<R> {
-        if let Err(error) = &outcome {
-            self.refusal.borrow_mut().get_or_insert_with(|| error.to_string());
-        }
-        outcome
+        self.refusal.noting(group::capture(body, keep))
     }
 
     fn finish(self) -> Result<Graph> {
-        if let Some(refusal) = self.refusal.take() {
-            return Err(Error::new(
-                ErrorKind::InvalidUsage,
-                format!("a call was refused, so nothing was captured: {refusal}"),
-            )
-            .with_operation("capture"));
-        }
+        self.refusal.check("capture", "captured")?;
         let (device, place) = (self.stream.device().clone(), self.stream.place());
         self.open.set(false);
         // SAFETY: this thread began the capture; what was captured lives as long as the graph.
@@ -242,7 +228,7 @@ impl CaptureOn<'_> {
             // after every other use.
             unsafe { operation.issue(comm.as_comm(), &scope.stream) }
         };
-        scope.noting(issue())
+        scope.refusal.noting(issue())
     }
 }
 

@@ -79,16 +79,9 @@ impl<'env> Recorder<'_, 'env> {
     fn submit(&self, operation: Operation<'env>) -> Result<()> {
         let Self { records, comm, stream } = *self;
         let checked = comm.same_place(stream).and_then(|()| comm.same_places(&operation));
-        match checked {
-            Ok(()) => {
-                records.list.borrow_mut().push(Record { comm, stream, operation });
-                Ok(())
-            }
-            Err(error) => {
-                records.refuse(&error);
-                Err(error)
-            }
-        }
+        records.refusal.noting(checked)?;
+        records.list.borrow_mut().push(Record { comm, stream, operation });
+        Ok(())
     }
 }
 
@@ -96,23 +89,28 @@ impl<'env> Recorder<'_, 'env> {
 #[derive(Default)]
 struct Records<'env> {
     list: RefCell<Vec<Record<'env>>>,
-    refusal: RefCell<Option<String>>,
+    refusal: Refusal,
 }
 
-impl<'env> Records<'env> {
-    fn refuse(&self, error: &Error) {
-        self.refusal.borrow_mut().get_or_insert_with(|| error.to_string());
+/// The first refusal in a group or capture, which drops all of it even if the caller ignores it.
+#[derive(Debug, Default)]
+pub(crate) struct Refusal(RefCell<Option<String>>);
+
+impl Refusal {
+    /// Hands an outcome on, and remembers if it is the first refusal.
+    pub(crate) fn noting<R>(&self, outcome: Result<R>) -> Result<R> {
+        if let Err(error) = &outcome {
+            self.0.borrow_mut().get_or_insert_with(|| error.to_string());
+        }
+        outcome
     }
 
-    fn take(&self) -> Result<Vec<Record<'env>>> {
-        match self.refusal.take() {
-            None => Ok(self.list.take()),
-            Some(refusal) => Err(Error::new(
-                ErrorKind::InvalidUsage,
-                format!("a call was refused, so nothing was launched: {refusal}"),
-            )
-            .with_operation("group")),
-        }
+    /// Refuses the whole; `undone` says what therefore was not done.
+    pub(crate) fn check(&self, operation: &'static str, undone: &str) -> Result<()> {
+        self.0.take().map_or(Ok(()), |refusal| {
+            let text = format!("a call was refused, so nothing was {undone}: {refusal}");
+            Err(Error::new(ErrorKind::InvalidUsage, text).with_operation(operation))
+        })
     }
 }
 
@@ -135,7 +133,8 @@ fn collect<'env, R>(
 ) -> Result<(R, Vec<Record<'env>>)> {
     let group = Group { records: Records::default() };
     let value = body(&group)?;
-    Ok((value, group.records.take()?))
+    group.records.refusal.check("group", "launched")?;
+    Ok((value, group.records.list.take()))
 }
 
 /// Collects a group and enqueues it.

@@ -1,4 +1,4 @@
-//! What is enqueued and not done: for people, and for verdicts.
+//! What is enqueued and not done, for people.
 
 use std::{collections::BTreeSet, fmt, panic::Location};
 
