@@ -5,13 +5,23 @@ use std::fmt;
 /// Writes a text behind its label, with the lines after the first below its start. A word that is
 /// too long, as paths and links are, stays whole so that it can be copied.
 pub(crate) fn wrapped(out: &mut impl fmt::Write, label: &str, text: &str) -> fmt::Result {
+    wrapped_to(WIDTH, out, label, text)
+}
+
+/// [`wrapped`], in lines of at most `width` columns.
+pub(crate) fn wrapped_to(
+    width: usize,
+    out: &mut impl fmt::Write,
+    label: &str,
+    text: &str,
+) -> fmt::Result {
     let indent = label.chars().count();
     let mut line = label.to_owned();
     let mut column = indent;
     for word in text.split_whitespace() {
-        let width = word.chars().count();
+        let length = word.chars().count();
         if column > indent {
-            if column + 1 + width > WIDTH {
+            if column + 1 + length > width {
                 writeln!(out, "{line}")?;
                 line = " ".repeat(indent);
                 column = indent;
@@ -21,9 +31,25 @@ pub(crate) fn wrapped(out: &mut impl fmt::Write, label: &str, text: &str) -> fmt
             }
         }
         line.push_str(word);
-        column += width;
+        column += length;
     }
     writeln!(out, "{}", line.trim_end())
+}
+
+/// Columns of standard output: the terminal's, where it is one, as far as lines stay readable.
+pub(crate) fn columns() -> usize {
+    terminal_columns().map_or(WIDTH, |columns| columns.clamp(40, WIDTH))
+}
+
+#[cfg(unix)]
+fn terminal_columns() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
+    (size.ws_col > 0).then(|| usize::from(size.ws_col))
+}
+
+#[cfg(not(unix))]
+fn terminal_columns() -> Option<usize> {
+    None
 }
 
 /// Columns of a line.

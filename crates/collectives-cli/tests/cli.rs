@@ -57,7 +57,9 @@ fn help_names_the_commands_and_their_options() {
     let help = output(&["--help"]);
     assert!(help.contains("perf") && help.contains("doctor"), "{help}");
     let help = output(&["perf", "--help"]);
-    for option in ["--backend", "-n", "-b", "-e", "-f", "--graph", "--sync-each", "--json"] {
+    for option in
+        ["--backend", "-n", "-b", "-e", "-f", "--graph", "--sync-each", "--json", "--plot"]
+    {
         assert!(help.contains(option), "{option}: {help}");
     }
     for operation in OPERATIONS {
@@ -89,6 +91,7 @@ fn arguments_that_do_not_fit_are_usage_errors() {
         (&["all_reduce", "--registered", "symmetric"], "not in this release"),
         (&["all_reduce", "-e", "64G"], "device 0 has 16384 MiB"),
         (&["all_reduce", "--graph", "--sync-each"], "--sync-each"),
+        (&["all_reduce", "--json", "x", "--plot", "x"], "--json and --plot are both x"),
     ] {
         let text = refusal(&[&["perf"], arguments].concat(), 2);
         assert!(text.contains(words), "{arguments:?} said: {text}");
@@ -197,8 +200,13 @@ fn the_json_report_keeps_its_names() {
     assert_eq!(result["root"], 1);
     for place in ["out_of_place", "in_place"] {
         let place = &result[place];
-        assert_eq!(names(place), set(&["time_us", "algbw_gbps", "busbw_gbps", "wrong"]));
-        assert!(place["time_us"].as_f64().expect("a number") > 0.0);
+        assert_eq!(
+            names(place),
+            set(&["time_us", "algbw_gbps", "busbw_gbps", "issue_us", "wrong"])
+        );
+        let [time, issue] = ["time_us", "issue_us"].map(|name| place[name].as_f64());
+        let (time, issue) = (time.expect("a number"), issue.expect("a number"));
+        assert!(0.0 < issue && issue <= time, "{issue} of {time}");
         assert_eq!(place["algbw_gbps"], place["busbw_gbps"], "the factor of reduce is 1");
         assert_eq!(place["wrong"], 0);
     }
@@ -213,12 +221,113 @@ fn the_json_report_keeps_its_names() {
     assert_eq!(result["redop"], Value::Null);
     assert_eq!(result["root"], Value::Null);
     assert_eq!(result["out_of_place"]["wrong"], Value::Null);
+    assert!(result["out_of_place"]["issue_us"].is_f64());
+
+    output(&["perf", "broadcast", "-e", "64", "--sync-each", "--json", path]);
+    let text = std::fs::read_to_string(&file).expect("the report");
+    let report: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(report["results"][0]["out_of_place"]["issue_us"], Value::Null);
 }
 
 #[test]
 fn an_unwritable_report_fails_before_the_run() {
     let text = refusal(&["perf", "all_reduce", "--json", "/no/such/folder/report.json"], 1);
     assert!(text.starts_with("error: perf: --json /no/such/folder/report.json: "), "{text}");
+}
+
+/// The texts of a figure.
+fn texts(svg: &str) -> Vec<String> {
+    let document = roxmltree::Document::parse(svg).expect("XML");
+    let texts = document.descendants().filter(|node| node.has_tag_name("text"));
+    texts.map(|node| node.text().unwrap_or_default().trim().to_owned()).collect()
+}
+
+#[test]
+fn the_figure_says_what_was_measured_and_how() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("figure.svg");
+    let path = file.to_str().expect("text");
+    std::fs::write(&file, "the figure before").expect("a file to replace");
+
+    output(&["perf", "reduce", "-n", "3", "-e", "4K", "--iters", "5", "--plot", path]);
+    let svg = std::fs::read_to_string(&file).expect("the figure");
+    let all = texts(&svg);
+    assert!(all[0].starts_with("reduce, mock "), "{all:?}");
+    let subtitle = all[1..3].join(" ");
+    for words in
+        ["3 ranks (threads) · f32 · sum · root 0 · eager · buffers not registered", "mock device 0"]
+    {
+        assert!(subtitle.contains(words), "{words}: {subtitle}");
+    }
+    let is_date = |word: &str| {
+        let parts: Vec<_> = word.split('-').map(|part| (part.len(), part.parse::<u32>())).collect();
+        matches!(parts[..], [(4, Ok(2024..)), (2, Ok(1..=12)), (2, Ok(1..=31))])
+    };
+    assert!(subtitle.split(' ').any(is_date), "{subtitle}");
+    for name in ["out-of-place", "in-place", "issue only, out-of-place"] {
+        assert_eq!(all.iter().filter(|text| *text == name).count(), 1, "{name}: {all:?}");
+    }
+    for label in ["time (µs)", "bandwidth (GB/s)", "16 B", "4 KiB"] {
+        assert!(all.iter().any(|text| text == label), "{label}: {all:?}");
+    }
+    // Three lines of ten sizes, the first two in both panels, and three samples in the legend.
+    assert_eq!(svg.matches("<circle ").count(), 2 * 10 + 1);
+    assert_eq!(svg.matches("<polygon ").count(), (2 * 10 + 1) + (10 + 1));
+    let files = std::fs::read_dir(folder.path()).expect("a folder").count();
+    assert_eq!(files, 1, "no other file is left behind");
+}
+
+#[test]
+fn a_figure_of_one_size_or_one_placement_is_a_figure() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("figure.svg");
+    let path = file.to_str().expect("text");
+    for (more, circles, polygons) in [
+        // Out of place, in place and issue: a line of one point each, and a sample each.
+        (&["all_reduce", "-b", "1M", "-e", "1M"][..], 2 + 1, (2 + 1) + (1 + 1)),
+        // One rank: no bandwidth, and an axis all the same.
+        (&["all_reduce", "-b", "8", "-e", "8", "-n", "1"], 2 + 1, (2 + 1) + (1 + 1)),
+        (&["send_recv", "-b", "8", "-e", "8", "--graph"], 2 + 1, 1 + 1),
+        // What each operation was waited for has no cost of issuing of its own.
+        (&["all_to_all", "-b", "64", "-e", "64", "--sync-each"], 2 + 1, 0),
+    ] {
+        output(&[&["perf"], more, &["--iters", "5", "--plot", path]].concat());
+        let svg = std::fs::read_to_string(&file).expect("the figure");
+        let drawn = [svg.matches("<circle ").count(), svg.matches("<polygon ").count()];
+        assert_eq!(drawn, [circles, polygons], "{more:?}: {svg}");
+        let subtitle = texts(&svg)[1..3].join(" ");
+        let words = match more {
+            [.., "--graph"] => "captured in a graph",
+            [.., "--sync-each"] => "eager, each waited for",
+            [.., "1"] => "1 rank ·",
+            _ => "2 ranks (threads) ·",
+        };
+        assert!(subtitle.contains(words), "{more:?}: {subtitle}");
+    }
+}
+
+#[test]
+fn a_figure_that_cannot_be_written_is_refused_before_the_run() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let at = |name: &str| folder.path().join(name).to_str().expect("text").to_owned();
+    std::fs::write(at("file"), "kept").expect("a file");
+    let json = at("report.json");
+    std::fs::write(&json, "kept").expect("a file");
+    for (plot, words) in [
+        (at("missing/figure.svg"), "there is no folder "),
+        (at("file/figure.svg"), "there is no folder "),
+        (at(""), "not a regular file"),
+    ] {
+        let text = refusal(&["perf", "all_reduce", "--plot", &plot, "--json", &json], 2);
+        assert!(text.starts_with(&format!("error: --plot {plot}: {words}")), "{text}");
+        assert!(!text.contains(".plot-"), "the temporary file is nobody's concern: {text}");
+    }
+    for file in [&json, &at("file")] {
+        assert_eq!(std::fs::read_to_string(file).expect("it is there"), "kept");
+    }
+    // Nor is anything left behind by a run that is refused for another reason.
+    refusal(&["perf", "all_reduce", "-n", "9", "--plot", &at("figure.svg")], 2);
+    assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 2);
 }
 
 #[test]

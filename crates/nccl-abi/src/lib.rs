@@ -15,6 +15,7 @@
 //!   optional ones `Option`. [`Symbol`] says which release brought a function.
 //! * [`ncclResult_t`] and the other names of `nccl.h` are in [`types`]; enums are open sets. The
 //!   structs that carry their size are in [`config`]: one layout, all fields undefined until set.
+//! * [`inspect()`] reads what a library's file says of itself, without opening it.
 //! * [`quirks`] are the known bugs, each with its versions.
 //! * [`Vendor`] is what differs between NCCL and RCCL, as data; [`search`] is where their libraries
 //!   live.
@@ -46,10 +47,10 @@
 //! ```
 
 pub mod config;
-#[cfg(target_os = "linux")]
 mod elf;
 mod error;
 pub mod fork;
+mod inspect;
 mod loader;
 pub mod quirks;
 pub mod search;
@@ -60,6 +61,7 @@ mod version;
 
 pub use config::{ncclCollConfig_t, ncclConfig_t, ncclSimInfo_t};
 pub use error::{Attempt, LoadError, MissingSymbols, Refusal};
+pub use inspect::{FileInfo, inspect};
 pub use loader::{Library, Source, loaded_copies};
 pub use search::Environment;
 pub use table::{Symbol, Table};

@@ -123,11 +123,14 @@ pub struct KnownIssue {
     pub remedy: &'static str,
     /// Where it is discussed.
     pub link: &'static str,
+    /// Whether the backends of this workspace avoid it, so that only other users of the library meet
+    /// it.
+    pub guarded: bool,
 }
 
 impl fmt::Display for KnownIssue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { flavour, first, last, condition, effect, remedy, link } = self;
+        let Self { flavour, first, last, condition, effect, remedy, link, guarded: _ } = self;
         write!(f, "{flavour} {}", version_text(*first))?;
         if first != last {
             write!(f, " to {}", version_text(*last))?;
@@ -146,7 +149,7 @@ const fn issue(
     remedy: &'static str,
     link: &'static str,
 ) -> KnownIssue {
-    KnownIssue { flavour, first, last, condition, effect, remedy, link }
+    KnownIssue { flavour, first, last, condition, effect, remedy, link, guarded: false }
 }
 
 /// Every issue that is listed, in the order of vendors and releases.
@@ -169,15 +172,18 @@ pub const KNOWN_BAD: &[KnownIssue] = &[
         "2.22.3 fixes it",
         "https://github.com/sgl-project/sglang/issues/7602",
     ),
-    issue(
-        (Flavour::Nccl, 22_304, 23_203),
-        (
-            "ncclCommInitRankConfig or ncclCommInitRankScalable fails for want of a device",
-            "the thread stays inside a group",
-        ),
-        "ask the driver for the current device before the call",
-        "https://github.com/NVIDIA/nccl",
-    ),
+    KnownIssue {
+        guarded: true,
+        ..issue(
+            (Flavour::Nccl, 22_304, 23_203),
+            (
+                "ncclCommInitRankConfig or ncclCommInitRankScalable fails for want of a device",
+                "the thread stays inside a group",
+            ),
+            "ask the driver for the current device before the call",
+            "https://github.com/NVIDIA/nccl",
+        )
+    },
     issue(
         (Flavour::Nccl, 22_501, 22_501),
         ("abort", "hangs"),

@@ -12,7 +12,8 @@ use std::ptr;
 
 use collectives_nccl_abi::search::candidates;
 use collectives_nccl_abi::{
-    Environment, Library, LoadError, Refusal, Source, Table, Vendor, loaded_copies, ncclResult_t,
+    Environment, Library, LoadError, Refusal, Source, Table, Vendor, inspect, loaded_copies,
+    ncclResult_t,
 };
 use tempfile::TempDir;
 
@@ -72,6 +73,27 @@ fn a_library_tells_what_it_is() {
     assert_eq!(absent.len(), Table::SYMBOLS.len() - 16);
     assert!(absent.iter().any(|symbol| symbol.name() == "ncclCommSplit"));
     assert!(loaded_copies(Vendor::NCCL).contains(&real));
+}
+
+#[test]
+fn a_file_tells_what_it_is_without_being_loaded() {
+    let (folder, path) = stub("libnccl.so.2");
+    let whole = inspect(&path).expect("a library");
+    assert!(whole.missing.is_none(), "{whole:?}");
+    assert_eq!((whole.version, whole.toolkit), (None, None), "a stub names no release");
+
+    let old = folder.path().join("old/libnccl.so.2");
+    build(&old, &["-DVERSION=2604", "-DWITHOUT_P2P"]);
+    let missing = inspect(&old).expect("a library").missing.expect("it lacks two functions");
+    let names: Vec<_> = missing.symbols().iter().map(|symbol| symbol.name()).collect();
+    assert_eq!(names, ["ncclSend", "ncclRecv"]);
+
+    let bytes = fs::read(&path).expect("the library");
+    let short = folder.path().join("short.so");
+    fs::write(&short, &bytes[..bytes.len() / 2]).expect("a truncated copy");
+    assert!(matches!(inspect(&short), Err(Refusal::Truncated { .. })));
+    assert!(matches!(inspect(&folder.path().join("none")), Err(Refusal::Missing)));
+    assert!(!loaded_copies(Vendor::NCCL).iter().any(|copy| copy == &old), "it was loaded");
 }
 
 #[test]

@@ -12,8 +12,8 @@ use std::ptr;
 
 use collectives_nccl_abi::config::ncclEncryptionConfig_t;
 use collectives_nccl_abi::{
-    Library, Symbol, Vendor, loaded_copies, ncclComm_t, ncclConfig_t, ncclDataType_t, ncclRedOp_t,
-    ncclResult_t, ncclSimInfo_t, ncclUniqueId, quirks, version_text,
+    Library, Symbol, Vendor, inspect, loaded_copies, ncclComm_t, ncclConfig_t, ncclDataType_t,
+    ncclRedOp_t, ncclResult_t, ncclSimInfo_t, ncclUniqueId, quirks, version_text,
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -58,8 +58,9 @@ macro_rules! case {
     };
 }
 
-const CASES: [Case; 12] = [
+const CASES: [Case; 13] = [
     case!(version_and_path_are_told),
+    case!(the_file_tells_the_same_without_being_loaded),
     case!(absent_functions_are_those_of_the_release),
     case!(error_texts_are_the_documented_ones),
     case!(unique_ids_differ),
@@ -130,6 +131,23 @@ fn version_and_path_are_told(release: Release, library: &'static Library) -> Res
     let path = library.path().ok_or("it has a path")?;
     same("display", library.to_string(), format!("NCCL {} ({})", release.name, path.display()))?;
     same("among the loaded copies", loaded_copies(Vendor::NCCL).iter().any(|p| p == path), true)
+}
+
+/// The file says which release it is, what it was built with, and which variables it reads.
+fn the_file_tells_the_same_without_being_loaded(
+    _: Release,
+    library: &'static Library,
+) -> Result<(), Failed> {
+    let path = library.path().ok_or("a library without a path")?;
+    let file = inspect(path)?;
+    same("release", file.version, Some(library.version()))?;
+    same("missing", file.missing.map(|missing| missing.to_string()), None)?;
+    let toolkit = file.toolkit.ok_or("no CUDA release in the file")?;
+    same("a release of CUDA", (11..=14).contains(&toolkit.0), true)?;
+    for variable in ["NCCL_DEBUG", "NCCL_P2P_DISABLE", "NCCL_SOCKET_IFNAME", "NCCL_ALGO"] {
+        same(variable, file.variables.contains(variable), true)?;
+    }
+    same("a variable of nobody's", file.variables.contains("NCCL_P2P_DISABEL"), false)
 }
 
 fn absent_functions_are_those_of_the_release(

@@ -80,13 +80,18 @@ pub(crate) struct Args {
     /// Write the results to this file, too
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<PathBuf>,
+
+    /// Draw time and bandwidth by size, as SVG, into this file
+    #[arg(long, value_name = "FILE.svg")]
+    pub(super) plot: Option<PathBuf>,
 }
 
 const EXAMPLES: &str = "\
 Examples:
   collectives perf all_reduce                          what this machine has, 8 bytes and up
   collectives perf all_gather -n 4 -b 1M -e 64M        four ranks, 1 MiB to 64 MiB
-  collectives perf all_reduce --dtype bf16 --graph     captured, as in inference engines";
+  collectives perf all_reduce --dtype bf16 --graph     captured, as in inference engines
+  collectives perf all_reduce --plot all_reduce.svg    time and bandwidth as a figure, too";
 
 fn at_least_one() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..)
@@ -117,6 +122,11 @@ impl Args {
         {
             let (min, max) = (min_bytes.0, max.0);
             return Some(format!("-b is {min} bytes, more than -e, which is {max}"));
+        }
+        if let Some(plot) = &self.plot
+            && self.json.as_ref() == Some(plot)
+        {
+            return Some(format!("--json and --plot are both {}; name two files", plot.display()));
         }
         None
     }

@@ -50,6 +50,9 @@ pub(super) struct Placement {
     pub(super) time_us: f64,
     pub(super) algbw_gbps: f64,
     pub(super) busbw_gbps: f64,
+    /// Until the last call of the loop (or the one that launches the graph) returned, divided by
+    /// the iterations. Null where each operation was waited for: that cannot be told apart there.
+    pub(super) issue_us: Option<f64>,
     /// Null where results were not checked.
     pub(super) wrong: Option<u64>,
 }

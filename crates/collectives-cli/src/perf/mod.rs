@@ -5,6 +5,7 @@ mod data;
 mod json;
 mod meeting;
 mod operation;
+mod plot;
 mod run;
 mod table;
 
@@ -24,25 +25,27 @@ use collectives::{
     AnyBackend, Backend, DType, Device, DeviceInfo, F8E4M3, F8E5M2, ReduceOp, Selection, bf16, f16,
 };
 use indicatif::{ProgressBar, ProgressStyle};
+use jiff::{Timestamp, tz::TimeZone};
 
 pub(crate) use self::args::Args;
 use self::{
     args::{Mode, Registered, Size},
     json::{Placement, Report, Row},
     meeting::Meeting,
-    run::{Event, Figures, Plan, Repeated, Shared},
+    run::{Event, Figures, Plan, Repeated, Shared, Times},
     table::Header,
 };
 use crate::Failure;
 
-/// Measures, prints the table as it grows, and writes the report.
+/// Measures, prints the table as it grows, and writes the report and the figure.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if let Some(contradiction) = args.contradiction() {
         return Err(Failure::Usage(contradiction));
     }
+    // Before anything is made or measured, so that an unwritable place does not cost a run.
+    let plot = args.plot.as_deref().map(plot::Target::new).transpose().map_err(Failure::Usage)?;
     let backend = Selection::detect(args.backend.name()).open()?;
     let (plan, devices) = plan(args, &backend)?;
-    // Made before the run, so that an unwritable place does not cost one.
     let json = args.json.as_ref().map(|path| create(path)).transpose()?;
 
     let mut out = io::stdout();
@@ -53,22 +56,27 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     write!(out, "{}", table::footer(&rows))?;
     let wrong = table::wrong(&rows);
 
+    let info = backend.info();
+    let report = Report {
+        backend: info.backend.to_ascii_lowercase(),
+        library: info.path.clone(),
+        version: info.version,
+        ranks: devices.len(),
+        mode: args.mode,
+        graph: args.graph,
+        registered: args.registered,
+        results: rows,
+    };
     if let Some(json) = json {
-        let info = backend.info();
-        let report = Report {
-            backend: info.backend.to_ascii_lowercase(),
-            library: info.path.clone(),
-            version: info.version,
-            ranks: devices.len(),
-            mode: args.mode,
-            graph: args.graph,
-            registered: args.registered,
-            results: rows,
-        };
         let mut json = BufWriter::new(json);
         serde_json::to_writer_pretty(&mut json, &report)?;
         writeln!(json)?;
         json.flush()?;
+    }
+    if let Some(plot) = plot {
+        let date = Timestamp::now().to_zoned(TimeZone::UTC).date();
+        let conditions = plot::Conditions { args, library: info, devices: &devices, date };
+        plot.write(&plot::figure(&conditions, &report.results))?;
     }
     if wrong.is_some_and(|wrong| wrong > 0) { Err(Failure::Check) } else { Ok(()) }
 }
@@ -358,11 +366,13 @@ fn ended(events: &Receiver<Event>) -> Result<(), Failure> {
 
 /// Bandwidths as nccl-tests defines them, in units of 10⁹ bytes.
 fn placement(args: &Args, bytes: usize, ranks: usize, figures: Figures) -> Placement {
-    let algbw_gbps = bytes as f64 / figures.seconds / 1e9;
+    let Times { done, issue } = figures.times;
+    let algbw_gbps = bytes as f64 / done / 1e9;
     Placement {
-        time_us: figures.seconds * 1e6,
+        time_us: done * 1e6,
         algbw_gbps,
         busbw_gbps: algbw_gbps * args.operation.bus_factor(ranks),
+        issue_us: (!args.sync_each).then_some(issue * 1e6),
         wrong: figures.wrong,
     }
 }

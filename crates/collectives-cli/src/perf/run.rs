@@ -7,10 +7,12 @@
 //! 2. For each size and placement, one operation and a wait, then all ranks meet.
 //! 3. The clock runs from there: `--iters` operations in a loop, then one wait on the stream (or,
 //!    with `--sync-each`, a wait after each). The time of an operation is the mean of the ranks'
-//!    clocks, divided by the iterations.
+//!    clocks, divided by the iterations. The clock is also read when the last call has returned,
+//!    before the wait: what issuing costs, where calls return before the result is there.
 //! 4. With `--graph`, the loop is captured into one graph. The ranks meet again when it can be
 //!    launched, and the clock takes in its first launch, which is its only one, and the wait. There
-//!    is no launch to warm up.
+//!    is no launch to warm up. What issuing costs is the call that launches, divided by the
+//!    iterations.
 //! 5. Operations move on through buffers of the largest size, and start over at their end, so that
 //!    small ones do not find their operands in a cache for no other reason than being repeated.
 //! 6. The check is an operation of its own, at the start of the buffers and not timed; with
@@ -18,7 +20,7 @@
 
 use std::{
     sync::{Mutex, PoisonError, mpsc::Sender},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use collectives::{
@@ -71,10 +73,25 @@ pub(super) enum Event {
 /// What was found out about one size and placement.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Figures {
-    /// Of one operation, the mean of all ranks.
-    pub(super) seconds: f64,
+    pub(super) times: Times,
     /// Wrong elements on all ranks; `None` where they were not checked.
     pub(super) wrong: Option<u64>,
+}
+
+/// Seconds that one operation took, on one rank or as the mean of all.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Times {
+    /// From the first call until the results are there.
+    pub(super) done: f64,
+    /// Until the last call returned. Where each operation is waited for, that takes in the waits.
+    pub(super) issue: f64,
+}
+
+/// The sums over the ranks that have measured.
+#[derive(Default)]
+pub(super) struct Tally {
+    times: Times,
+    wrong: u64,
 }
 
 /// What the ranks share.
@@ -83,8 +100,7 @@ pub(super) struct Shared {
     pub(super) id: UniqueId,
     pub(super) plan: Plan,
     pub(super) meeting: Meeting,
-    /// The sums over the ranks that have measured.
-    pub(super) tally: Mutex<(f64, u64)>,
+    pub(super) tally: Mutex<Tally>,
 }
 
 /// Runs one rank to its end; says so if it is the first to fail.
@@ -120,23 +136,23 @@ fn work<T: Value>(shared: &Shared, rank: u32, events: &Sender<Event>) -> Result<
         let placements = if plan.operation.has_in_place() { &[false, true][..] } else { &[false] };
         for &in_place in placements {
             let call = Call::new(plan, rank, size.count, in_place);
-            let seconds = worker.time(&call, size.repeats)?;
+            let times = worker.time(&call, size.repeats)?;
             let seed = 1 + 2 * index as u64 + u64::from(in_place);
             let wrong = if plan.check { worker.wrong(&call, size.count, seed)? } else { 0 };
             {
                 let mut sums = tally.lock().unwrap_or_else(PoisonError::into_inner);
-                sums.0 += seconds;
-                sums.1 += wrong;
+                sums.times.done += times.done;
+                sums.times.issue += times.issue;
+                sums.wrong += wrong;
             }
             // Nobody adds to the sums again before rank 0 has come to the next meeting.
             meeting.wait()?;
             if rank == 0 {
                 let mut sums = tally.lock().unwrap_or_else(PoisonError::into_inner);
-                let (seconds, wrong) = std::mem::take(&mut *sums);
-                let figures = Figures {
-                    seconds: seconds / plan.ranks as f64,
-                    wrong: plan.check.then_some(wrong),
-                };
+                let Tally { times, wrong } = std::mem::take(&mut *sums);
+                let mean = |seconds| seconds / plan.ranks as f64;
+                let times = Times { done: mean(times.done), issue: mean(times.issue) };
+                let figures = Figures { times, wrong: plan.check.then_some(wrong) };
                 if events.send(Event::Figures(figures)).is_err() {
                     meeting.fail();
                     return Err(Stop::Ended);
@@ -196,14 +212,14 @@ impl<'a, T: Value> Worker<'a, T> {
         Ok(())
     }
 
-    /// Seconds that one operation took on this rank.
-    fn time(&mut self, call: &Call, iters: usize) -> Result<f64, Stop> {
+    /// What one operation took on this rank.
+    fn time(&mut self, call: &Call, iters: usize) -> Result<Times, Stop> {
         let Self { comm, plan, meeting, send, recv, stream, .. } = self;
         call.enqueue(comm.on(stream), send, recv, 0)?;
         stream.synchronize()?;
         meeting.wait()?;
         let places = call.places(plan, iters);
-        let elapsed = if plan.graph {
+        let (issued, elapsed) = if plan.graph {
             let graph = comm.capture(|scope| {
                 let mut places = places;
                 places.try_for_each(|at| call.capture(scope.on(comm), send, recv, at))
@@ -211,8 +227,9 @@ impl<'a, T: Value> Worker<'a, T> {
             meeting.wait()?;
             let start = Instant::now();
             graph.launch(stream)?;
+            let issued = start.elapsed();
             stream.synchronize()?;
-            start.elapsed()
+            (issued, start.elapsed())
         } else {
             let on = comm.on(stream);
             let start = Instant::now();
@@ -222,12 +239,14 @@ impl<'a, T: Value> Worker<'a, T> {
                     stream.synchronize()?;
                 }
             }
+            let issued = start.elapsed();
             stream.synchronize()?;
-            start.elapsed()
+            (issued, start.elapsed())
         };
         // What comes next takes no time from ranks that still measure.
         meeting.wait()?;
-        Ok(elapsed.as_secs_f64() / iters as f64)
+        let each = |time: Duration| time.as_secs_f64() / iters as f64;
+        Ok(Times { done: each(elapsed), issue: each(issued) })
     }
 
     /// Runs the operation once more on known inputs; answers how many elements are wrong on this

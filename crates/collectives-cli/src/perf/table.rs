@@ -63,7 +63,7 @@ impl fmt::Display for Row {
         write!(f, "{bytes:>12}  {count:>12}  {:>8}", dtype.name())?;
         write!(f, "  {:>6}  {root:>6}", redop.unwrap_or("none"))?;
         for placement in [Some(out_of_place), in_place.as_ref()] {
-            let Some(Placement { time_us, algbw_gbps, busbw_gbps, wrong }) = placement else {
+            let Some(Placement { time_us, algbw_gbps, busbw_gbps, wrong, .. }) = placement else {
                 write!(f, "  {:>7}  {:>6}  {:>6}  {:>6}", "-", "-", "-", "N/A")?;
                 continue;
             };
@@ -118,7 +118,7 @@ mod tests {
     use crate::perf::operation::Operation;
 
     fn placement(wrong: Option<u64>) -> Placement {
-        Placement { time_us: 12.345, algbw_gbps: 84.94, busbw_gbps: 84.94, wrong }
+        Placement { time_us: 12.345, algbw_gbps: 84.94, busbw_gbps: 84.94, issue_us: None, wrong }
     }
 
     fn row(wrong: Option<u64>) -> Row {

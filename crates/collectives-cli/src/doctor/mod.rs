@@ -1,0 +1,79 @@
+//! `collectives doctor`: what this machine has, which backend follows from it and why, and what of
+//! the things that others have met waits here.
+//!
+//! The [`System`] is looked at, libraries and drivers are asked in processes of their own
+//! ([`probe`]), and both make the [`Facts`]. The [`checks`] are functions of those, and the
+//! [`report`] prints them: text for people, `--json` for programs.
+
+mod checks;
+mod cuda;
+mod facts;
+mod finding;
+mod probe;
+mod report;
+mod settings;
+mod system;
+#[cfg(all(test, unix))]
+mod tests;
+
+use std::io::{self, Write as _};
+
+use collectives::Platform;
+
+use self::{
+    facts::Facts,
+    finding::Severity,
+    probe::{Probes, Subject},
+    report::Report,
+    system::System,
+};
+use crate::{Failure, text};
+
+/// Say what this machine has, which backend follows from it and why, and what is wrong with it
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Exits with 1 where the selected backend cannot work.")]
+pub(crate) struct Args {
+    /// Print JSON, for programs
+    #[arg(long)]
+    json: bool,
+    /// List the checks, with what each looks for
+    #[arg(long, conflicts_with = "json")]
+    list: bool,
+    /// Answer one question as JSON: what the doctor starts itself for
+    #[arg(long, hide = true, conflicts_with_all = ["json", "list"])]
+    probe: Option<Subject>,
+}
+
+/// Looks at everything, prints it, and fails where the selected backend cannot work.
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    if let Some(subject) = args.probe {
+        return probe::answer(subject);
+    }
+    let mut out = io::stdout();
+    if args.list {
+        return list(&mut out);
+    }
+    let system = System::this();
+    let platform = Platform::detect_in(&system.roots());
+    let probes = Probes::ask(!platform.nvidia.found.is_empty());
+    let facts = Facts::gather(&system, platform, probes);
+    let findings = checks::findings(&facts);
+    let works = findings.iter().all(|finding| finding.severity != Severity::Error);
+    let report = Report::new(facts, findings);
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
+    } else {
+        write!(out, "{}", report.text(text::columns())?)?;
+    }
+    if works { Ok(()) } else { Err(Failure::Check) }
+}
+
+fn list(out: &mut impl io::Write) -> Result<(), Failure> {
+    let width = text::columns();
+    for check in checks::all() {
+        let mut line = String::new();
+        text::wrapped_to(width, &mut line, &format!("{:<28}", check.id), check.about)?;
+        write!(out, "{line}")?;
+    }
+    Ok(())
+}
