@@ -3,6 +3,7 @@
 //!
 //! ```console
 //! $ cargo bench --bench overhead
+//! $ cargo bench --bench overhead -- --json FILE     # into a file, too
 //! ```
 //!
 //! All checks are on: shape, capability, state, fork. The rows are measured in turns in one run;
@@ -10,6 +11,7 @@
 //! more than over NCCL, since its buffers need a device and this needs no GPU.
 
 use std::{
+    error::Error,
     ffi::{CStr, c_char, c_int, c_void},
     hint::black_box,
     time::Instant,
@@ -17,15 +19,18 @@ use std::{
 
 use collectives::{
     AnyComm, AnyDevice, Backend, Collectives, Communicator, DType, Launch, OtherComm, RawStream,
-    RecvBuf, ReduceOp, Result, SendBuf,
+    RecvBuf, ReduceOp, SendBuf,
     mock::{Mock, MockConfig},
     nccl::Nccl,
 };
 use collectives_nccl_abi::{
     Table, cudaStream_t, ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclResult_t, ncclUniqueId,
 };
+use serde_json::json;
 
-fn main() -> Result<()> {
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--json").skip(1);
+    let json = arguments.next();
     let quick = std::env::args().any(|argument| argument == "--test");
     let (rounds, calls) = if quick { (3, 100) } else { (301, 10_000) };
 
@@ -94,7 +99,20 @@ fn main() -> Result<()> {
     for ((name, _), median) in layers.iter().zip(medians) {
         println!("| {name} | {median:.1} | {:.1} |", median - medians[0]);
     }
+    if let Some(path) = json {
+        let layers = layers.iter().zip(medians);
+        let layers = layers.map(|((name, _), ns)| json!({ "name": name, "ns": tenths(ns) }));
+        let layers: Vec<_> = layers.collect();
+        let report = json!({ "rounds": rounds, "calls": calls, "layers": layers });
+        std::fs::write(&path, format!("{report:#}\n"))
+            .map_err(|error| format!("--json {path}: {error}"))?;
+    }
     Ok(())
+}
+
+/// Nothing beyond is the same twice.
+fn tenths(ns: f64) -> f64 {
+    (ns * 10.0).round() / 10.0
 }
 
 const COUNT: usize = 2;

@@ -1,0 +1,35 @@
+# What this project is worked on with. `just` alone lists the recipes.
+
+# List the recipes
+default:
+    @just --list
+
+# Run every test that needs no GPU
+test *options:
+    cargo test --workspace {{ options }}
+
+# Run everything that a change must pass
+ci:
+    .ci/run
+
+# Test the loader against unmodified NCCL libraries, downloaded once (VERSION…)
+real-libraries *versions:
+    scripts/real-libraries {{ versions }}
+
+# Measure the mock against MPI, Gloo and the machine's memory: docs/performance/mock.json
+bench-peers *options:
+    cargo run --release --package collectives-bench -- peers --out docs/performance {{ options }}
+
+# Measure NCCL against nccl-tests, torch.distributed and ctypes: docs/performance/nccl.json
+gpu-bench *options:
+    cargo build --release --package collectives-cli
+    cargo run --release --package collectives-bench -- gpu \
+        --bin "${CARGO_TARGET_DIR:-target}/release" --out docs/performance {{ options }}
+
+# Measure what each layer adds to a call: docs/performance/overhead.json
+bench-overhead:
+    cargo run --release --package collectives-bench -- overhead --out docs/performance
+
+# Write docs/performance.md and its figures from docs/performance/*.json (--check: compare)
+perf-docs *options:
+    cargo run --package collectives-bench -- render {{ options }}
