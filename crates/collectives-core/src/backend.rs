@@ -172,9 +172,8 @@ impl<B: Backend> Drop for OpenGroup<'_, B> {
 /// Making communicators from a communicator: [`split`](Self::split) and its kin are its methods, so
 /// that nothing is ever downcast.
 ///
-/// None of them changes the communicator that it starts from, or shares resources with it; a new
-/// communicator lives on when the old one ends. All of them block until every rank that takes part
-/// has called, and none may stand in a group.
+/// A new communicator shares no resources with the one it comes from, and lives on when that ends.
+/// All of these block until every rank that takes part has called, and none may stand in a group.
 ///
 /// ```
 /// # use collectives_core::{Capabilities, Collectives, Error, Rank, ShrinkConfig, Split};

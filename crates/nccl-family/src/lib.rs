@@ -32,6 +32,7 @@ mod error;
 mod fence;
 mod group;
 mod join;
+mod split;
 mod state;
 mod vendor;
 
