@@ -139,17 +139,19 @@ impl Lifecycle {
         loop {
             let gone = lives.gone.clone();
             let shrink = lives.shrink(number);
-            let lost = (0..size).find(|&other| {
-                let stays = exclude.binary_search(&Rank::new(other as u32)).is_err();
-                gone[other] && stays && shrink.tickets[other].is_none()
-            });
-            if shrink.outcome.is_none()
-                && let Some(lost) = lost
-            {
-                let message =
-                    format!("rank {lost} left the communicator, and is not among the excluded");
+            let is_lost = |&other: &Rank| {
+                let stays = exclude.binary_search(&other).is_err();
+                gone[other.index()] && stays && shrink.tickets[other.index()].is_none()
+            };
+            let lost: Vec<Rank> = (0..size as u32).map(Rank::new).filter(is_lost).collect();
+            if shrink.outcome.is_none() && !lost.is_empty() {
+                let s = if lost.len() == 1 { "" } else { "s" };
+                let message = format!(
+                    "rank{s} {} left the communicator, and should have been excluded",
+                    listed(&lost)
+                );
                 let failure = Failure::new(ErrorKind::Remote, message);
-                shrink.outcome = Some(Err(failure.with_hint("exclude it as well")));
+                shrink.outcome = Some(Err(failure.with_hint("shrink without what is gone")));
                 self.changed.notify_all();
             }
             let aborted = end.is_aborted();

@@ -35,7 +35,7 @@ pub(super) fn the_ranks_that_stay_close_the_gaps<B: Backend>(ctx: &Ctx<'_, B>) -
 pub(super) fn several_ranks_are_left_out_in_any_order<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
     let parent = ctx.join_again()?;
     let odd: Vec<Rank> = (0..ctx.size).rev().filter(|other| other % 2 == 1).map(rank).collect();
-    if ctx.rank % 2 == 0 {
+    if ctx.rank.is_multiple_of(2) {
         let child = ctx.shrink(&parent, ShrinkConfig::new(odd))?;
         check_eq("rank", child.info().rank, rank(ctx.rank / 2))?;
         check_eq("size", child.info().size, ctx.size.div_ceil(2))?;
