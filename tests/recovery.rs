@@ -156,9 +156,11 @@ fn shrink_with_abort_and_go_on() {
 
 #[test]
 fn abort_and_rejoin_with_a_new_id() {
+    let healthy = Barrier::new(3);
     job(3, |backend, launcher, worker| {
         let comm = Communicator::join(backend, &launcher.id(0), JoinConfig::new(worker, 3))?;
         assert_eq!(step(&comm, 1.0)?, 3.0);
+        healthy.wait();
         if worker == 2 {
             launcher.report_loss(worker);
             // It hangs, and is ended with the others: nobody sees it leave.
