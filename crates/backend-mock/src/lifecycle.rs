@@ -64,6 +64,13 @@ struct Shrink {
     outcome: Option<Result<Vec<Option<Arc<EndShared>>>, Failure>>,
 }
 
+impl Shrink {
+    /// Whether all ranks that stay have come.
+    fn is_complete(&self) -> bool {
+        self.present + self.exclude.len() == self.tickets.len()
+    }
+}
+
 impl Lifecycle {
     pub(crate) fn new(size: usize) -> Self {
         let lives = Lives {
@@ -125,8 +132,10 @@ impl Lifecycle {
         let shrink = lives.shrink(number);
         shrink.tickets[rank] = Some(seat);
         shrink.present += 1;
-        if shrink.present + exclude.len() == size {
-            let seats: Vec<Seat> = shrink.tickets.iter_mut().filter_map(Option::take).collect();
+        if shrink.is_complete() {
+            // From here on nobody leaves before there is an outcome.
+            let again = |seat: &Seat| Seat { device: seat.device, name: seat.name.clone() };
+            let seats = shrink.tickets.iter().flatten().map(again).collect();
             drop(lives);
             let mut made = engine.make_comm(seats).into_iter();
             lives = lock(&self.state);
@@ -154,18 +163,17 @@ impl Lifecycle {
                 shrink.outcome = Some(Err(failure.with_hint("shrink without what is gone")));
                 self.changed.notify_all();
             }
-            let aborted = end.is_aborted();
+            let (aborted, complete) = (end.is_aborted(), shrink.is_complete());
             let outcome = match &mut shrink.outcome {
                 Some(Ok(ends)) => match ends[rank].take() {
                     Some(own) => Some(Ok(own)),
                     None => Some(Err(refuse(ErrorKind::Internal, "the shrink lost a rank"))),
                 },
                 Some(Err(failure)) => Some(Err(failure.plain())),
-                None if aborted => end.check().err().map(Err),
+                None if aborted && !complete => end.check().err().map(Err),
                 None => None,
             };
             if let Some(outcome) = outcome {
-                // Empty where all had come; then nobody looks at it any more.
                 shrink.tickets[rank] = None;
                 shrink.present -= 1;
                 if shrink.present == 0 {
