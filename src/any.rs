@@ -12,9 +12,9 @@ use collectives_backend_mock::{Mock, MockComm, MockDevice};
 use collectives_backend_nccl::{CudaDevice, Nccl, NcclComm};
 use collectives_core::{
     AbortHandle, Backend, Capabilities, Collectives, CommInfo, Device, DeviceInfo, GroupEnd,
-    JoinAllConfig, JoinConfig, Launch, LibraryInfo, PreMulSum, Rank, RawEvent, RawGraph,
-    RawRegistration, RawStream, RecvBuf, ReduceOp, Result, Scalar, SendBuf, Split, SplitConfig,
-    UniqueId,
+    GrowConfig, JoinAllConfig, JoinConfig, Launch, LibraryInfo, PreMulSum, Rank, RawEvent,
+    RawGraph, RawRegistration, RawStream, RecvBuf, ReduceOp, Result, Scalar, SendBuf, ShrinkConfig,
+    Split, SplitConfig, UniqueId,
 };
 use enum_dispatch::enum_dispatch;
 
@@ -83,7 +83,11 @@ trait Dispatch {
     fn dispatch_device_count(&self) -> Result<usize>;
     fn dispatch_device(&self, ordinal: usize) -> Result<AnyDevice>;
     fn dispatch_unique_id(&self) -> Result<UniqueId>;
+    #[track_caller]
     fn dispatch_join(&self, id: &UniqueId, config: JoinConfig) -> Result<AnyComm>;
+    #[track_caller]
+    fn dispatch_join_grown(&self, id: &UniqueId, config: JoinConfig) -> Result<AnyComm>;
+    #[track_caller]
     fn dispatch_join_all(&self, config: JoinAllConfig) -> Result<Vec<AnyComm>>;
     fn dispatch_group_start(&self) -> Result<()>;
     fn dispatch_group_end(&self, end: GroupEnd) -> Result<()>;
@@ -120,6 +124,10 @@ macro_rules! dispatch {
 
             fn dispatch_join(&self, id: &UniqueId, config: JoinConfig) -> Result<AnyComm> {
                 Backend::join(self, id, config).map($comm)
+            }
+
+            fn dispatch_join_grown(&self, id: &UniqueId, config: JoinConfig) -> Result<AnyComm> {
+                Backend::join_grown(self, id, config).map($comm)
             }
 
             fn dispatch_join_all(&self, config: JoinAllConfig) -> Result<Vec<AnyComm>> {
@@ -172,6 +180,10 @@ impl Backend for AnyBackend {
 
     fn join(&self, id: &UniqueId, config: JoinConfig) -> Result<AnyComm> {
         self.dispatch_join(id, config)
+    }
+
+    fn join_grown(&self, id: &UniqueId, config: JoinConfig) -> Result<AnyComm> {
+        self.dispatch_join_grown(id, config)
     }
 
     fn join_all(&self, config: JoinAllConfig) -> Result<Vec<AnyComm>> {
@@ -357,6 +369,22 @@ impl Collectives for AnyComm {
         Ok(part.map(|comm| Box::new(comm) as Box<dyn Collectives>))
     }
 
+    fn shrink_dyn(&self, config: ShrinkConfig) -> Result<Box<dyn Collectives>> {
+        Ok(Box::new(self.shrink(config)?))
+    }
+
+    fn grow_dyn(&self, config: GrowConfig) -> Result<Box<dyn Collectives>> {
+        Ok(Box::new(self.grow(config)?))
+    }
+
+    fn grow_id(&self) -> Result<UniqueId> {
+        forward_comm!(self, comm => comm.grow_id())
+    }
+
+    fn revoke(&self) -> Result<()> {
+        forward_comm!(self, comm => comm.revoke())
+    }
+
     fn poll_error(&self) -> Result<()> {
         forward_comm!(self, comm => comm.poll_error())
     }
@@ -395,6 +423,22 @@ impl Split for AnyComm {
             Self::Other(OtherComm(comm)) => {
                 Ok(comm.split_dyn(config)?.map(|part| Self::Other(OtherComm(part))))
             }
+        }
+    }
+
+    fn shrink(&self, config: ShrinkConfig) -> Result<Self> {
+        match self {
+            Self::Mock(comm) => Ok(Self::Mock(comm.shrink(config)?)),
+            Self::Nccl(comm) => Ok(Self::Nccl(comm.shrink(config)?)),
+            Self::Other(OtherComm(comm)) => Ok(Self::Other(OtherComm(comm.shrink_dyn(config)?))),
+        }
+    }
+
+    fn grow(&self, config: GrowConfig) -> Result<Self> {
+        match self {
+            Self::Mock(comm) => Ok(Self::Mock(comm.grow(config)?)),
+            Self::Nccl(comm) => Ok(Self::Nccl(comm.grow(config)?)),
+            Self::Other(OtherComm(comm)) => Ok(Self::Other(OtherComm(comm.grow_dyn(config)?))),
         }
     }
 }

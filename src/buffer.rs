@@ -43,6 +43,7 @@ impl<T: Element> Buffer<T> {
     ///
     /// # Errors
     /// [`OutOfMemory`](ErrorKind::OutOfMemory); what the device's runtime reports.
+    #[track_caller]
     pub fn zeros(stream: &Stream, len: usize) -> Result<Self> {
         let bytes = bytes_of::<T>(len)?;
         let ptr = stream.device().alloc(bytes)?;
@@ -55,6 +56,7 @@ impl<T: Element> Buffer<T> {
     ///
     /// # Errors
     /// As [`zeros`](Self::zeros) and [`copy_from_slice`](Self::copy_from_slice).
+    #[track_caller]
     pub fn from_slice(stream: &Stream, values: &[T]) -> Result<Self> {
         let bytes = bytes_of::<T>(values.len())?;
         let ptr = stream.device().alloc(bytes)?;

@@ -12,8 +12,8 @@ use std::{
 
 use collectives_core::{
     AbortHandle, Backend, Capabilities, Collectives, CommInfo, Device, Element, Error, ErrorKind,
-    JoinAllConfig, JoinConfig, PreMulSum, Rank, RawRegistration, RecvBuf, Result, Scalar, Split,
-    SplitConfig, UniqueId,
+    GrowConfig, JoinAllConfig, JoinConfig, PreMulSum, Rank, RawRegistration, RecvBuf, Result,
+    Scalar, ShrinkConfig, Split, SplitConfig, UniqueId,
 };
 
 use crate::{
@@ -92,9 +92,22 @@ impl Communicator {
     ///
     /// # Errors
     /// As [`Backend::join`].
+    #[track_caller]
     pub fn join(backend: &AnyBackend, id: &UniqueId, config: JoinConfig) -> Result<Self> {
         let device = config.device;
         let comm = backend.join(id, config)?;
+        Ok(Self::over(comm, backend.device(device)?))
+    }
+
+    /// Joins a communicator that is growing, as one of its new ranks; see [`Backend::join_grown`].
+    ///
+    /// # Errors
+    /// As [`Backend::join_grown`].
+    #[doc(alias = "ncclCommGrow")]
+    #[track_caller]
+    pub fn join_grown(backend: &AnyBackend, id: &UniqueId, config: JoinConfig) -> Result<Self> {
+        let device = config.device;
+        let comm = backend.join_grown(id, config)?;
         Ok(Self::over(comm, backend.device(device)?))
     }
 
@@ -103,6 +116,7 @@ impl Communicator {
     ///
     /// # Errors
     /// As [`Backend::join_all`].
+    #[track_caller]
     pub fn join_all(backend: &AnyBackend, config: JoinAllConfig) -> Result<Vec<Self>> {
         let comms = backend.join_all(config)?;
         comms
@@ -194,6 +208,7 @@ impl Communicator {
     ///
     /// # Errors
     /// What the device's runtime reports.
+    #[track_caller]
     pub fn new_stream(&self) -> Result<Stream> {
         Stream::new(self.device())
     }
@@ -216,6 +231,7 @@ impl Communicator {
     /// # Errors
     /// The error of `body`, or of a refused call in it; what the device's runtime reports. Nothing
     /// is captured then, and the communicators work as before.
+    #[track_caller]
     pub fn capture(&self, body: impl FnOnce(&Scope) -> Result<()>) -> Result<Graph> {
         Graph::capture(self, body)
     }
@@ -225,6 +241,7 @@ impl Communicator {
     /// # Errors
     /// As [`Collectives::create_pre_mul_sum`].
     #[doc(alias = "ncclRedOpCreatePreMulSum")]
+    #[track_caller]
     pub fn pre_mul_sum<T: Element>(&self, scalar: T) -> Result<PreMulSumOp> {
         self.inner.collect_returned(Duration::ZERO);
         // SAFETY: a host scalar is copied.
@@ -238,6 +255,7 @@ impl Communicator {
     /// # Errors
     /// As [`Collectives::mem_alloc`].
     #[doc(alias = "ncclMemAlloc")]
+    #[track_caller]
     pub fn alloc<T: Element>(&self, len: usize, stream: &Stream) -> Result<Buffer<T>> {
         let (ptr, _) = self.library_memory::<T>(len, stream)?;
         Buffer::of_library(&self.inner, stream, ptr, len, None)
@@ -249,6 +267,7 @@ impl Communicator {
     /// # Errors
     /// As [`Collectives::mem_alloc`] and [`Collectives::register`].
     #[doc(alias = "ncclCommRegister")]
+    #[track_caller]
     pub fn alloc_registered<T: Element>(&self, len: usize, stream: &Stream) -> Result<Buffer<T>> {
         let (ptr, bytes) = self.library_memory::<T>(len, stream)?;
         let comm = self.raw();
@@ -264,6 +283,7 @@ impl Communicator {
         Buffer::of_library(&self.inner, stream, ptr, len, Some(registration))
     }
 
+    #[track_caller]
     fn library_memory<T: Element>(
         &self,
         len: usize,
@@ -280,9 +300,58 @@ impl Communicator {
     /// # Errors
     /// As [`Split::split`].
     #[doc(alias = "ncclCommSplit")]
+    #[track_caller]
     pub fn split(&self, config: SplitConfig) -> Result<Option<Self>> {
         let part = self.raw().split(config)?;
         Ok(part.map(|comm| Self::over(comm, self.device().clone())))
+    }
+
+    /// Makes a communicator without some ranks; see [`Split::shrink`]. The ranks that stay call, and
+    /// the others need not be alive.
+    ///
+    /// Streams on which this communicator's operations were lost go on returning that error: make
+    /// new ones beside the new communicator, or [forget](Stream::forget_failures) it there.
+    ///
+    /// # Errors
+    /// As [`Split::shrink`].
+    #[doc(alias = "ncclCommShrink")]
+    #[track_caller]
+    pub fn shrink(&self, config: ShrinkConfig) -> Result<Self> {
+        Ok(Self::over(self.raw().shrink(config)?, self.device().clone()))
+    }
+
+    /// Makes a larger communicator, with new ranks behind those of this one; see [`Split::grow`],
+    /// which tells the protocol.
+    ///
+    /// # Errors
+    /// As [`Split::grow`].
+    #[doc(alias = "ncclCommGrow")]
+    #[track_caller]
+    pub fn grow(&self, config: GrowConfig) -> Result<Self> {
+        Ok(Self::over(self.raw().grow(config)?, self.device().clone()))
+    }
+
+    /// Makes the id with which new ranks [join](Self::join_grown) when this communicator grows.
+    ///
+    /// # Errors
+    /// As [`Collectives::grow_id`].
+    #[doc(alias = "ncclCommGetUniqueId")]
+    pub fn grow_id(&self) -> Result<UniqueId> {
+        self.raw().grow_id()
+    }
+
+    /// Gives the communicator up without ending it: operations in flight stop, and it is good for
+    /// [`shrink`](Self::shrink) and its end only; see [`Collectives::revoke`]. Every rank that goes
+    /// on calls it.
+    ///
+    /// Waits on streams that held its operations return [`Revoked`](ErrorKind::Revoked) from now
+    /// on: the results are not there.
+    ///
+    /// # Errors
+    /// As [`Collectives::revoke`].
+    #[doc(alias = "ncclCommRevoke")]
+    pub fn revoke(&self) -> Result<()> {
+        self.raw().revoke()
     }
 
     /// Asks whether the communicator failed on its own: a rank died, a link broke.

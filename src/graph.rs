@@ -59,6 +59,7 @@ pub struct Graph {
 unsafe impl Send for Graph {}
 
 impl Graph {
+    #[track_caller]
     pub(crate) fn capture(
         comm: &Communicator,
         body: impl FnOnce(&Scope) -> Result<()>,
@@ -165,6 +166,7 @@ impl Scope {
         self.refusal.noting(group::capture(body, keep))
     }
 
+    #[track_caller]
     fn finish(self) -> Result<Graph> {
         self.refusal.check("capture", "captured")?;
         let (device, place) = (self.stream.device().clone(), self.stream.place());

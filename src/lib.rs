@@ -25,9 +25,10 @@ pub use stream::Stream;
 pub use collectives_core::{
     AbortControl, AbortHandle, Backend, BackendExt, Capabilities, Collectives, CollectivesExt,
     CommId, CommInfo, DType, Device, DeviceInfo, Element, Error, ErrorKind, F8E4M3, F8E5M2,
-    GroupEnd, GroupToken, JoinAllConfig, JoinConfig, Launch, LibraryInfo, PeerOp, PreMulSum, Rank,
-    RawEvent, RawGraph, RawRegistration, RawStream, RecvBuf, ReduceOp, Result, Scalar, SendBuf,
-    Split, SplitConfig, Support, UniqueId, VendorCode, Version, bf16, f16, shape,
+    GroupEnd, GroupToken, GrowConfig, JoinAllConfig, JoinConfig, Launch, LibraryInfo, PeerOp,
+    PreMulSum, Rank, RawEvent, RawGraph, RawRegistration, RawStream, RecvBuf, ReduceOp, Result,
+    Scalar, SendBuf, ShrinkConfig, Split, SplitConfig, Support, UniqueId, VendorCode, Version,
+    bf16, f16, shape,
 };
 
 /// The CPU mock: ranks as threads, real data, no GPU.
@@ -39,6 +40,11 @@ pub mod mock {
 pub mod nccl {
     pub use collectives_backend_nccl::*;
 }
+
+/// The recipes for recovery, so that their code is tested.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/recovery.md")]
+struct RecoveryGuide;
 
 /// The guide for users of pynccl, so that its code is tested.
 #[cfg(doctest)]

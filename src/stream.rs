@@ -20,7 +20,7 @@ use crate::{AnyDevice, Buffer, place::Place};
 /// Clones are the same stream. Dropping the last clone lets what is enqueued run.
 ///
 /// A stream remembers the communicators that enqueued on it since its last good wait. If one of
-/// them was aborted or failed, every wait on the stream returns that error: the device lets the
+/// them was aborted or revoked, or failed, every wait on the stream returns that error: the device lets the
 /// stream go on after an abort, but the results are not there. Such a stream stays so; make a new
 /// one with the new communicator.
 #[derive(Clone)]
@@ -50,6 +50,7 @@ impl Stream {
     ///
     /// # Errors
     /// What the device's runtime reports.
+    #[track_caller]
     pub fn new(device: &AnyDevice) -> Result<Self> {
         let raw = device.stream_create()?;
         Ok(Self::wrap(device.clone(), raw, true))
@@ -83,6 +84,7 @@ impl Stream {
     ///
     /// # Errors
     /// As [`Buffer::zeros`].
+    #[track_caller]
     pub fn zeros<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
         Buffer::zeros(self, len)
     }
@@ -92,6 +94,7 @@ impl Stream {
     ///
     /// # Errors
     /// As [`Buffer::from_slice`].
+    #[track_caller]
     pub fn upload<T: Element>(&self, values: &[T]) -> Result<Buffer<T>> {
         Buffer::from_slice(self, values)
     }

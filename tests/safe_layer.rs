@@ -5,6 +5,7 @@
 //! with a colon between.
 
 use std::{
+    cell::RefCell,
     panic::{AssertUnwindSafe, catch_unwind},
     process::ExitCode,
     sync::{Arc, Barrier},
@@ -13,8 +14,9 @@ use std::{
 };
 
 use collectives::{
-    AnyBackend, Backend, Collectives, Communicator, Error, ErrorKind, JoinAllConfig, JoinConfig,
-    ReduceOp, Result, SplitConfig, Stream, group,
+    AnyBackend, Backend, Collectives, Communicator, Device, Error, ErrorKind, GrowConfig,
+    JoinAllConfig, JoinConfig, Rank, ReduceOp, Result, ShrinkConfig, SplitConfig, Stream, UniqueId,
+    group,
     mock::{Mock, MockConfig},
     nccl::Nccl,
 };
@@ -53,13 +55,25 @@ const CASES: &[(&str, Case)] = &[
     ("a_barrier_orders_streams", a_barrier_orders_streams),
 ];
 
+/// Cases that not every library can run: a capability by its name, and the case.
+const NEEDY: &[(&[&str], &str, Case)] = &[
+    (&["revoke"], "a_wait_after_a_revoke_is_an_error", a_wait_after_a_revoke_is_an_error),
+    (&["revoke", "shrink"], "the_rest_goes_on_after_a_revoke", the_rest_goes_on_after_a_revoke),
+    (&["shrink"], "a_shrunk_part_works_beside_its_parent", a_shrunk_part_works_beside_its_parent),
+    (&["grow", "split"], "a_communicator_grows", a_communicator_grows),
+];
+
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
     let mock = || AnyBackend::Mock(Mock::new(MockConfig::new()));
     for size in [1, 2, 4] {
         trials.extend(CASES.iter().map(|&(name, case)| trial("mock", mock(), size, name, case)));
+        trials.extend(NEEDY.iter().map(|needy| needy_trial("mock", mock(), size, needy)));
     }
+    trials.push(Trial::test("[mock] what_is_alive_names_the_lines_of_the_user", || {
+        what_is_alive_names_the_lines_of_the_user().map_err(Failed::from)
+    }));
     trials.push(Trial::test("[mock] a_stream_of_another_device_is_refused", move || {
         a_stream_of_another_device_is_refused(&mock()).map_err(Failed::from)
     }));
@@ -96,8 +110,9 @@ fn nccl_trials(library: &str) -> Vec<Trial> {
     let worlds = [1, 2, 4, 8].into_iter().filter(|&size| size <= devices);
     let mut trials: Vec<_> = worlds
         .flat_map(|size| {
-            let (backend, label) = (backend.clone(), label.clone());
-            CASES.iter().map(move |&(name, case)| trial(&label, backend.clone(), size, name, case))
+            let trial = |&(name, case)| trial(&label, backend.clone(), size, name, case);
+            let needy = |case| needy_trial(&label, backend.clone(), size, case);
+            CASES.iter().map(trial).chain(NEEDY.iter().map(needy)).collect::<Vec<_>>()
         })
         .collect();
     if devices > 1 {
@@ -121,6 +136,29 @@ fn trial(label: &str, backend: AnyBackend, size: usize, name: &str, case: Case) 
     })
 }
 
+thread_local! {
+    /// The backend of the rank that this thread runs, for cases that make communicators.
+    static BACKEND: RefCell<Option<AnyBackend>> = const { RefCell::new(None) };
+}
+
+/// A trial that is skipped, by a name that says why, where the library lacks something.
+fn needy_trial(
+    label: &str,
+    backend: AnyBackend,
+    size: usize,
+    &(needs, name, case): &(&[&str], &'static str, Case),
+) -> Trial {
+    let entries = backend.capabilities().entries();
+    let lacks = entries.iter().find(|(name, has)| needs.contains(name) && !has.is_available());
+    match lacks {
+        Some((lack, _)) => {
+            Trial::test(format!("[{label}/{size} ranks] [needs {lack}] {name}"), || Ok(()))
+                .with_ignored_flag(true)
+        }
+        None => trial(label, backend, size, name, case),
+    }
+}
+
 /// Runs `case` once per rank, each on a thread of its own; the process ends if they hang.
 fn ranks(backend: &AnyBackend, size: usize, case: Case) -> Result<()> {
     let id = backend.unique_id()?;
@@ -129,6 +167,7 @@ fn ranks(backend: &AnyBackend, size: usize, case: Case) -> Result<()> {
         .map(|rank| {
             let (backend, id, barrier) = (backend.clone(), id.clone(), Arc::clone(&barrier));
             thread::spawn(move || {
+                BACKEND.set(Some(backend.clone()));
                 let config = JoinConfig::new(rank, size);
                 case(Communicator::join(&backend, &id, config)?, &barrier)
             })
@@ -535,6 +574,116 @@ fn a_wait_after_abort_is_an_error(comm: Communicator, ranks: &Barrier) -> Result
     Ok(())
 }
 
+fn a_wait_after_a_revoke_is_an_error(comm: Communicator, ranks: &Barrier) -> Result<()> {
+    let stream = comm.new_stream()?;
+    let weights = stream.upload(&[5.0_f32; 4])?;
+    let mut buffer = stream.upload(&[1.0_f32; 4])?;
+    let graph = {
+        comm.on(&stream).warm_up()?;
+        comm.capture(|scope| scope.on(&comm).all_reduce_in_place(&mut buffer, ReduceOp::Sum))?
+    };
+    stream.synchronize()?;
+    comm.on(&stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum)?;
+    ranks.wait();
+    comm.revoke()?;
+    comm.revoke()?;
+    let revoked = |outcome: Result<()>| {
+        let error = outcome.expect_err("no success after a revoke");
+        assert_eq!(error.kind(), ErrorKind::Revoked, "{error}");
+    };
+    revoked(stream.synchronize());
+    revoked(buffer.to_vec(&stream).map(drop));
+    revoked(graph.launch(&stream));
+    revoked(comm.on(&stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum));
+    revoked(comm.poll_error());
+    revoked(comm.split(SplitConfig::new(0)).map(drop));
+    assert!(!comm.abort_handle().is_aborted());
+    ranks.wait();
+    drop(graph);
+    comm.finalize()?;
+    revoked(stream.synchronize());
+    stream.forget_failures()?;
+    assert_eq!(weights.to_vec(&stream)?, [5.0; 4]);
+    Ok(())
+}
+
+/// What was made on the old communicator is given back to it, also after it was revoked.
+fn the_rest_goes_on_after_a_revoke(comm: Communicator, ranks: &Barrier) -> Result<()> {
+    works(&comm)?;
+    let (rank, size) = (comm.rank(), comm.size());
+    let last = Rank::new(size as u32 - 1);
+    let stream = comm.new_stream()?;
+    let memory = match comm.capabilities().register.is_available() {
+        true => Some(comm.alloc_registered::<f32>(64, &stream)?),
+        false => None,
+    };
+    let scaled = comm.pre_mul_sum(2.0_f32)?;
+    ranks.wait();
+    comm.revoke()?;
+    if size == 1 || rank == last.get() {
+        drop((memory, scaled));
+        drop(comm);
+        ranks.wait();
+        return Ok(());
+    }
+    let rest = comm.shrink(ShrinkConfig::new([last]).with_name("rest"))?;
+    assert_eq!((rest.rank(), rest.size()), (rank, size - 1));
+    assert_eq!(rest.device().info().ordinal, comm.device().info().ordinal);
+    drop((memory, scaled));
+    drop(comm);
+    // All ranks of the process have ended the old one.
+    ranks.wait();
+    works(&rest)?;
+    rest.finalize()
+}
+
+fn a_shrunk_part_works_beside_its_parent(comm: Communicator, ranks: &Barrier) -> Result<()> {
+    let error = comm.shrink(ShrinkConfig::new([])).expect_err("nobody is left out");
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+    if comm.size() > 1 && comm.rank() > 0 {
+        let part = comm.shrink(ShrinkConfig::new([Rank::new(0)]))?;
+        assert_eq!((part.rank(), part.size()), (comm.rank() - 1, comm.size() - 1));
+        works(&part)?;
+        part.finalize()?;
+    }
+    ranks.wait();
+    works(&comm)
+}
+
+fn a_communicator_grows(comm: Communicator, ranks: &Barrier) -> Result<()> {
+    let (rank, size) = (comm.rank(), comm.size());
+    let error = comm.grow(GrowConfig::new(size)).expect_err("no more ranks");
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+    if size == 1 {
+        return Ok(());
+    }
+    let is_new = rank as usize == size - 1;
+    let config = if is_new { SplitConfig::no_color() } else { SplitConfig::new(0) };
+    let members = comm.split(config)?;
+    // The communicator of all brings the id to the new rank.
+    let own = match &members {
+        Some(members) if rank == 0 => members.grow_id()?.as_bytes().to_vec(),
+        _ => vec![0; 128],
+    };
+    let stream = comm.new_stream()?;
+    let mut id = stream.upload::<u8>(&own)?;
+    comm.on(&stream).broadcast_in_place(&mut id, 0)?;
+    let id = UniqueId::from_bytes(id.to_vec(&stream)?);
+    let grown = match &members {
+        Some(members) => members.grow(GrowConfig::new(size))?,
+        None => {
+            let config = JoinConfig::new(rank, size);
+            let backend = BACKEND.with_borrow(|backend| backend.clone());
+            Communicator::join_grown(&backend.expect("the rank has one"), &id, config)?
+        }
+    };
+    assert_eq!((grown.rank(), grown.size()), (rank, size));
+    works(&grown)?;
+    drop(members);
+    ranks.wait();
+    grown.finalize()
+}
+
 fn an_abort_follows_the_buffer(comm: Communicator, ranks: &Barrier) -> Result<()> {
     let (first, second) = (comm.new_stream()?, comm.new_stream()?);
     let mut buffer = first.upload(&[1.0_f32; 4])?;
@@ -624,6 +773,33 @@ fn a_barrier_orders_streams(comm: Communicator, _: &Barrier) -> Result<()> {
         stream.synchronize_for(Duration::from_secs(30))?;
     }
     works(&comm)
+}
+
+/// Through the dispatch and the safe layer, no line but the user's is named.
+fn what_is_alive_names_the_lines_of_the_user() -> Result<()> {
+    let mock = Mock::new(MockConfig::new().with_devices(2));
+    let backend = AnyBackend::Mock(mock.clone());
+    let first = line!() + 1;
+    let comm = Communicator::join_all(&backend, JoinAllConfig::new([1]))?.remove(0);
+    let stream = comm.new_stream()?;
+    let zeros = stream.zeros::<f32>(4)?;
+    let mut values = stream.upload(&[1.0_f32; 4])?;
+    let library = comm.alloc::<f32>(4, &stream)?;
+    let registered = comm.alloc_registered::<f32>(4, &stream)?;
+    let scaled = comm.pre_mul_sum(2.0_f32)?;
+    let part = comm.split(SplitConfig::new(0))?;
+    let graph = comm.capture(|on| on.on(&comm).all_reduce_in_place(&mut values, ReduceOp::Sum))?;
+    let last = line!() - 1;
+    let alive = mock.alive();
+    // A thing per line, and a registration.
+    assert_eq!(alive.things().len() as u32, last - first + 2, "{alive}");
+    for thing in alive.things() {
+        assert_eq!(thing.site.file(), file!(), "{alive}");
+        assert!((first..=last).contains(&thing.site.line()), "{alive}");
+    }
+    drop((graph, part, scaled, registered, library, values, zeros, stream));
+    comm.finalize()?;
+    mock.check_leaks()
 }
 
 fn a_stream_of_another_device_is_refused(backend: &AnyBackend) -> Result<()> {

@@ -3,6 +3,7 @@
 use std::{
     env,
     ffi::c_void,
+    panic::Location,
     sync::{Arc, OnceLock},
 };
 
@@ -12,7 +13,7 @@ use collectives_core::{
 };
 
 use crate::{
-    MockComm, MockDevice, PendingOp,
+    Alive, MockComm, MockDevice, PendingJoin, PendingOp,
     engine::{Engine, Seat},
     error::{BACKEND, invalid, misuse, refuse},
     fork, group,
@@ -122,6 +123,91 @@ impl Mock {
         self.engine.pending(None)
     }
 
+    /// Everything that was made on this machine and not given back: communicators, buffers, streams,
+    /// events, graphs, reduce ops and registrations, and where each was made.
+    ///
+    /// ```
+    /// use collectives_backend_mock::{AliveKind, Mock, MockConfig};
+    /// use collectives_core::{Backend, Device};
+    ///
+    /// let mock = Mock::new(MockConfig::new());
+    /// let stream = mock.device(0)?.stream_create()?;
+    /// let alive = mock.alive();
+    /// assert_eq!(alive.count(AliveKind::Stream), 1);
+    /// println!("{alive}"); // 1 thing is alive, with the line of `stream_create`
+    /// assert!(mock.check_leaks().is_err());
+    /// # // SAFETY: made above, and not used.
+    /// # unsafe { mock.device(0)?.stream_destroy(stream) }?;
+    /// # mock.check_leaks()?;
+    /// # Ok::<_, collectives_core::Error>(())
+    /// ```
+    pub fn alive(&self) -> Alive {
+        self.engine.ledger.alive()
+    }
+
+    /// Fails if anything is [alive](Self::alive): for the end of a test.
+    ///
+    /// # Errors
+    /// [`InvalidUsage`](collectives_core::ErrorKind::InvalidUsage), listing what is and where it was
+    /// made.
+    pub fn check_leaks(&self) -> Result<()> {
+        self.alive().check()
+    }
+
+    /// Starts to join, and does not wait for the other ranks; see [`PendingJoin`].
+    ///
+    /// # Errors
+    /// As [`Backend::join`], but for what only waiting can show.
+    #[track_caller]
+    pub fn join_start(&self, id: &UniqueId, config: JoinConfig) -> Result<PendingJoin> {
+        let number = self.check_join("join", id, &config)?;
+        PendingJoin::start(Arc::clone(&self.engine), number, config)
+    }
+
+    /// What is wrong with a join; else the number of its id.
+    fn check_join(
+        &self,
+        operation: &'static str,
+        id: &UniqueId,
+        config: &JoinConfig,
+    ) -> Result<u64> {
+        fork::check()?;
+        let (rank, size) = (config.rank, config.size);
+        let refuse = |error: collectives_core::Error| {
+            let error = error.with_operation(operation).with_rank(rank.get(), size);
+            group::refuse(&self.engine, None, &error);
+            error
+        };
+        if group::is_open(&self.engine) {
+            let error = misuse(format!(
+                "{operation} blocks until all ranks have come, so not inside a group"
+            ));
+            return Err(refuse(error.with_hint("join from several threads, or use join_all")));
+        }
+        let Id { number, members } = self.parse_id(id).map_err(refuse)?;
+        if rank.index() >= size {
+            let error = invalid(format!("rank is {rank}, want less than the size {size}"));
+            return Err(refuse(error));
+        }
+        match (operation, members) {
+            ("join_grown", 0) => {
+                let error = invalid("the unique id was not made by grow_id of a communicator");
+                return Err(refuse(error.with_hint("a member makes it, and join takes this one")));
+            }
+            ("join_grown", members) if rank.index() < members => {
+                let want = format!("want {members} or more: the members keep theirs");
+                return Err(refuse(invalid(format!("rank is {rank}, {want}"))));
+            }
+            ("join_grown", _) | (_, 0) => {}
+            _ => {
+                let error = invalid("the unique id was made by grow_id, to grow a communicator");
+                return Err(refuse(error.with_hint("join_grown takes it")));
+            }
+        }
+        self.check_device(config.device).map_err(refuse)?;
+        Ok(number)
+    }
+
     fn check_device(&self, ordinal: usize) -> Result<()> {
         let devices = self.engine.config.devices;
         if ordinal < devices {
@@ -156,38 +242,24 @@ impl Backend for Mock {
 
     fn unique_id(&self) -> Result<UniqueId> {
         fork::check()?;
-        let mut bytes = [0; ID_BYTES];
-        let number = self.engine.meetings.issue();
-        bytes[..16].copy_from_slice(MAGIC);
-        bytes[16..24].copy_from_slice(&self.engine.nonce.to_le_bytes());
-        bytes[24..32].copy_from_slice(&number.to_le_bytes());
-        Ok(UniqueId::from(bytes))
+        Ok(Self::id(&self.engine, self.engine.meetings.issue(), 0))
     }
 
     fn join(&self, id: &UniqueId, config: JoinConfig) -> Result<MockComm> {
-        fork::check()?;
-        let (rank, size) = (config.rank, config.size);
-        let refuse = |error: collectives_core::Error| {
-            let error = error.with_operation("join").with_rank(rank.get(), size);
-            group::refuse(&self.engine, None, &error);
-            error
-        };
-        if group::is_open(&self.engine) {
-            let error = misuse("join blocks until all ranks have come, so not inside a group");
-            return Err(refuse(error.with_hint("join from several threads, or use join_all")));
-        }
-        let number = self.id_number(id).map_err(refuse)?;
-        if rank.index() >= size {
-            let error = invalid(format!("rank is {rank}, want less than the size {size}"));
-            return Err(refuse(error));
-        }
-        self.check_device(config.device).map_err(refuse)?;
-        let end = self.engine.meetings.join(&self.engine, number, config)?;
-        MockComm::new(Arc::clone(&self.engine), end)
+        let number = self.check_join("join", id, &config)?;
+        let end = self.engine.meetings.join("join", &self.engine, number, config)?;
+        MockComm::new(Arc::clone(&self.engine), end, Location::caller())
+    }
+
+    fn join_grown(&self, id: &UniqueId, config: JoinConfig) -> Result<MockComm> {
+        let number = self.check_join("join_grown", id, &config)?;
+        let end = self.engine.meetings.join("join_grown", &self.engine, number, config)?;
+        MockComm::new(Arc::clone(&self.engine), end, Location::caller())
     }
 
     fn join_all(&self, config: JoinAllConfig) -> Result<Vec<MockComm>> {
         fork::check()?;
+        let site = Location::caller();
         let JoinAllConfig { devices, name, .. } = config;
         let named = |error: collectives_core::Error| error.with_operation("join_all");
         if devices.is_empty() {
@@ -203,7 +275,7 @@ impl Backend for Mock {
         }
         let seats = devices.iter().map(|&device| Seat { device, name: name.clone() }).collect();
         let ends = self.engine.make_comm(seats).into_iter();
-        ends.map(|end| MockComm::new(Arc::clone(&self.engine), end)).collect()
+        ends.map(|end| MockComm::new(Arc::clone(&self.engine), end, site)).collect()
     }
 
     fn group_start(&self) -> Result<()> {
@@ -227,22 +299,39 @@ impl Backend for Mock {
     }
 }
 
+/// What an id of this machine says.
+struct Id {
+    number: u64,
+    /// Ranks of the communicator that grows with it; 0 where it is for a new one.
+    members: usize,
+}
+
 impl Mock {
-    /// The number in an id that this machine made.
-    fn id_number(&self, id: &UniqueId) -> Result<u64> {
+    /// An id, for a new communicator or to grow one of so many `members`.
+    pub(crate) fn id(engine: &Engine, number: u64, members: usize) -> UniqueId {
+        let mut bytes = [0; ID_BYTES];
+        bytes[..16].copy_from_slice(MAGIC);
+        for (at, word) in [(16, engine.nonce), (24, number), (32, members as u64)] {
+            bytes[at..at + 8].copy_from_slice(&word.to_le_bytes());
+        }
+        UniqueId::from(bytes)
+    }
+
+    /// What is in an id that this machine made.
+    fn parse_id(&self, id: &UniqueId) -> Result<Id> {
         let foreign = |what: &str| {
             Err(invalid(format!("the unique id {what}"))
                 .with_hint("pass the id that rank 0 made with unique_id of the same mock"))
         };
         let bytes = id.to_array()?;
         let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
-        if bytes[..16] != *MAGIC || bytes[32..].iter().any(|&byte| byte != 0) {
+        if bytes[..16] != *MAGIC || bytes[40..].iter().any(|&byte| byte != 0) {
             return foreign("was not made by a mock");
         }
         if word(16) != self.engine.nonce {
             return foreign("was made by another mock");
         }
-        Ok(word(24))
+        Ok(Id { number: word(24), members: word(32) as usize })
     }
 }
 

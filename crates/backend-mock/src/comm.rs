@@ -6,6 +6,7 @@ use std::{
     ffi::c_void,
     fmt,
     ops::Range,
+    panic::Location,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -13,12 +14,13 @@ use std::{
 
 use collectives_core::{
     AbortControl, AbortHandle, Capabilities, Collectives, CommInfo, DType, Error, ErrorKind,
-    GroupEnd, Launch, PreMulSum, Rank, RawRegistration, RecvBuf, ReduceOp, Result, Scalar, SendBuf,
-    Split, SplitConfig,
+    GroupEnd, GrowConfig, Launch, PreMulSum, Rank, RawRegistration, RecvBuf, ReduceOp, Result,
+    Scalar, SendBuf, ShrinkConfig, Split, SplitConfig, UniqueId,
     shape::{Rules, Shape},
 };
 
 use crate::{
+    alive::AliveKind,
     comm_state::EndShared,
     engine::Engine,
     error::{invalid, misuse, refuse},
@@ -60,8 +62,14 @@ struct Known {
 }
 
 impl MockComm {
-    pub(crate) fn new(engine: Arc<Engine>, shared: Arc<EndShared>) -> Result<Self> {
+    /// Takes a rank's end of a communicator over; `site` is where the program made it.
+    pub(crate) fn new(
+        engine: Arc<Engine>,
+        shared: Arc<EndShared>,
+        site: &'static Location<'static>,
+    ) -> Result<Self> {
         let stream = engine.stream(collectives_core::RawStream::DEFAULT, shared.info.device)?;
+        engine.ledger.add_comm(&shared.info, site);
         let nothing = || Cell::new(Known { epoch: 0, start: 1, end: 0 });
         Ok(Self {
             engine,
@@ -77,8 +85,23 @@ impl MockComm {
         })
     }
 
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<EndShared> {
+        &self.shared
+    }
+
+    pub(crate) fn not_in_group(&self, why: &str) -> Result<()> {
+        match group::is_open(&self.engine) {
+            true => Err(misuse(format!("{why}, so not inside a group"))),
+            false => Ok(()),
+        }
+    }
+
     #[inline]
-    fn rules(&self) -> Rules<'_> {
+    pub(crate) fn rules(&self) -> Rules<'_> {
         Rules::new(&self.shared.info, &Capabilities::FULL)
     }
 
@@ -222,6 +245,7 @@ impl MockComm {
 
     fn depart(&self) {
         self.ended.set(true);
+        self.engine.ledger.remove_comm(&self.shared.info);
         self.engine.with(|state| state.depart(self.shared.comm, self.shared.info.rank));
     }
 
@@ -417,6 +441,7 @@ impl Collectives for MockComm {
         };
         let id = self.next_scalar.replace(self.next_scalar.get() + 1);
         self.scalars.borrow_mut().insert(id, factor);
+        self.engine.ledger.add_of(AliveKind::ReduceOp, id as usize, &self.shared.info, None);
         Ok(PreMulSum::from_parts(self.shared.info.id, id, dtype))
     }
 
@@ -426,7 +451,11 @@ impl Collectives for MockComm {
             return Err(named(invalid("the reduce op belongs to another communicator")));
         }
         match self.scalars.borrow_mut().remove(&op.id()) {
-            Some(_) => Ok(()),
+            Some(_) => {
+                let (ledger, id) = (&self.engine.ledger, op.id() as usize);
+                ledger.remove_of(AliveKind::ReduceOp, id, &self.shared.info);
+                Ok(())
+            }
             None => Err(named(invalid("the reduce op was destroyed already"))),
         }
     }
@@ -436,12 +465,14 @@ impl Collectives for MockComm {
         fork::check()?;
         let device = self.shared.info.device;
         let memory = self.engine.memory.alloc(device, bytes);
-        memory.map(|ptr| ptr.as_ptr().cast()).ok_or_else(|| {
+        let ptr = memory.ok_or_else(|| {
             named(refuse(
                 ErrorKind::OutOfMemory,
                 format!("device {device} has no {bytes} bytes left"),
             ))
-        })
+        })?;
+        self.engine.ledger.add(AliveKind::Buffer, ptr.addr().get(), device, Some(bytes));
+        Ok(ptr.as_ptr().cast())
     }
 
     unsafe fn mem_free(&self, ptr: *mut c_void) -> Result<()> {
@@ -460,6 +491,7 @@ impl Collectives for MockComm {
                     .with_hint("deregister it first"),
             ));
         }
+        self.engine.ledger.remove(AliveKind::Buffer, ptr.addr());
         drop(self.engine.memory.take(ptr.addr()));
         Ok(())
     }
@@ -474,6 +506,7 @@ impl Collectives for MockComm {
         self.check_memory("the memory", ptr.cast_const().cast(), bytes).map_err(&named)?;
         let id = self.next_registration.replace(self.next_registration.get() + 1);
         self.registrations.borrow_mut().insert(id, ptr.addr()..ptr.addr() + bytes);
+        self.engine.ledger.add_of(AliveKind::Registration, id, &self.shared.info, Some(bytes));
         // The end's identity above the number: a registration of another communicator is seen.
         Ok(RawRegistration::from_bits((self.shared.info.id.get() as usize) << 32 | id))
     }
@@ -483,7 +516,10 @@ impl Collectives for MockComm {
         let (comm, id) = (registration.bits() >> 32, registration.bits() & 0xffff_ffff);
         let ours = comm == self.shared.info.id.get() as usize & 0xffff_ffff;
         match ours.then(|| self.registrations.borrow_mut().remove(&id)).flatten() {
-            Some(_) => Ok(()),
+            Some(_) => {
+                self.engine.ledger.remove_of(AliveKind::Registration, id, &self.shared.info);
+                Ok(())
+            }
             None => Err(named(invalid(format!(
                 "registration {:#x} is not one of this communicator's",
                 registration.bits()
@@ -493,6 +529,24 @@ impl Collectives for MockComm {
 
     fn split_dyn(&self, config: SplitConfig) -> Result<Option<Box<dyn Collectives>>> {
         Ok(self.split(config)?.map(|comm| Box::new(comm) as Box<dyn Collectives>))
+    }
+
+    fn shrink_dyn(&self, config: ShrinkConfig) -> Result<Box<dyn Collectives>> {
+        Ok(Box::new(self.shrink(config)?))
+    }
+
+    fn grow_dyn(&self, config: GrowConfig) -> Result<Box<dyn Collectives>> {
+        Ok(Box::new(self.grow(config)?))
+    }
+
+    fn grow_id(&self) -> Result<UniqueId> {
+        fork::check()?;
+        self.make_grow_id().map_err(self.named("grow_id"))
+    }
+
+    fn revoke(&self) -> Result<()> {
+        fork::check()?;
+        self.revoke_all().map_err(|error| self.refused("revoke", error))
     }
 
     fn poll_error(&self) -> Result<()> {
@@ -513,7 +567,12 @@ impl Collectives for MockComm {
     fn finalize(self: Box<Self>) -> Result<()> {
         fork::check()?;
         self.flush(None);
-        let outcome = self.shared.check();
+        let revoked = self.shared.meeting.lifecycle.revoked().is_some();
+        let outcome = match self.shared.check() {
+            // It comes to its end as it should.
+            Err(error) if revoked && error.kind() == ErrorKind::Revoked => Ok(()),
+            outcome => outcome,
+        };
         self.depart();
         outcome.map_err(|error| error.with_operation("finalize"))
     }
@@ -546,11 +605,24 @@ impl Split for MockComm {
                 "split blocks until all ranks have called, so not inside a group",
             ));
         }
-        if let Some(color) = config.color.filter(|&color| color > i32::MAX as u32) {
-            return refuse(invalid(format!("color is {color}, want at most {}", i32::MAX)));
+        if let Err(error) = self.rules().split(&config) {
+            return refuse(error);
         }
+        let site = Location::caller();
         let end = self.shared.meeting.split(&self.engine, &self.shared, config)?;
-        end.map(|end| Self::new(Arc::clone(&self.engine), end)).transpose()
+        end.map(|end| Self::new(Arc::clone(&self.engine), end, site)).transpose()
+    }
+
+    fn shrink(&self, config: ShrinkConfig) -> Result<Self> {
+        fork::check()?;
+        let end = self.shrunk(config).map_err(|error| self.refused("shrink", error))?;
+        Self::new(Arc::clone(&self.engine), end, Location::caller())
+    }
+
+    fn grow(&self, config: GrowConfig) -> Result<Self> {
+        fork::check()?;
+        let end = self.grown(config).map_err(|error| self.refused("grow", error))?;
+        Self::new(Arc::clone(&self.engine), end, Location::caller())
     }
 }
 

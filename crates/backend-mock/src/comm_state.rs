@@ -282,7 +282,8 @@ impl EndShared {
 
     #[cold]
     fn error(&self) -> Error {
-        match self.failure.get() {
+        // A revoke is what a rank wants to know, whatever led to it.
+        match self.meeting.lifecycle.revoked().or_else(|| self.failure.get()) {
             Some(failure) if !self.aborted.load(Ordering::Acquire) => failure.of(&self.info),
             _ => {
                 Error::new(ErrorKind::Aborted, "the communicator was aborted").with_comm(&self.info)
@@ -296,9 +297,11 @@ impl EndShared {
         self.failed.store(true, Ordering::Release);
     }
 
-    /// Why it failed, unless it was aborted here.
+    /// Why it failed, unless it was aborted or revoked here.
     pub(crate) fn remote_failure(&self) -> Option<Failure> {
-        self.failure.get().filter(|_| !self.aborted.load(Ordering::Acquire)).cloned()
+        let here = self.aborted.load(Ordering::Acquire)
+            || self.meeting.lifecycle.has_revoked(self.info.rank);
+        self.failure.get().filter(|_| !here).cloned()
     }
 }
 
@@ -316,6 +319,7 @@ impl AbortControl for EndShared {
             }
             self.failed.store(true, Ordering::Release);
             let own = self.info.rank;
+            self.meeting.lifecycle.depart(own);
             let remote =
                 Failure::new(ErrorKind::Remote, format!("rank {own} aborted the communicator"));
             state.fail_comm(self.comm, |rank| (rank != own).then(|| remote.clone()));

@@ -11,6 +11,7 @@ use std::{
 use collectives_core::{Device, DeviceInfo, ErrorKind, RawEvent, RawGraph, RawStream, Result};
 
 use crate::{
+    alive::AliveKind,
     engine::Engine,
     error::{BACKEND, Failure, invalid, misuse, refuse},
     fork,
@@ -119,10 +120,12 @@ impl Device for MockDevice {
         fork::check()?;
         let device = self.info.ordinal;
         let memory = self.engine.memory.alloc(device, bytes);
-        memory.map(|ptr| ptr.as_ptr().cast()).ok_or_else(|| {
+        let ptr = memory.ok_or_else(|| {
             refuse(ErrorKind::OutOfMemory, format!("device {device} has no {bytes} bytes left"))
                 .with_operation("alloc")
-        })
+        })?;
+        self.engine.ledger.add(AliveKind::Buffer, ptr.addr().get(), device, Some(bytes));
+        Ok(ptr.as_ptr().cast())
     }
 
     unsafe fn free(&self, ptr: *mut c_void, after: RawStream) -> Result<()> {
@@ -139,6 +142,7 @@ impl Device for MockDevice {
                 .with_operation("free")
                 .with_hint("free it after a stream that runs"));
         }
+        self.engine.ledger.remove(AliveKind::Buffer, ptr.addr());
         self.engine.enqueue(&shared, Entry::Free(ptr.addr()), || true);
         Ok(())
     }
@@ -197,7 +201,9 @@ impl Device for MockDevice {
 
     fn stream_create(&self) -> Result<RawStream> {
         fork::check()?;
-        Ok(self.engine.make_stream(self.info.ordinal))
+        let stream = self.engine.make_stream(self.info.ordinal);
+        self.engine.ledger.add(AliveKind::Stream, stream.bits(), self.info.ordinal, None);
+        Ok(stream)
     }
 
     unsafe fn stream_destroy(&self, stream: RawStream) -> Result<()> {
@@ -206,6 +212,7 @@ impl Device for MockDevice {
             return Err(named(invalid("the default stream cannot be destroyed")));
         }
         let shared = self.stream(stream).map_err(named)?;
+        self.engine.ledger.remove(AliveKind::Stream, stream.bits());
         self.engine.with(|state| {
             state.drop_capture(shared.key.index);
             shared.set_mode(Mode::Destroyed);
@@ -219,7 +226,9 @@ impl Device for MockDevice {
         fork::check()?;
         let event = Event { device: self.info.ordinal, latest: Recording::Never };
         let key = self.engine.with(|state| state.events.insert(event));
-        Ok(self.engine.event_bits(key))
+        let event = self.engine.event_bits(key);
+        self.engine.ledger.add(AliveKind::Event, event.bits(), self.info.ordinal, None);
+        Ok(event)
     }
 
     unsafe fn event_destroy(&self, event: RawEvent) -> Result<()> {
@@ -227,7 +236,9 @@ impl Device for MockDevice {
             state.set_recording(key, Recording::Never);
             state.events.remove(key.index);
             Ok(())
-        })
+        })?;
+        self.engine.ledger.remove(AliveKind::Event, event.bits());
+        Ok(())
     }
 
     unsafe fn record(&self, event: RawEvent, stream: RawStream) -> Result<()> {
@@ -333,7 +344,9 @@ impl Device for MockDevice {
             let graph = state.end_capture(shared.key.index).map_err(named)?;
             Ok::<_, collectives_core::Error>(state.graphs.insert(graph))
         })?;
-        Ok(self.engine.graph_bits(key))
+        let graph = self.engine.graph_bits(key);
+        self.engine.ledger.add(AliveKind::Graph, graph.bits(), self.info.ordinal, None);
+        Ok(graph)
     }
 
     unsafe fn is_capturing(&self, stream: RawStream) -> Result<bool> {
@@ -377,7 +390,9 @@ impl Device for MockDevice {
                 state.forget_graph(key.index);
                 Ok(())
             })
-            .map_err(named)
+            .map_err(named)?;
+        self.engine.ledger.remove(AliveKind::Graph, graph.bits());
+        Ok(())
     }
 }
 

@@ -29,6 +29,7 @@ use std::{
 use collectives_core::{CommInfo, LibraryInfo, Rank, RawEvent, RawGraph, RawStream, Result};
 
 use crate::{
+    alive::Ledger,
     backend::MockConfig,
     comm_state::{Comm, EndShared, NOTHING},
     error::{BACKEND, invalid, misuse},
@@ -53,6 +54,8 @@ pub(crate) struct Engine {
     /// The few bits of it that fit into handles.
     tag: usize,
     pub(crate) memory: Arc<Memory>,
+    /// What users made and have not given back.
+    pub(crate) ledger: Ledger,
     pub(crate) meetings: JoinMeetings,
     /// The default stream of each device.
     defaults: Vec<Arc<StreamShared>>,
@@ -132,6 +135,7 @@ impl Engine {
             nonce: RandomState::new().hash_one(number),
             tag: number & TAG_MASK,
             memory,
+            ledger: Ledger::default(),
             meetings: JoinMeetings::new(),
             defaults,
             dirty: AtomicU64::new(0),

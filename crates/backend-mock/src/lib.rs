@@ -62,6 +62,13 @@
 //! Every pending operation keeps its arguments, sequence and call site: [`Mock::pending`] lists them,
 //! and a wait whose deadline passes has them in its error.
 //!
+//! # Loss and leaks
+//! A [revoke](collectives_core::Collectives::revoke) stops the operations of all ranks, where NCCL's
+//! stops those of the caller alone; the other ranks are told by their next call. A shrink whose list
+//! leaves a lost rank in, or on which the ranks disagree, is an error on all of them, where NCCL
+//! hangs. [`Mock::alive`] lists what was made and not given back, with the places in the program;
+//! [`Mock::check_leaks`] fails if there is any. [`PendingJoin`] is NCCL's non-blocking join.
+//!
 //! # Numerics
 //! Ranks are combined in the order 0, 1, 2, …, element by element, so results have the same bits on
 //! all ranks, for any number of threads and on any instruction set.
@@ -88,6 +95,7 @@
 //! ([`Remote`](collectives_core::ErrorKind::Remote)) instead of leaving them to hang. Memory that the
 //! engine does not know is taken for host memory that devices can reach.
 
+mod alive;
 mod backend;
 mod comm;
 mod comm_state;
@@ -97,6 +105,7 @@ mod error;
 mod fork;
 mod graph;
 mod group;
+mod lifecycle;
 mod meeting;
 mod memory;
 mod numerics;
@@ -110,7 +119,9 @@ mod stream;
 mod sync;
 mod transfer;
 
+pub use alive::{Alive, AliveKind, AliveThing};
 pub use backend::{Accumulation, Mock, MockConfig};
 pub use comm::MockComm;
 pub use device::MockDevice;
+pub use lifecycle::{JoinState, PendingJoin};
 pub use pending::{PendingOp, PendingStatus};

@@ -15,6 +15,7 @@ use crate::{
     comm_state::EndShared,
     engine::{Engine, Seat},
     error::{Failure, invalid, misuse, refuse},
+    lifecycle::Lifecycle,
     sync::lock,
 };
 
@@ -57,13 +58,38 @@ impl JoinMeetings {
     /// Meets the other ranks under `id`.
     pub(crate) fn join(
         &self,
+        operation: &'static str,
         engine: &Arc<Engine>,
         id: u64,
         config: JoinConfig,
     ) -> Result<Arc<EndShared>> {
-        let JoinConfig { rank, size, device, name, deadline, .. } = config;
+        let JoinConfig { rank, deadline, .. } = config;
         let until = deadline.and_then(|deadline| Instant::now().checked_add(deadline));
-        let at = |error: Error| error.with_operation("join").with_rank(rank.get(), size);
+        self.arrive(operation, engine, id, &config)?;
+        let mut joins = lock(&self.state);
+        loop {
+            if let Some(own) = self.take_from(&mut joins, operation, id, rank) {
+                return own;
+            }
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                drop(joins);
+                return self.give_up(operation, id, rank, deadline.unwrap_or_default());
+            }
+            joins = wait(&self.changed, joins, left);
+        }
+    }
+
+    /// Takes a rank's place under `id`. The last one makes the communicator.
+    pub(crate) fn arrive(
+        &self,
+        operation: &'static str,
+        engine: &Arc<Engine>,
+        id: u64,
+        config: &JoinConfig,
+    ) -> Result<()> {
+        let &JoinConfig { rank, size, device, ref name, .. } = config;
+        let at = |error: Error| error.with_operation(operation).with_rank(rank.get(), size);
         let mut joins = lock(&self.state);
         if !joins.issued.contains(&id) {
             let error = misuse("this unique id was used up by an earlier join");
@@ -98,7 +124,7 @@ impl JoinMeetings {
             .with_hint("give each rank a device of its own, as NCCL wants");
             return Err(at(self.fail(join, failure)));
         }
-        join.seats[rank.index()] = Some(Seat { device, name });
+        join.seats[rank.index()] = Some(Seat { device, name: name.clone() });
         join.present += 1;
         if join.present == size {
             let seats = join.seats.iter_mut().filter_map(Option::take).collect();
@@ -110,34 +136,72 @@ impl JoinMeetings {
             }
             self.changed.notify_all();
         }
+        Ok(())
+    }
+
+    /// What has become of a join: a rank that has arrived takes it once, and is out.
+    pub(crate) fn take(
+        &self,
+        operation: &'static str,
+        id: u64,
+        rank: Rank,
+    ) -> Option<Result<Arc<EndShared>>> {
+        self.take_from(&mut lock(&self.state), operation, id, rank)
+    }
+
+    fn take_from(
+        &self,
+        joins: &mut Joins,
+        operation: &'static str,
+        id: u64,
+        rank: Rank,
+    ) -> Option<Result<Arc<EndShared>>> {
+        let Some(join) = joins.open.get_mut(&id) else {
+            let error = refuse(ErrorKind::Internal, "the meeting of the ranks was lost");
+            return Some(Err(error.with_operation(operation)));
+        };
+        let at =
+            |error: Error| error.with_operation(operation).with_rank(rank.get(), join.seats.len());
+        let own = match join.outcome.as_ref()? {
+            Ok(ends) => Ok(Arc::clone(&ends[rank.index()])),
+            Err(failure) => Err(at(failure.plain())),
+        };
+        join.present -= 1;
+        if join.present == 0 {
+            joins.open.remove(&id);
+        }
+        joins.issued.remove(&id);
+        Some(own)
+    }
+
+    /// Gives a rank's place up after it `waited` so long, unless the join comes about at the last
+    /// moment. Nothing is left behind: the others see an empty seat.
+    pub(crate) fn give_up(
+        &self,
+        operation: &'static str,
+        id: u64,
+        rank: Rank,
+        waited: Duration,
+    ) -> Result<Arc<EndShared>> {
+        let mut joins = lock(&self.state);
         loop {
-            let Some(join) = joins.open.get_mut(&id) else {
-                return Err(at(refuse(ErrorKind::Internal, "the meeting of the ranks was lost")));
-            };
-            if let Some(outcome) = &join.outcome {
-                let own = match outcome {
-                    Ok(ends) => Ok(Arc::clone(&ends[rank.index()])),
-                    Err(failure) => Err(at(failure.plain())),
-                };
-                join.present -= 1;
-                if join.present == 0 {
-                    joins.open.remove(&id);
-                }
-                joins.issued.remove(&id);
+            if let Some(own) = self.take_from(&mut joins, operation, id, rank) {
                 return own;
             }
-            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) && join.present < size {
-                let error = late(&join.seats, deadline.unwrap_or_default());
-                // Nothing is left behind: the others see an empty seat.
+            // Where all are here, the last one is making the communicator.
+            if let Some(join) = joins.open.get_mut(&id)
+                && join.present < join.seats.len()
+            {
+                let size = join.seats.len();
+                let error = late(&join.seats, waited);
                 join.seats[rank.index()] = None;
                 join.present -= 1;
                 if join.present == 0 {
                     joins.open.remove(&id);
                 }
-                return Err(at(error));
+                return Err(error.with_operation(operation).with_rank(rank.get(), size));
             }
-            joins = wait(&self.changed, joins, left);
+            joins = wait(&self.changed, joins, None);
         }
     }
 
@@ -168,6 +232,8 @@ fn late(seats: &[Option<Seat>], deadline: Duration) -> Error {
 
 /// Where the ranks of one communicator meet to split it.
 pub(crate) struct SplitMeeting {
+    /// Where they meet to do more than that.
+    pub(crate) lifecycle: Lifecycle,
     state: Mutex<Splits>,
     changed: Condvar,
 }
@@ -197,19 +263,21 @@ impl SplitMeeting {
     pub(crate) fn new(size: usize) -> Self {
         let (calls, departed) = (vec![0; size], vec![false; size]);
         let splits = Splits { rounds: VecDeque::new(), base: 0, calls, departed };
-        Self { state: Mutex::new(splits), changed: Condvar::new() }
+        Self { lifecycle: Lifecycle::new(size), state: Mutex::new(splits), changed: Condvar::new() }
     }
 
     /// Lets waiting ranks look again: the communicator failed.
     pub(crate) fn wake(&self) {
         drop(lock(&self.state));
         self.changed.notify_all();
+        self.lifecycle.wake();
     }
 
     /// A rank left the communicator, and will come to no split.
     pub(crate) fn depart(&self, rank: Rank) {
         lock(&self.state).departed[rank.index()] = true;
         self.changed.notify_all();
+        self.lifecycle.depart(rank);
     }
 
     /// Meets the other ranks of `end`'s communicator, and divides it.
@@ -292,7 +360,7 @@ fn divide(engine: &Arc<Engine>, tickets: &[Ticket]) -> Vec<Option<Arc<EndShared>
 }
 
 /// Waits for a change, at most `left`.
-fn wait<'a, T>(
+pub(crate) fn wait<'a, T>(
     changed: &Condvar,
     guard: std::sync::MutexGuard<'a, T>,
     left: Option<Duration>,

@@ -48,7 +48,24 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// attempt was given up; the library's failures.
     #[doc(alias = "ncclCommInitRankConfig")]
     #[doc(alias = "ncclCommInitRank")]
+    #[track_caller]
     fn join(&self, id: &UniqueId, config: JoinConfig) -> Result<Self::Comm>;
+
+    /// Joins a communicator that is growing, as one of its new ranks: the other half of
+    /// [`Split::grow`], which tells the protocol. Collective: returns when the members and all new
+    /// ranks have called.
+    ///
+    /// Requires [`Capabilities::grow`]. `config.rank` is a place behind the members, and
+    /// `config.size` the number of ranks afterwards.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability, and where `config` has a
+    /// deadline that the library cannot keep;
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for a rank outside the size, or an id
+    /// that no member made; the library's failures.
+    #[doc(alias = "ncclCommGrow")]
+    #[track_caller]
+    fn join_grown(&self, id: &UniqueId, config: JoinConfig) -> Result<Self::Comm>;
 
     /// Makes a whole communicator for one process: rank i on `config.devices[i]`.
     ///
@@ -56,6 +73,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// As [`join`](Self::join); [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for an
     /// empty list or a device named twice.
     #[doc(alias = "ncclCommInitAll")]
+    #[track_caller]
     fn join_all(&self, config: JoinAllConfig) -> Result<Vec<Self::Comm>>;
 
     /// Opens a group on this thread; see [`Collectives::group_start`]. Prefer
@@ -151,7 +169,21 @@ impl<B: Backend> Drop for OpenGroup<'_, B> {
     }
 }
 
-/// Dividing a communicator: a method of the communicator, so that nothing is ever downcast.
+/// Making communicators from a communicator: [`split`](Self::split) and its kin are its methods, so
+/// that nothing is ever downcast.
+///
+/// A new communicator shares no resources with the one it comes from, and lives on when that ends.
+/// All of these block until every rank that takes part has called, and none may stand in a group.
+///
+/// ```
+/// # use collectives_core::{Capabilities, Collectives, Error, Rank, ShrinkConfig, Split};
+/// /// Goes on without the ranks that are known to be gone.
+/// fn recover<C: Split>(comm: C, gone: &[Rank]) -> Result<C, Error> {
+///     // Every survivor does this. Operations that wait for the lost ranks end.
+///     comm.revoke()?;
+///     comm.shrink(ShrinkConfig::new(gone))
+/// }
+/// ```
 pub trait Split: Collectives + Sized {
     /// Divides the communicator: ranks that give the same colour form a new one, ordered by key,
     /// then by their rank here. `None` where the colour is `None`.
@@ -159,10 +191,59 @@ pub trait Split: Collectives + Sized {
     /// Collective over all ranks of this communicator, and it blocks until all have called.
     ///
     /// # Errors
-    /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability;
-    /// [`InvalidUsage`](crate::ErrorKind::InvalidUsage) inside a group; the library's failures.
+    /// See [`Rules::split`](crate::shape::Rules::split);
+    /// [`InvalidUsage`](crate::ErrorKind::InvalidUsage) inside a group;
+    /// [`Revoked`](crate::ErrorKind::Revoked) after a revoke; the library's failures.
     #[doc(alias = "ncclCommSplit")]
+    #[track_caller]
     fn split(&self, config: SplitConfig) -> Result<Option<Self>>;
+
+    /// Makes a communicator without some ranks: those that are gone, or that are not wanted any
+    /// more. The others keep their order and close the gaps.
+    ///
+    /// Collective over the ranks that stay, who all give the same list; the excluded ones do not
+    /// call, and need not be alive. Requires [`Capabilities::shrink`].
+    ///
+    /// On a healthy communicator, `abort` off wants that none of its operations is in flight; it
+    /// can be used on. One that failed, or that has operations which wait for an excluded rank, is
+    /// [revoked](Collectives::revoke) first (NCCL 2.28.7), or shrunk with `abort` (NCCL 2.27.3);
+    /// afterwards it is good for nothing but another shrink and its end.
+    ///
+    /// # Errors
+    /// See [`Rules::shrink`](crate::shape::Rules::shrink);
+    /// [`InvalidUsage`](crate::ErrorKind::InvalidUsage) inside a group;
+    /// [`Remote`](crate::ErrorKind::Remote) where the mock sees that a rank of those that stay is
+    /// gone (others wait for it); the communicator's failure, where it has one and was neither
+    /// revoked nor is shrunk with `abort`; the library's failures.
+    #[doc(alias = "ncclCommShrink")]
+    #[track_caller]
+    fn shrink(&self, config: ShrinkConfig) -> Result<Self>;
+
+    /// Makes a larger communicator: the ranks of this one keep their places, and new ranks take the
+    /// places behind them.
+    ///
+    /// Collective over the ranks of this communicator (the members) and the new ranks. Requires
+    /// [`Capabilities::grow`].
+    ///
+    /// # Protocol
+    /// 1. One member, whichever, calls [`Collectives::grow_id`], and the program brings the id to
+    ///    every new rank.
+    /// 2. Every member calls `grow` with the size afterwards, and
+    /// 3. every new rank calls [`Backend::join_grown`] with the id, a rank from the number of
+    ///    members up, and the same size.
+    ///
+    /// An id is used up by the growing it was made for. A new rank that does not come leaves all
+    /// others waiting: NCCL has no deadline here. This communicator can be used on; NCCL advises to
+    /// end it.
+    ///
+    /// # Errors
+    /// See [`Rules::grow`](crate::shape::Rules::grow);
+    /// [`InvalidUsage`](crate::ErrorKind::InvalidUsage) inside a group, and without an id where
+    /// that can be seen; [`Revoked`](crate::ErrorKind::Revoked) after a revoke; the library's
+    /// failures.
+    #[doc(alias = "ncclCommGrow")]
+    #[track_caller]
+    fn grow(&self, config: GrowConfig) -> Result<Self>;
 }
 
 /// How a rank joins a communicator.
@@ -265,6 +346,65 @@ impl SplitConfig {
     pub fn with_key(mut self, key: i32) -> Self {
         self.key = key;
         self
+    }
+
+    /// Names the new communicator, for errors and logs.
+    #[must_use]
+    pub fn with_name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+}
+
+/// How a rank takes part in [`Split::shrink`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ShrinkConfig {
+    /// The ranks that are left out, in any order: the same on every rank that stays.
+    pub exclude: Vec<Rank>,
+    /// Whether operations in flight on the old communicator are dropped first
+    /// (`NCCL_SHRINK_ABORT`). Their results are undefined, and the old communicator counts as
+    /// revoked from then on.
+    pub abort: bool,
+    /// A name for errors and logs.
+    pub name: Option<String>,
+}
+
+impl ShrinkConfig {
+    /// Leaves out `exclude`, of a communicator that has no operation in flight.
+    pub fn new(exclude: impl Into<Vec<Rank>>) -> Self {
+        Self { exclude: exclude.into(), abort: false, name: None }
+    }
+
+    /// Drops the operations in flight first.
+    #[must_use]
+    pub fn with_abort(mut self) -> Self {
+        self.abort = true;
+        self
+    }
+
+    /// Names the new communicator, for errors and logs.
+    #[must_use]
+    pub fn with_name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+}
+
+/// How a member takes part in [`Split::grow`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct GrowConfig {
+    /// Number of ranks afterwards.
+    pub size: usize,
+    /// A name for errors and logs.
+    pub name: Option<String>,
+}
+
+impl GrowConfig {
+    /// Grows to `size` ranks.
+    pub fn new(size: usize) -> Self {
+        Self { size, name: None }
     }
 
     /// Names the new communicator, for errors and logs.

@@ -51,6 +51,13 @@ pub struct Capabilities {
     pub dtype_f8e5m2: Support,
     /// [`Split::split`](crate::Split::split).
     pub split: Support,
+    /// [`Split::shrink`](crate::Split::shrink).
+    pub shrink: Support,
+    /// [`Split::grow`](crate::Split::grow), [`Backend::join_grown`](crate::Backend::join_grown) and
+    /// [`Collectives::grow_id`](crate::Collectives::grow_id).
+    pub grow: Support,
+    /// [`Collectives::revoke`](crate::Collectives::revoke).
+    pub revoke: Support,
     /// [`Collectives::finalize`](crate::Collectives::finalize) flushes before it destroys.
     pub finalize: Support,
     /// [`Collectives::abort`](crate::Collectives::abort).
@@ -87,6 +94,9 @@ impl Capabilities {
         dtype_f8e4m3: Support::Native,
         dtype_f8e5m2: Support::Native,
         split: Support::Native,
+        shrink: Support::Native,
+        grow: Support::Native,
+        revoke: Support::Native,
         finalize: Support::Native,
         abort: Support::Native,
         join_deadline: Support::Native,
@@ -97,7 +107,7 @@ impl Capabilities {
     };
 
     /// Every capability with its field name, in the order of the fields.
-    pub fn entries(&self) -> [(&'static str, Support); 24] {
+    pub fn entries(&self) -> [(&'static str, Support); 27] {
         // Destructured in full, so that a new field cannot be forgotten here.
         let Self {
             all_gather,
@@ -117,6 +127,9 @@ impl Capabilities {
             dtype_f8e4m3,
             dtype_f8e5m2,
             split,
+            shrink,
+            grow,
+            revoke,
             finalize,
             abort,
             join_deadline,
@@ -143,6 +156,9 @@ impl Capabilities {
             ("dtype_f8e4m3", dtype_f8e4m3),
             ("dtype_f8e5m2", dtype_f8e5m2),
             ("split", split),
+            ("shrink", shrink),
+            ("grow", grow),
+            ("revoke", revoke),
             ("finalize", finalize),
             ("abort", abort),
             ("join_deadline", join_deadline),

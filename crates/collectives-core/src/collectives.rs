@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use crate::{
     AbortHandle, Capabilities, CommInfo, Launch, PreMulSum, Rank, RawRegistration, RecvBuf,
-    ReduceOp, Result, Scalar, SendBuf,
+    ReduceOp, Result, Scalar, SendBuf, UniqueId,
 };
 
 /// One rank's end of a communicator: moves data between ranks, on streams of its device.
@@ -269,6 +269,7 @@ pub trait Collectives: Send {
     /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability, and the library's failures.
     #[doc(alias = "ncclRedOpCreatePreMulSum")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    #[track_caller]
     unsafe fn create_pre_mul_sum(&self, scalar: Scalar) -> Result<PreMulSum>;
 
     /// Destroys an operator. Allowed as soon as the last call that was given it has returned;
@@ -287,6 +288,7 @@ pub trait Collectives: Send {
     /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability;
     /// [`OutOfMemory`](crate::ErrorKind::OutOfMemory).
     #[doc(alias = "ncclMemAlloc")]
+    #[track_caller]
     fn mem_alloc(&self, bytes: usize) -> Result<*mut c_void>;
 
     /// Frees memory of [`mem_alloc`](Self::mem_alloc).
@@ -311,6 +313,7 @@ pub trait Collectives: Send {
     /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability, and the library's failures.
     #[doc(alias = "ncclCommRegister")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    #[track_caller]
     unsafe fn register(&self, ptr: *mut c_void, bytes: usize) -> Result<RawRegistration>;
 
     /// Undoes [`register`](Self::register).
@@ -331,7 +334,58 @@ pub trait Collectives: Send {
     /// # Errors
     /// See [`Split::split`](crate::Split::split).
     #[doc(alias = "ncclCommSplit")]
+    #[track_caller]
     fn split_dyn(&self, config: crate::SplitConfig) -> Result<Option<Box<dyn Collectives>>>;
+
+    /// Makes a communicator without some ranks, as [`Split::shrink`](crate::Split::shrink), for code
+    /// that knows only this trait.
+    ///
+    /// # Errors
+    /// See [`Split::shrink`](crate::Split::shrink).
+    #[doc(alias = "ncclCommShrink")]
+    #[track_caller]
+    fn shrink_dyn(&self, config: crate::ShrinkConfig) -> Result<Box<dyn Collectives>>;
+
+    /// Makes a larger communicator, as [`Split::grow`](crate::Split::grow), for code that knows only
+    /// this trait.
+    ///
+    /// # Errors
+    /// See [`Split::grow`](crate::Split::grow).
+    #[doc(alias = "ncclCommGrow")]
+    #[track_caller]
+    fn grow_dyn(&self, config: crate::GrowConfig) -> Result<Box<dyn Collectives>>;
+
+    /// Makes the id with which new ranks join when this communicator grows; see
+    /// [`Split::grow`](crate::Split::grow). One member makes it, and it is for one growing.
+    ///
+    /// Requires [`Capabilities::grow`]. This rank passes it on by itself when it calls `grow`.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability;
+    /// [`InvalidUsage`](crate::ErrorKind::InvalidUsage) while an id made before is not used up;
+    /// [`Revoked`](crate::ErrorKind::Revoked) after a revoke; the library's failures.
+    #[doc(alias = "ncclCommGetUniqueId")]
+    fn grow_id(&self) -> Result<UniqueId>;
+
+    /// Gives the communicator up without ending it: operations in flight stop, their results are
+    /// undefined, and from now on it is good for [`shrink`](crate::Split::shrink) and its end only.
+    /// What to do first when a rank was lost; [`AbortHandle`] ends more, and from any thread.
+    ///
+    /// Requires [`Capabilities::revoke`]. Not collective, and it waits for no other rank; but every
+    /// rank that goes on calls it, since a library may stop the operations of the calling rank alone
+    /// (NCCL does; the mock stops those of all ranks, and tells them). Revoking again does nothing.
+    ///
+    /// Afterwards operations, splits and registrations fail with
+    /// [`Revoked`](crate::ErrorKind::Revoked), and so does
+    /// [`AbortHandle::failure`]. Shrink, finalize (which has nothing to flush), abort and drop work.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability;
+    /// [`InvalidUsage`](crate::ErrorKind::InvalidUsage) inside a group;
+    /// [`Aborted`](crate::ErrorKind::Aborted) after an abort; what the library reports, after which
+    /// the communicator is revoked all the same.
+    #[doc(alias = "ncclCommRevoke")]
+    fn revoke(&self) -> Result<()>;
 
     /// Asks whether the communicator failed on its own: a rank died, a link broke.
     ///

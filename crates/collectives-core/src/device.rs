@@ -26,6 +26,7 @@ pub trait Device: Send + Sync {
     ///
     /// # Errors
     /// [`OutOfMemory`](crate::ErrorKind::OutOfMemory) naming the size.
+    #[track_caller]
     fn alloc(&self, bytes: usize) -> Result<*mut c_void>;
 
     /// Frees memory of [`alloc`](Self::alloc) once `after` has passed what is enqueued on it now.
@@ -108,6 +109,7 @@ pub trait Device: Send + Sync {
     ///
     /// # Errors
     /// What the runtime reports.
+    #[track_caller]
     fn stream_create(&self) -> Result<RawStream>;
 
     /// Destroys a stream; work enqueued on it still runs. Never blocks.
@@ -124,6 +126,7 @@ pub trait Device: Send + Sync {
     ///
     /// # Errors
     /// What the runtime reports.
+    #[track_caller]
     fn event_create(&self) -> Result<RawEvent>;
 
     /// Destroys an event; waits already enqueued on it still hold.
@@ -203,6 +206,7 @@ pub trait Device: Send + Sync {
     /// [`InvalidUsage`](crate::ErrorKind::InvalidUsage) where nothing is being captured; what the
     /// runtime reports. Either way the stream captures no longer.
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    #[track_caller]
     unsafe fn end_capture(&self, stream: RawStream) -> Result<RawGraph>;
 
     /// Whether `stream` is being captured.

@@ -192,7 +192,8 @@ impl Error {
         self.0.kind.is_caller_bug()
     }
 
-    /// Whether the communicator is of no more use: abort it and join again. When `false`, the call
+    /// Whether the communicator is of no more use: abort it and join again, or revoke and shrink
+    /// it. When `false`, the call
     /// had no effect and the communicator works as before.
     pub fn poisons_communicator(&self) -> bool {
         self.0.poisons_communicator
@@ -286,6 +287,8 @@ pub enum ErrorKind {
     OutOfMemory,
     /// Another rank ended, or the network to it failed.
     Remote,
+    /// The communicator was revoked, here or by another rank: shrink it, or end it.
+    Revoked,
     /// The operating system refused something the library needs.
     System,
     /// A deadline passed.
@@ -307,6 +310,7 @@ impl ErrorKind {
             | Self::Library
             | Self::OutOfMemory
             | Self::Remote
+            | Self::Revoked
             | Self::System
             | Self::Timeout
             | Self::Unsupported
@@ -321,6 +325,7 @@ impl ErrorKind {
             | Self::Forked
             | Self::Internal
             | Self::Remote
+            | Self::Revoked
             | Self::System
             | Self::Vendor => true,
             Self::InvalidArgument

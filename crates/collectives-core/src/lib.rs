@@ -34,7 +34,8 @@ mod version;
 
 pub use abort::{AbortControl, AbortHandle};
 pub use backend::{
-    Backend, BackendExt, GroupEnd, GroupToken, JoinAllConfig, JoinConfig, Split, SplitConfig,
+    Backend, BackendExt, GroupEnd, GroupToken, GrowConfig, JoinAllConfig, JoinConfig, ShrinkConfig,
+    Split, SplitConfig,
 };
 pub use buffer::{RecvBuf, SendBuf};
 pub use capabilities::{Capabilities, Support};

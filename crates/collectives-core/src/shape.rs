@@ -15,12 +15,15 @@
 //! | null pointer only with count 0 | ours: NCCL checks it only with `NCCL_CHECK_MODE=DEBUG_LOCAL` |
 //! | pointers aligned to their dtype | ours: kernels fault on it |
 //! | a PreMulSum of this communicator and dtype | `ncclInvalidArgument`, NCCL 2.30 `argcheck.cc` |
+//! | excluded ranks: some, not this one | `ncclInvalidArgument`, NCCL 2.30 `init.cc` |
+//! | excluded ranks in range, each once, not all | ours: NCCL leaves it undefined |
+//! | growing means more ranks | `ncclInvalidArgument`, NCCL 2.30 `init.cc` |
 
 use std::ffi::c_void;
 
 use crate::{
-    Capabilities, CommInfo, DType, Error, ErrorKind, Rank, RecvBuf, ReduceOp, Result, SendBuf,
-    Support,
+    Capabilities, CommInfo, DType, Error, ErrorKind, GrowConfig, Rank, RecvBuf, ReduceOp, Result,
+    SendBuf, ShrinkConfig, SplitConfig, Support,
 };
 
 /// The rules of one communicator.
@@ -217,6 +220,65 @@ impl<'a> Rules<'a> {
         call.peer(peer)?;
         call.recv(buf)?;
         Ok(Shape { count: buf.count, dtype: buf.dtype })
+    }
+
+    /// A colour that the library's C int can hold.
+    ///
+    /// # Errors
+    /// See the [module](self).
+    pub fn split(&self, config: &SplitConfig) -> Result<()> {
+        let call = self.call("split", self.capabilities.split)?;
+        match config.color {
+            Some(color) if color > i32::MAX as u32 => {
+                Err(call.refuse(format!("color is {color}, want at most {}", i32::MAX)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// At least one excluded rank, each of them of this communicator and named once, and not this
+    /// one, which so is left.
+    ///
+    /// # Errors
+    /// See the [module](self).
+    pub fn shrink(&self, config: &ShrinkConfig) -> Result<()> {
+        let call = self.call("shrink", self.capabilities.shrink)?;
+        let exclude = &config.exclude;
+        if exclude.is_empty() {
+            return Err(call
+                .refuse("no rank is excluded, want at least one")
+                .with_hint("split with one colour makes a communicator of the same ranks"));
+        }
+        for (index, &rank) in exclude.iter().enumerate() {
+            call.in_range("an excluded rank", rank)?;
+            if rank == self.comm.rank {
+                return Err(call
+                    .refuse(format!("rank {rank} excludes itself"))
+                    .with_hint("only the ranks that stay call shrink"));
+            }
+            if exclude[..index].contains(&rank) {
+                return Err(call.refuse(format!("rank {rank} is excluded twice")));
+            }
+        }
+        Ok(())
+    }
+
+    /// A size above that of this communicator.
+    ///
+    /// # Errors
+    /// See the [module](self).
+    pub fn grow(&self, config: &GrowConfig) -> Result<()> {
+        let call = self.call("grow", self.capabilities.grow)?;
+        let (size, members) = (config.size, self.comm.size);
+        if size <= members {
+            return Err(
+                call.refuse(format!("size is {size}, want more than the {members} members"))
+            );
+        }
+        if i32::try_from(size).is_err() {
+            return Err(call.refuse(format!("size is {size}, want at most {}", i32::MAX)));
+        }
+        Ok(())
     }
 
     #[inline(always)]
@@ -501,6 +563,55 @@ mod tests {
         );
         let shape = rules.all_gather(send(0x1000, 2), recv(0x9000, 16)).unwrap();
         assert_eq!(shape, Shape { count: 2, dtype: DType::F32 });
+    }
+
+    #[test]
+    fn colours_exclusions_and_sizes_are_checked() {
+        #[track_caller]
+        fn refused(result: Result<()>, text: &str) {
+            let error = result.expect_err("the rule must refuse");
+            assert!(error.is_caller_bug() && !error.poisons_communicator(), "{error:?}");
+            assert_eq!(error.to_string(), text);
+        }
+        let comm = comm(1, 4);
+        let rules = Rules::new(&comm, &Capabilities::FULL);
+        let shrink = |ranks: &[u32]| {
+            let exclude: Vec<Rank> = ranks.iter().copied().map(Rank::new).collect();
+            rules.shrink(&ShrinkConfig::new(exclude))
+        };
+        refused(
+            rules.split(&SplitConfig::new(1 << 31)),
+            "mock split (rank 1 of 4): color is 2147483648, want at most 2147483647",
+        );
+        refused(
+            shrink(&[]),
+            "mock shrink (rank 1 of 4): no rank is excluded, want at least one; split with one \
+             colour makes a communicator of the same ranks",
+        );
+        refused(shrink(&[0, 4]), "mock shrink (rank 1 of 4): an excluded rank is 4, want 0 to 3");
+        refused(
+            shrink(&[3, 1]),
+            "mock shrink (rank 1 of 4): rank 1 excludes itself; only the ranks that stay call \
+             shrink",
+        );
+        refused(shrink(&[3, 0, 3]), "mock shrink (rank 1 of 4): rank 3 is excluded twice");
+        shrink(&[3, 0, 2]).unwrap();
+        for size in [0, 3, 4] {
+            refused(
+                rules.grow(&GrowConfig::new(size)),
+                &format!("mock grow (rank 1 of 4): size is {size}, want more than the 4 members"),
+            );
+        }
+        rules.grow(&GrowConfig::new(5)).unwrap();
+        rules.split(&SplitConfig::no_color()).unwrap();
+
+        let none = Support::Unsupported { since: Some(Version::new(2, 29, 2)) };
+        let old = Capabilities { grow: none, ..Capabilities::FULL };
+        let error = Rules::new(&comm, &old).grow(&GrowConfig::new(5)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "mock grow (rank 1 of 4): this library has no grow; needs version 2.29.2 or newer"
+        );
     }
 
     #[test]

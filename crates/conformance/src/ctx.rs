@@ -2,8 +2,8 @@
 //! ranks.
 
 use collectives_core::{
-    Backend, BackendExt, Collectives, Device, Error, JoinConfig, Rank, RawStream, Split,
-    SplitConfig, UniqueId,
+    Backend, BackendExt, Collectives, Device, Error, GrowConfig, JoinConfig, Rank, RawStream,
+    ShrinkConfig, Split, SplitConfig, UniqueId,
 };
 
 use crate::{
@@ -113,6 +113,30 @@ impl<'w, B: Backend> Ctx<'w, B> {
         let child = comm.split(config)?;
         child.iter().for_each(|child| self.guard(child));
         Ok(child)
+    }
+
+    #[track_caller]
+    pub(crate) fn shrink(&self, comm: &B::Comm, config: ShrinkConfig) -> Result<B::Comm, Error> {
+        self.here.calls.note("shrink");
+        comm.shrink(config).inspect(|child| self.guard(child))
+    }
+
+    #[track_caller]
+    pub(crate) fn grow(&self, comm: &B::Comm, config: GrowConfig) -> Result<B::Comm, Error> {
+        self.here.calls.note("grow");
+        comm.grow(config).inspect(|grown| self.guard(grown))
+    }
+
+    #[track_caller]
+    pub(crate) fn join_grown(&self, id: &UniqueId, config: JoinConfig) -> Result<B::Comm, Error> {
+        self.here.calls.note("join_grown");
+        self.backend.join_grown(id, config).inspect(|grown| self.guard(grown))
+    }
+
+    #[track_caller]
+    pub(crate) fn revoke(&self, comm: &B::Comm) -> Result<(), Error> {
+        self.here.calls.note("revoke");
+        comm.revoke()
     }
 
     /// Flushes and ends a communicator of this case.

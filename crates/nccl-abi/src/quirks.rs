@@ -12,6 +12,10 @@
 //!   `ncclRedOpDestroy` (NCCL 2.16.5, RCCL 2.13.4), `ncclRedOpCreatePreMulSum` (RCCL 2.13.4) and
 //!   `ncclAllReduce` (RCCL 2.27.7 and 2.28.3; there also reduce-scatter and all-to-all).
 //! * **Give `ncclCommShrink` a copy of the excluded ranks**: it sorts the caller's list in place.
+//! * **Never finalize a revoked communicator**, or revoke it twice: NCCL 2.28.7 and later answer
+//!   `ncclInvalidArgument`. Destroying and aborting it is fine.
+//! * **Give the id of `ncclCommGetUniqueId` to `ncclCommGrow` on the member that made it** alone, and
+//!   null on the other members: the library brings it to those that need it (NCCL 2.30, `init.cc`).
 //! * **Keep `commName` alive** as long as the communicator: NCCL 2.27.3 and later keep the pointer.
 //! * **Set `minCTAs` and `maxCTAs` together**: a minimum is compared with the undefined maximum.
 //! * **Test the window** that `ncclCommWindowRegister` made: it answers success with a null one

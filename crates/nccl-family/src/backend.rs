@@ -157,6 +157,12 @@ impl<V: Vendor> Backend for Library<V> {
         self.join_one(id, config)
     }
 
+    /// `ncclCommGrow` (2.29.2), as a new rank. Makes the device current on this thread, and leaves
+    /// it so. There is no deadline.
+    fn join_grown(&self, id: &UniqueId, config: JoinConfig) -> Result<Comm<V>> {
+        self.join_grown_one(id, config)
+    }
+
     /// `ncclCommInitRankConfig` for each device, in one group of this thread.
     fn join_all(&self, config: JoinAllConfig) -> Result<Vec<Comm<V>>> {
         self.join_devices(config)

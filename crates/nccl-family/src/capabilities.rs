@@ -40,6 +40,11 @@ pub fn capabilities_of(flavour: Flavour, code: c_int, table: &Table) -> Capabili
         dtype_f8e4m3: fp8,
         dtype_f8e5m2: fp8,
         split,
+        shrink: from.symbol("comm_shrink", table.comm_shrink.is_some()),
+        grow: from
+            .symbol("comm_grow", table.comm_grow.is_some())
+            .and(from.symbol("comm_get_unique_id", table.comm_get_unique_id.is_some())),
+        revoke: from.symbol("comm_revoke", table.comm_revoke.is_some()),
         finalize: from.symbol("comm_finalize", table.comm_finalize.is_some()),
         abort,
         join_deadline: split.and(config).and(polls).and(abort).and(waits),

@@ -1,7 +1,7 @@
 //! One rank's end of a communicator: the data plane.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     ffi::{CStr, CString, c_int, c_void},
     ptr,
     sync::Arc,
@@ -9,17 +9,16 @@ use std::{
 
 use collectives_core::{
     AbortHandle, Backend, Capabilities, Collectives, CommInfo, DType, Error, ErrorKind, GroupEnd,
-    Launch, PreMulSum, Rank, RawRegistration, RecvBuf, ReduceOp, Result, Scalar, SendBuf, Split,
-    SplitConfig, shape,
+    GrowConfig, Launch, PreMulSum, Rank, RawRegistration, RecvBuf, ReduceOp, Result, Scalar,
+    SendBuf, ShrinkConfig, Split, SplitConfig, UniqueId, shape,
 };
 use collectives_nccl_abi::{
-    Table, cudaStream_t, ncclComm_t, ncclConfig_t, ncclRedOp_t, ncclResult_t,
-    ncclScalarResidence_t, types,
+    Table, cudaStream_t, ncclComm_t, ncclRedOp_t, ncclResult_t, ncclScalarResidence_t, ncclUniqueId,
 };
 
 use crate::{
     Library, Vendor, conv, error, group,
-    state::{Call, Control, Ends, Lifeline, end_stray},
+    state::{Call, Control, Ends, Lifeline},
 };
 
 /// One rank's end of a communicator of vendor `V`.
@@ -32,14 +31,16 @@ use crate::{
 /// ranks one after another, since the library frees the ranks of one process when the last of them
 /// is destroyed. Dropped while a group of this thread uses it, it is leaked with a warning.
 pub struct Comm<V: Vendor> {
-    line: Arc<Lifeline>,
+    pub(crate) line: Arc<Lifeline>,
     /// Made once, so that all handles are the same.
     handle: AbortHandle,
-    table: &'static Table,
-    capabilities: Capabilities,
+    pub(crate) table: &'static Table,
+    pub(crate) capabilities: Capabilities,
     /// The operators made on it, by [`PreMulSum::id`]; `None` once destroyed.
     operators: RefCell<Vec<Option<ncclRedOp_t>>>,
-    library: Library<V>,
+    /// The id that it made for growing and has not yet used.
+    pub(crate) grow_id: Cell<Option<ncclUniqueId>>,
+    pub(crate) library: Library<V>,
 }
 
 impl<V: Vendor> Comm<V> {
@@ -61,6 +62,7 @@ impl<V: Vendor> Comm<V> {
             table: library.abi().table(),
             capabilities: *library.capabilities(),
             operators: RefCell::default(),
+            grow_id: Cell::new(None),
             library,
         }
     }
@@ -94,7 +96,7 @@ impl<V: Vendor> Comm<V> {
 
     /// An answer of the library to a call on this communicator, inside that call.
     #[inline]
-    fn answer(&self, operation: &'static str, result: ncclResult_t) -> Result<()> {
+    pub(crate) fn answer(&self, operation: &'static str, result: ncclResult_t) -> Result<()> {
         if result.is_success() {
             return Ok(());
         }
@@ -112,13 +114,13 @@ impl<V: Vendor> Comm<V> {
         }
         match result {
             ncclResult_t::SUCCESS => Ok(()),
-            _ if !self.line.is_live() => Err(self.line.gone().with_operation(operation)),
+            _ if !self.line.is_alive() => Err(self.line.gone().with_operation(operation)),
             _ => Err(self.line.failed(result).with_operation(operation)),
         }
     }
 
     /// A function that this library may lack, whatever its capabilities say.
-    fn function<F>(&self, operation: &'static str, function: Option<F>) -> Result<F> {
+    pub(crate) fn function<F>(&self, operation: &'static str, function: Option<F>) -> Result<F> {
         function.ok_or_else(|| {
             let message = format!("this library has no function for {operation}");
             self.refuse(operation, Error::new(ErrorKind::Unsupported, message))
@@ -126,13 +128,13 @@ impl<V: Vendor> Comm<V> {
     }
 
     #[cold]
-    fn refuse(&self, operation: &'static str, error: Error) -> Error {
+    pub(crate) fn refuse(&self, operation: &'static str, error: Error) -> Error {
         error.with_comm(self.line.info()).with_operation(operation)
     }
 
     /// Makes the device current where there is a device runtime: the library takes it from the
     /// thread.
-    fn bind_device(&self, operation: &'static str) -> Result<()> {
+    pub(crate) fn bind_device(&self, operation: &'static str) -> Result<()> {
         match V::runtime() {
             Ok(()) => V::make_current(self.line.info().device)
                 .map_err(|error| self.refuse(operation, error)),
@@ -646,7 +648,7 @@ impl<V: Vendor> Collectives for Comm<V> {
     /// `ncclRedOpDestroy` (2.11.4).
     fn destroy_pre_mul_sum(&self, op: PreMulSum) -> Result<()> {
         const OPERATION: &str = "destroy_pre_mul_sum";
-        let _call = self.line.enter(OPERATION)?;
+        let _call = self.line.enter_revoked(OPERATION)?;
         if op.comm() != self.line.info().id {
             let message = "the reduce op belongs to another communicator";
             return Err(self.refuse(OPERATION, Error::new(ErrorKind::InvalidArgument, message)));
@@ -719,7 +721,7 @@ impl<V: Vendor> Collectives for Comm<V> {
     /// `ncclCommDeregister` (2.19.1, RCCL 2.20.5).
     unsafe fn deregister(&self, registration: RawRegistration) -> Result<()> {
         const OPERATION: &str = "deregister";
-        let _call = self.line.enter(OPERATION)?;
+        let _call = self.line.enter_revoked(OPERATION)?;
         let deregister = self.function(OPERATION, self.table.comm_deregister)?;
         if registration.as_ptr().is_null() {
             return Ok(());
@@ -732,6 +734,26 @@ impl<V: Vendor> Collectives for Comm<V> {
 
     fn split_dyn(&self, config: SplitConfig) -> Result<Option<Box<dyn Collectives>>> {
         Ok(self.split(config)?.map(|part| Box::new(part) as Box<dyn Collectives>))
+    }
+
+    fn shrink_dyn(&self, config: ShrinkConfig) -> Result<Box<dyn Collectives>> {
+        Ok(Box::new(self.shrink(config)?))
+    }
+
+    fn grow_dyn(&self, config: GrowConfig) -> Result<Box<dyn Collectives>> {
+        Ok(Box::new(self.grow(config)?))
+    }
+
+    /// `ncclCommGetUniqueId` (2.29.2).
+    fn grow_id(&self) -> Result<UniqueId> {
+        self.make_grow_id()
+    }
+
+    /// `ncclCommRevoke` (2.28.7), on this thread. It stops this rank's operations alone.
+    fn revoke(&self) -> Result<()> {
+        const OPERATION: &str = "revoke";
+        self.require(OPERATION, self.capabilities.revoke, OPERATION)?;
+        self.line.revoke()
     }
 
     /// `ncclCommGetAsyncError` (2.4.2); a failure that a call has met stays one.
@@ -750,7 +772,7 @@ impl<V: Vendor> Collectives for Comm<V> {
 
     /// Null once the communicator was aborted, which frees it.
     fn as_raw(&self) -> *mut c_void {
-        if self.line.is_live() { self.line.raw().0 } else { ptr::null_mut() }
+        if self.line.is_alive() { self.line.raw().0 } else { ptr::null_mut() }
     }
 
     /// `ncclCommFinalize` (2.14.3) where there is one, then `ncclCommDestroy`, on this thread.
@@ -823,96 +845,6 @@ impl<V: Vendor> Comm<V> {
             | DType::F64 => collectives_core::Support::Native,
         };
         self.require(operation, support, dtype.name())
-    }
-}
-
-impl<V: Vendor> Split for Comm<V> {
-    /// `ncclCommSplit` (2.18.1). The parts share no resources with this communicator, so that
-    /// aborting one leaves the others alone.
-    fn split(&self, config: SplitConfig) -> Result<Option<Self>> {
-        const OPERATION: &str = "split";
-        self.require(OPERATION, self.capabilities.split, OPERATION)?;
-        let _call = self.line.enter(OPERATION)?;
-        let split = self.function(OPERATION, self.table.comm_split)?;
-        if group::is_open(self.line.library()) {
-            let error = Error::new(ErrorKind::InvalidUsage, "a group is open on this thread")
-                .with_hint("split outside of groups");
-            return Err(self.refuse(OPERATION, error));
-        }
-        let color = match config.color.map(c_int::try_from) {
-            None => types::NCCL_SPLIT_NOCOLOR,
-            Some(Ok(color)) => color,
-            Some(Err(_)) => {
-                let message =
-                    format!("color is {}, want at most {}", config.color.unwrap_or(0), c_int::MAX);
-                let error = Error::new(ErrorKind::InvalidArgument, message);
-                return Err(self.refuse(OPERATION, error));
-            }
-        };
-        let name = c_name(config.name).map_err(|error| self.refuse(OPERATION, error))?;
-        self.bind_device(OPERATION)?;
-        let mut raw_config = ncclConfig_t::for_version(self.line.library().version());
-        raw_config.blocking = 1;
-        raw_config.splitShare = 0;
-        raw_config.commName = name.as_deref().map_or(ptr::null(), |name| name.as_ptr());
-        let mut raw = ncclComm_t::NULL;
-        // SAFETY: inside a call, so the communicator is not freed; `raw` and `raw_config` outlive
-        // the call, and the name outlives the new communicator, which keeps it.
-        let result =
-            unsafe { split(self.line.raw(), color, config.key, &mut raw, &mut raw_config) };
-        let outcome = self.answer(OPERATION, result);
-        if raw.is_null() {
-            outcome?;
-            if color == types::NCCL_SPLIT_NOCOLOR {
-                return Ok(None);
-            }
-            let error = error::broken_promise("it answered success and no communicator");
-            return Err(self.refuse(OPERATION, error));
-        }
-        let device = self.line.info().device;
-        // SAFETY: a live communicator that nobody else knows.
-        match outcome.and_then(|()| unsafe { self.place_of(raw) }) {
-            Ok((rank, size)) => {
-                let place = (rank, size, device);
-                Ok(Some(Self::new(self.library.clone(), raw, place, name, None)))
-            }
-            Err(error) => {
-                if let Some(abort) = self.table.comm_abort {
-                    end_stray(raw, abort, (V::make_current, device), name);
-                }
-                Err(error)
-            }
-        }
-    }
-}
-
-impl<V: Vendor> Comm<V> {
-    /// Rank and size of a communicator that was just made.
-    ///
-    /// # Safety
-    /// It is alive.
-    unsafe fn place_of(&self, raw: ncclComm_t) -> Result<(Rank, usize)> {
-        const OPERATION: &str = "split";
-        let mut answers = [0; 2];
-        let questions = [self.table.comm_user_rank, self.table.comm_count];
-        for (answer, question) in answers.iter_mut().zip(questions) {
-            let question = self.function(OPERATION, question)?;
-            // SAFETY: the caller promises a live communicator; `answer` outlives the call.
-            let result = unsafe { question(raw, answer) };
-            if !result.is_success() {
-                // This communicator had no part in it.
-                let error = error::from_result(self.line.library(), result).with_poison(false);
-                return Err(self.refuse(OPERATION, error));
-            }
-        }
-        match answers.map(u32::try_from) {
-            [Ok(rank), Ok(size)] if rank < size => Ok((Rank::new(rank), size as usize)),
-            _ => {
-                let [rank, size] = answers;
-                let message = format!("the new communicator calls itself rank {rank} of {size}");
-                Err(self.refuse(OPERATION, error::broken_promise(message)))
-            }
-        }
     }
 }
 

@@ -227,7 +227,7 @@ impl Group {
 
     /// Why it cannot be launched: one of its communicators has come to its end.
     fn aborted(&self) -> Option<Error> {
-        let line = self.lines().find(|line| !line.is_live())?;
+        let line = self.lines().find(|line| !line.is_alive())?;
         Some(line.gone().with_operation("group_end"))
     }
 
@@ -275,7 +275,7 @@ impl Group {
 
     /// Makes the library drop what it has queued, then ends its group.
     fn discard(&self, info: &LibraryInfo) -> Result<()> {
-        let live = self.used.iter().find(|used| used.hold.line().is_live());
+        let live = self.used.iter().find(|used| used.hold.line().is_alive());
         let poisoned = live.or_else(|| self.used.first()).map(|used| poison(&used.hold));
         // SAFETY: takes nothing, and launches nothing as its group is refused or empty.
         let result = unsafe { (self.library.table().group_end)() };

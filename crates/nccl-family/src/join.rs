@@ -20,7 +20,7 @@ use std::{
 };
 
 use collectives_core::{
-    Backend, Error, ErrorKind, JoinAllConfig, JoinConfig, Rank, Result, UniqueId,
+    Backend, Error, ErrorKind, JoinAllConfig, JoinConfig, Rank, Result, Support, UniqueId,
 };
 use collectives_nccl_abi::{Table, ncclComm_t, ncclConfig_t, ncclResult_t, ncclUniqueId, quirks};
 
@@ -49,11 +49,16 @@ impl ParentPolicy {
 impl<V: Vendor> Library<V> {
     /// See [`Backend::join`].
     pub(crate) fn join_one(&self, id: &UniqueId, config: JoinConfig) -> Result<Comm<V>> {
-        let join = Join::check(self, id, config)?;
+        let join = Join::check(self, Way::Init, id, config)?;
         match join.deadline {
             None => join.blocking(),
             Some(deadline) => join.with_deadline(deadline),
         }
+    }
+
+    /// See [`Backend::join_grown`].
+    pub(crate) fn join_grown_one(&self, id: &UniqueId, config: JoinConfig) -> Result<Comm<V>> {
+        Join::check(self, Way::Grow, id, config)?.blocking()
     }
 
     /// See [`Backend::join_all`]: `ncclCommInitRankConfig` for each device, in one group.
@@ -71,7 +76,7 @@ impl<V: Vendor> Library<V> {
             .map(|(rank, device)| {
                 let mut config = JoinConfig::new(Rank::new(rank as u32), size).with_device(*device);
                 config.name.clone_from(&name);
-                Join::check(self, &id, config)
+                Join::check(self, Way::Init, &id, config)
             })
             .collect::<Result<_>>()?;
 
@@ -146,7 +151,7 @@ fn init_in_group<V: Vendor>(joins: &[Join<'_, V>], raws: &mut [ncclComm_t]) -> R
             .zip(&*raws)
             .filter(|(_, raw)| !raw.is_null())
             // SAFETY: the group made the communicator, which is ours.
-            .map(|(join, raw)| unsafe { join.poll(*raw, None) }.unwrap_or(ended))
+            .map(|(join, raw)| unsafe { poll(join.table(), *raw, None) }.unwrap_or(ended))
             .fold(ncclResult_t::SUCCESS, worse),
         ended => ended,
     };
@@ -159,9 +164,29 @@ fn init_in_group<V: Vendor>(joins: &[Join<'_, V>], raws: &mut [ncclComm_t]) -> R
     }
 }
 
+/// Which function of the library joins.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Way {
+    /// `ncclCommGrow`, without a communicator.
+    Grow,
+    /// `ncclCommInitRankConfig` and its elder.
+    Init,
+}
+
+impl Way {
+    /// The trait method's name.
+    const fn operation(self) -> &'static str {
+        match self {
+            Self::Grow => "join_grown",
+            Self::Init => "join",
+        }
+    }
+}
+
 /// A join whose arguments have been checked.
 struct Join<'a, V: Vendor> {
     library: &'a Library<V>,
+    way: Way,
     id: ncclUniqueId,
     rank: Rank,
     size: usize,
@@ -173,11 +198,12 @@ struct Join<'a, V: Vendor> {
 }
 
 impl<'a, V: Vendor> Join<'a, V> {
-    fn check(library: &'a Library<V>, id: &UniqueId, config: JoinConfig) -> Result<Self> {
-        library.refuse_in_child(JOIN)?;
-        library.refuse_in_group(JOIN)?;
+    fn check(library: &'a Library<V>, way: Way, id: &UniqueId, config: JoinConfig) -> Result<Self> {
+        let operation = way.operation();
+        library.refuse_in_child(operation)?;
+        library.refuse_in_group(operation)?;
         let JoinConfig { rank, size, device, name, deadline, .. } = config;
-        let refuse = |error: Error| library.refuse(JOIN, error.with_rank(rank.get(), size));
+        let refuse = |error: Error| library.refuse(operation, error.with_rank(rank.get(), size));
         let invalid = |message| refuse(Error::new(ErrorKind::InvalidArgument, message));
         if c_int::try_from(size).is_err() {
             return Err(invalid(format!("size is {size}, want at most {}", c_int::MAX)));
@@ -187,9 +213,15 @@ impl<'a, V: Vendor> Join<'a, V> {
         }
         let id = ncclUniqueId { internal: id.to_array().map_err(refuse)? };
         let name = c_name(name).map_err(refuse)?;
+        if way == Way::Grow {
+            library.capabilities().grow.require("grow").map_err(refuse)?;
+        }
         if deadline.is_some() {
-            let support = library.capabilities().join_deadline;
-            support.require("deadline on join").map_err(refuse)?;
+            let support = match way {
+                Way::Grow => Support::Unsupported { since: None },
+                Way::Init => library.capabilities().join_deadline,
+            };
+            support.require(&format!("deadline on {operation}")).map_err(refuse)?;
         }
         let missing_runtime = V::runtime().err();
         if missing_runtime.is_none() {
@@ -199,7 +231,7 @@ impl<'a, V: Vendor> Join<'a, V> {
                     .with_hint("set the device in the JoinConfig; unset, it is the rank"));
             }
         }
-        Ok(Self { library, id, rank, size, device, name, deadline, missing_runtime })
+        Ok(Self { library, way, id, rank, size, device, name, deadline, missing_runtime })
     }
 
     /// `ncclCommInitRankConfig`, blocking.
@@ -211,7 +243,7 @@ impl<'a, V: Vendor> Join<'a, V> {
         if result == ncclResult_t::IN_PROGRESS {
             // NCCL_COMM_BLOCKING=0 overrides the configuration.
             // SAFETY: the call made a communicator, which is ours.
-            result = unsafe { self.poll(raw, None) }.unwrap_or(ncclResult_t::IN_PROGRESS);
+            result = unsafe { poll(self.table(), raw, None) }.unwrap_or(ncclResult_t::IN_PROGRESS);
         }
         if !result.is_success() {
             let error = self.failed(result);
@@ -275,6 +307,12 @@ impl<'a, V: Vendor> Join<'a, V> {
     /// `raw` stays valid until the join has ended: with a `NonBlocking` one, after the call.
     unsafe fn init(&self, raw: *mut ncclComm_t, how: Option<NonBlocking>) -> ncclResult_t {
         let (size, rank) = (self.size as c_int, self.rank.get() as c_int);
+        if let (Way::Grow, Some(grow)) = (self.way, self.table().comm_grow) {
+            let mut config = self.config();
+            config.blocking = 1;
+            // SAFETY: as below; a new rank has no communicator to give, and null says so.
+            return unsafe { grow(ncclComm_t::NULL, size, &self.id, rank, raw, &mut config) };
+        }
         let Some(init) = self.table().comm_init_rank_config else {
             // SAFETY: the caller's promise; `raw` holds null, as some releases read it.
             return unsafe { (self.table().comm_init_rank)(raw, size, self.id, rank) };
@@ -335,7 +373,7 @@ impl<'a, V: Vendor> Join<'a, V> {
             return Err(self.refuse(error::broken_promise(NO_COMMUNICATOR)));
         }
         // SAFETY: the caller's promise, and not null.
-        match unsafe { self.poll(polled.get(), end) } {
+        match unsafe { poll(self.table(), polled.get(), end) } {
             Some(ncclResult_t::SUCCESS) if made.get().is_null() => {
                 Err(self.refuse(error::broken_promise(NO_COMMUNICATOR)))
             }
@@ -347,30 +385,6 @@ impl<'a, V: Vendor> Join<'a, V> {
                     .with_hint("see whether every rank runs and was given this unique id");
                 Err(self.refuse(error))
             }
-        }
-    }
-
-    /// Polls until the communicator is ready or has failed; `None` if the deadline passes.
-    ///
-    /// # Safety
-    /// `comm` is alive.
-    unsafe fn poll(&self, comm: ncclComm_t, end: Option<Instant>) -> Option<ncclResult_t> {
-        let Some(get_async_error) = self.table().comm_get_async_error else {
-            return Some(ncclResult_t::IN_PROGRESS);
-        };
-        let mut pause = Backoff::new();
-        loop {
-            let mut state = ncclResult_t::IN_PROGRESS;
-            // SAFETY: the caller's promise; `state` outlives the call.
-            let result = unsafe { get_async_error(comm, &mut state) };
-            match if result.is_success() { state } else { result } {
-                ncclResult_t::IN_PROGRESS => {}
-                outcome => return Some(outcome),
-            }
-            if end.is_some_and(|end| Instant::now() >= end) {
-                return None;
-            }
-            pause.sleep();
         }
     }
 
@@ -430,7 +444,7 @@ impl<'a, V: Vendor> Join<'a, V> {
     }
 
     fn refuse(&self, error: Error) -> Error {
-        self.library.refuse(JOIN, error.with_rank(self.rank.get(), self.size))
+        self.library.refuse(self.way.operation(), error.with_rank(self.rank.get(), self.size))
     }
 
     fn table(&self) -> &'static Table {
@@ -438,32 +452,59 @@ impl<'a, V: Vendor> Join<'a, V> {
     }
 }
 
+/// Polls until a communicator is ready or has failed; `None` if the deadline passes.
+///
+/// # Safety
+/// `comm` is alive.
+pub(crate) unsafe fn poll(
+    table: &Table,
+    comm: ncclComm_t,
+    end: Option<Instant>,
+) -> Option<ncclResult_t> {
+    let Some(get_async_error) = table.comm_get_async_error else {
+        return Some(ncclResult_t::IN_PROGRESS);
+    };
+    let mut pause = Backoff::new();
+    loop {
+        let mut state = ncclResult_t::IN_PROGRESS;
+        // SAFETY: the caller's promise; `state` outlives the call.
+        let result = unsafe { get_async_error(comm, &mut state) };
+        match if result.is_success() { state } else { result } {
+            ncclResult_t::IN_PROGRESS => {}
+            outcome => return Some(outcome),
+        }
+        if end.is_some_and(|end| Instant::now() >= end) {
+            return None;
+        }
+        pause.sleep();
+    }
+}
+
 /// That the communicator is to be non-blocking.
 struct NonBlocking;
 
 /// An out pointer that the library may write to from a thread of its own.
-struct Out(Box<AtomicPtr<c_void>>);
+pub(crate) struct Out(Box<AtomicPtr<c_void>>);
 
 impl Out {
     /// Holds null, as some releases read it.
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Box::new(AtomicPtr::new(ptr::null_mut())))
     }
 
-    fn as_ptr(&self) -> *mut ncclComm_t {
+    pub(crate) fn as_ptr(&self) -> *mut ncclComm_t {
         // A transparent pointer, written whole and with release order.
         self.0.as_ptr().cast()
     }
 
-    fn get(&self) -> ncclComm_t {
+    pub(crate) fn get(&self) -> ncclComm_t {
         ncclComm_t(self.0.load(Ordering::Acquire))
     }
 
     /// After a failure: a thread that did not end in time may write to it yet.
-    fn leave_to_the_library(self) {
+    pub(crate) fn leave_to_the_library(self) {
         Box::leak(self.0);
     }
 }
 
-const JOIN: &str = "join";
 const NO_COMMUNICATOR: &str = "it answered success and no communicator";

@@ -20,6 +20,7 @@
 //! | a refused call in a group | the whole group is dropped, never half of it launched |
 //! | a deadline on joining | a non-blocking parent, split into a blocking child |
 //! | abort from another thread | no call touches the freed pointer; what cannot be freed is leaked |
+//! | a lost rank | revoke, shrink and grow; a revoked communicator is never finalized |
 //! | dropping | bounded: a dead peer does not hang it |
 //! | missing functions | emulated (named so in the capabilities) or refused with the version |
 //! | known bugs | [`collectives_nccl_abi::quirks`], from the first join on |
@@ -32,6 +33,7 @@ mod error;
 mod fence;
 mod group;
 mod join;
+mod split;
 mod state;
 mod vendor;
 

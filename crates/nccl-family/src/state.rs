@@ -17,6 +17,10 @@
 //! outside, and the pointer is leaked. Others (groups, handles that poll) count in a word of their
 //! own, with sequentially consistent operations on both sides.
 //!
+//! A *revoked* communicator is a stop on that way: operations turn back at the state as after an end,
+//! but the pointer lives, and what is allowed on it enters by another door
+//! ([`enter_revoked`](Lifeline::enter_revoked)).
+//!
 //! What could hang inside the library (destroy, abort, revoke) runs on a helper thread, and is
 //! waited for a bounded time. That thread makes the communicator's device current first: the
 //! library restores the thread's device afterwards, and on a fresh thread that is device 0, where
@@ -53,6 +57,8 @@ pub(crate) struct Lifeline {
     info: CommInfo,
     /// The first failure, which stays true for ever.
     failure: OnceLock<Error>,
+    /// [`REVOKED`] or [`DRAINED`] from when it became so, also after its end; else [`LIVE`].
+    last_stop: AtomicU32,
 }
 
 /// What goes down with the communicator, and how.
@@ -91,6 +97,7 @@ impl Lifeline {
             library,
             info,
             failure: OnceLock::new(),
+            last_stop: AtomicU32::new(LIVE),
         })
     }
 
@@ -109,9 +116,10 @@ impl Lifeline {
         self.raw
     }
 
+    /// Whether its end has not begun.
     #[inline]
-    pub(crate) fn is_live(&self) -> bool {
-        self.state.load(Ordering::SeqCst) == LIVE
+    pub(crate) fn is_alive(&self) -> bool {
+        !has_ended(self.state.load(Ordering::SeqCst))
     }
 
     /// Enters a call. Only the thread that owns the communicator may do this, which its being
@@ -121,21 +129,40 @@ impl Lifeline {
         if fork::in_forked_child() {
             return Err(error::forked(operation, &self.info.library));
         }
-        let outer = self.calls.load(Ordering::Relaxed);
-        self.calls.store(outer + 1, Ordering::Relaxed);
-        self.fence.light();
-        let call = Call { line: self, outer };
-        if self.state.load(Ordering::Relaxed) == LIVE {
+        let (call, state) = self.step_inside();
+        if state == LIVE {
             return Ok(call);
         }
         drop(call);
         Err(self.gone().with_operation(operation))
     }
 
+    /// As [`enter`](Self::enter), also where the communicator is revoked.
+    pub(crate) fn enter_revoked(&self, operation: &'static str) -> Result<Call<'_>> {
+        if fork::in_forked_child() {
+            return Err(error::forked(operation, &self.info.library));
+        }
+        let (call, state) = self.step_inside();
+        if !has_ended(state) {
+            return Ok(call);
+        }
+        drop(call);
+        Err(self.gone().with_operation(operation))
+    }
+
+    /// Says "inside", then looks at the state.
+    #[inline]
+    fn step_inside(&self) -> (Call<'_>, u32) {
+        let outer = self.calls.load(Ordering::Relaxed);
+        self.calls.store(outer + 1, Ordering::Relaxed);
+        self.fence.light();
+        (Call { line: self, outer }, self.state.load(Ordering::Relaxed))
+    }
+
     /// Keeps the pointer from being freed, from any thread, unless the end has begun.
     pub(crate) fn hold(self: &Arc<Self>) -> Option<Hold> {
         let hold = self.hold_on();
-        self.is_live().then_some(hold)
+        self.is_alive().then_some(hold)
     }
 
     /// Keeps the pointer from being freed. To be called inside a call, which keeps it until this
@@ -179,7 +206,7 @@ impl Lifeline {
             // SAFETY: the caller is inside a call or hold, so the communicator is not freed.
             let result = unsafe { get_async_error(self.raw, &mut state) };
             let outcome = if result.is_success() { state } else { result };
-            if outcome != ncclResult_t::IN_PROGRESS || !self.is_live() {
+            if outcome != ncclResult_t::IN_PROGRESS || !self.is_alive() {
                 return outcome;
             }
             pause.sleep();
@@ -191,6 +218,7 @@ impl Lifeline {
     pub(crate) fn gone(&self) -> Error {
         let error = match self.state.load(Ordering::SeqCst) {
             CLOSED => Error::new(ErrorKind::InvalidUsage, "the communicator is finalized"),
+            REVOKED | DRAINED => revoked(),
             _ => Error::new(ErrorKind::Aborted, "the communicator was aborted")
                 .with_hint("join a new one"),
         };
@@ -201,6 +229,9 @@ impl Lifeline {
     pub(crate) fn poll(self: &Arc<Self>) -> Option<Error> {
         if let Some(failure) = self.failure.get() {
             return Some(error::copy(failure, &self.info));
+        }
+        if self.is_revoked() {
+            return Some(revoked().with_comm(&self.info).with_operation("poll_error"));
         }
         let get_async_error = self.table().comm_get_async_error?;
         let _hold = self.hold()?;
@@ -219,9 +250,7 @@ impl Lifeline {
         if fork::in_forked_child() {
             return Err(error::forked("abort", &self.info.library));
         }
-        if !self.end(ABORTED) {
-            return Ok(());
-        }
+        let Some(before) = self.end(ABORTED) else { return Ok(()) };
         let Some(abort) = self.table().comm_abort else {
             self.leak("the library has no ncclCommAbort");
             return Ok(());
@@ -230,7 +259,8 @@ impl Lifeline {
             self.leak("an open group of this thread uses it");
             return Ok(());
         }
-        if !self.is_idle() && !self.revoke() {
+        // The library revokes but once.
+        if !self.is_idle() && before != REVOKED && !self.expel() {
             self.leak("ncclCommRevoke does not return");
             return Ok(());
         }
@@ -261,9 +291,62 @@ impl Lifeline {
         self.state.load(Ordering::SeqCst) == ABORTED
     }
 
-    /// Flushes and frees the communicator on this thread, however long that takes.
+    /// Whether it was revoked, or its operations were dropped by a shrink.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.last_stop.load(Ordering::SeqCst) != LIVE
+    }
+
+    /// Revokes the communicator on this thread, the one that owns it, however long that takes.
+    pub(crate) fn revoke(&self) -> Result<()> {
+        const OPERATION: &str = "revoke";
+        let _call = self.enter_revoked(OPERATION)?;
+        if group::is_open(self.library) {
+            return Err(Error::new(ErrorKind::InvalidUsage, "a group is open on this thread")
+                .with_comm(&self.info)
+                .with_operation(OPERATION)
+                .with_hint("end or drop the group first"));
+        }
+        let Some(revoke) = self.table().comm_revoke else {
+            return Err(Error::new(ErrorKind::Unsupported, "this library has no revoke")
+                .with_comm(&self.info)
+                .with_operation(OPERATION));
+        };
+        match self.turn(REVOKED) {
+            Some(REVOKED) => return Ok(()),
+            Some(_) => {}
+            None => return Err(self.gone().with_operation(OPERATION)),
+        }
+        self.bind_device();
+        // SAFETY: inside a call, so the communicator is not freed. A second revoke beside this one
+        // is kept away by the state.
+        let mut result = unsafe { revoke(self.raw, types::NCCL_REVOKE_DEFAULT) };
+        if result == ncclResult_t::IN_PROGRESS {
+            result = self.settle();
+        }
+        match result.is_success() {
+            true => Ok(()),
+            false => Err(self.broken(result).with_operation(OPERATION)),
+        }
+    }
+
+    /// Has operations turned back from now on, since what is in flight is about to be dropped.
+    pub(crate) fn drain(&self) {
+        self.turn(DRAINED);
+    }
+
+    /// Leaves the state in which operations may be called, or goes from one such state to the next;
+    /// tells the state before. `None` where the end has begun.
+    fn turn(&self, state: u32) -> Option<u32> {
+        let turn = |now: u32| (!has_ended(now)).then_some(now.max(state));
+        let before = self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, turn).ok()?;
+        self.last_stop.fetch_max(state, Ordering::SeqCst);
+        Some(before)
+    }
+
+    /// Flushes and frees the communicator on this thread, however long that takes. A revoked one has
+    /// nothing to flush, and the library would refuse to (`ncclInvalidArgument`).
     pub(crate) fn finalize(self: &Arc<Self>) -> Result<()> {
-        let call = self.enter("finalize")?;
+        let call = self.enter_revoked("finalize")?;
         if group::is_open(self.library) {
             return Err(Error::new(ErrorKind::InvalidUsage, "a group is open on this thread")
                 .with_comm(&self.info)
@@ -272,7 +355,8 @@ impl Lifeline {
         }
         self.bind_device();
         let mut flushed = ncclResult_t::SUCCESS;
-        if let Some(finalize) = self.table().comm_finalize {
+        let flush = self.table().comm_finalize.filter(|_| !self.is_revoked());
+        if let Some(finalize) = flush {
             // SAFETY: inside a call, so the communicator is not freed.
             flushed = unsafe { finalize(self.raw) };
             if flushed == ncclResult_t::IN_PROGRESS {
@@ -284,7 +368,7 @@ impl Lifeline {
             true => Ok(()),
             false => Err(self.failed(flushed).with_operation("finalize")),
         };
-        if !self.end(CLOSED) {
+        if self.end(CLOSED).is_none() {
             return Err(self.gone().with_operation("finalize"));
         }
         if !self.is_idle_within(PATIENCE) {
@@ -300,7 +384,7 @@ impl Lifeline {
 
     /// Frees the communicator, in bounded time: what dropping does.
     pub(crate) fn close(self: &Arc<Self>) {
-        if !self.end(CLOSED) {
+        if self.end(CLOSED).is_none() {
             return;
         }
         if fork::in_forked_child() {
@@ -336,11 +420,19 @@ impl Lifeline {
 
     /// Destroys the communicator, or aborts one that has failed, as destroying would wait for ranks
     /// that may be gone; then the parent. The end has begun and nobody is inside.
+    ///
+    /// One that was revoked waits for nobody. After a shrink that dropped its operations the library
+    /// knows nothing of that, and would flush.
     fn free(&self) -> ncclResult_t {
         self.bind_device();
         let table = self.table();
+        let failed = self.failure.get().is_some()
+            || match self.last_stop.load(Ordering::SeqCst) {
+                LIVE => self.has_async_error(),
+                stop => stop == DRAINED,
+            };
         let end = match table.comm_abort {
-            Some(abort) if self.failure.get().is_some() || self.has_async_error() => abort,
+            Some(abort) if failed => abort,
             _ => table.comm_destroy,
         };
         // SAFETY: the end has begun and nobody is inside, so this is the last use of the pointer.
@@ -370,7 +462,7 @@ impl Lifeline {
 
     /// Makes calls that are stuck inside the library leave: NCCL 2.28.7 and later can, without
     /// freeing the communicator. Tells whether nothing of this is left inside the library.
-    fn revoke(self: &Arc<Self>) -> bool {
+    fn expel(self: &Arc<Self>) -> bool {
         let Some(revoke) = self.table().comm_revoke else { return true };
         let line = Arc::clone(self);
         let revoked = bounded(PATIENCE, move || {
@@ -383,9 +475,10 @@ impl Lifeline {
         revoked.is_some()
     }
 
-    /// Begins the end; only the first to do so succeeds.
-    fn end(&self, state: u32) -> bool {
-        self.state.compare_exchange(LIVE, state, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    /// Begins the end; only the first to do so succeeds, and is told the state before.
+    fn end(&self, state: u32) -> Option<u32> {
+        let turn = |now: u32| (!has_ended(now)).then_some(state);
+        self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, turn).ok()
     }
 
     /// Whether nobody is inside, nor ever will be: to be asked once the end has begun.
@@ -558,8 +651,22 @@ impl Backoff {
 }
 
 const LIVE: u32 = 0;
-const ABORTED: u32 = 1;
-const CLOSED: u32 = 2;
+/// Its operations were dropped by a shrink; the library may yet be asked to revoke it.
+const DRAINED: u32 = 1;
+/// The library was asked to revoke it.
+const REVOKED: u32 = 2;
+const ABORTED: u32 = 3;
+const CLOSED: u32 = 4;
+
+/// Whether a state is one after the end has begun.
+const fn has_ended(state: u32) -> bool {
+    state >= ABORTED
+}
+
+fn revoked() -> Error {
+    Error::new(ErrorKind::Revoked, "the communicator was revoked")
+        .with_hint("shrink it, or end it and join a new one")
+}
 
 /// How long an end waits for others to leave, and for the library's abort.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
@@ -593,7 +700,7 @@ mod tests {
     #[test]
     fn nobody_is_known_to_be_outside_if_the_fence_fails() {
         let line = line(Fence::Broken);
-        assert!(line.end(ABORTED));
+        assert!(line.end(ABORTED).is_some());
         assert!(!line.is_idle());
     }
 
@@ -624,7 +731,7 @@ mod tests {
                 begun.store(round, Ordering::Release);
                 // Ends at different points of the other thread's calls.
                 (0..round % 512).for_each(|_| hint::spin_loop());
-                assert!(line.end(ABORTED));
+                assert!(line.end(ABORTED).is_some());
                 wait_until(|| line.is_idle());
                 freed.store(true, Ordering::Relaxed);
                 wait_until(|| refused.load(Ordering::Acquire) == round);
@@ -667,6 +774,7 @@ mod tests {
             library: library.expect("it tells a version"),
             info: CommInfo::new(Rank::new(0), 1, 0, None, described),
             failure: OnceLock::new(),
+            last_stop: AtomicU32::new(LIVE),
         }
     }
 

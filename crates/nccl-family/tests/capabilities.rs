@@ -48,38 +48,48 @@ const FP8_SINCE_2_24: [(&str, &str); 3] = [
     ("dtype_f8e4m3", "needs 2.24.3"),
     ("dtype_f8e5m2", "needs 2.24.3"),
 ];
+const SHRINK_SINCE_2_27: (&str, &str) = ("shrink", "needs 2.27.3");
+const GROW_SINCE_2_29: (&str, &str) = ("grow", "needs 2.29.2");
+const REVOKE_SINCE_2_28: (&str, &str) = ("revoke", "needs 2.28.7");
+/// Before 2.27.3.
+const LATE: [(&str, &str); 3] = [SHRINK_SINCE_2_27, GROW_SINCE_2_29, REVOKE_SINCE_2_28];
 const EMULATED: [(&str, &str); 3] =
     [("all_to_all", "emulated"), ("gather", "emulated"), ("scatter", "emulated")];
 
 #[test]
 fn nccl_2_16_5() {
     let memory = [("mem_alloc", "needs 2.19.1"), ("register", "needs 2.19.1")];
-    let split = [("split", "needs 2.18.1"), ("join_deadline", "needs 2.18.1")];
-    let expected = [&EMULATED[..], &FP8_SINCE_2_24, &split, &memory].concat();
+    let (split, deadline) = ([("split", "needs 2.18.1")], [("join_deadline", "needs 2.18.1")]);
+    let expected = [&EMULATED[..], &FP8_SINCE_2_24, &split, &LATE, &deadline, &memory].concat();
     lacks(Flavour::Nccl, 21605, exports!("nccl-2.16.5"), &expected);
 }
 
 #[test]
 fn nccl_2_18_3() {
     let memory = [("mem_alloc", "needs 2.19.1"), ("register", "needs 2.19.1")];
-    let expected = [&EMULATED[..], &FP8_SINCE_2_24, &memory].concat();
+    let expected = [&EMULATED[..], &FP8_SINCE_2_24, &LATE, &memory].concat();
     lacks(Flavour::Nccl, 21803, exports!("nccl-2.18.3"), &expected);
 }
 
 #[test]
 fn nccl_2_21_5() {
-    let expected = [&EMULATED[..], &FP8_SINCE_2_24].concat();
+    let expected = [&EMULATED[..], &FP8_SINCE_2_24, &LATE].concat();
     lacks(Flavour::Nccl, 22105, exports!("nccl-2.21.5"), &expected);
 }
 
 #[test]
 fn nccl_2_25_1() {
-    lacks(Flavour::Nccl, 22501, exports!("nccl-2.25.1"), &EMULATED);
+    let expected = [&EMULATED[..], &LATE].concat();
+    lacks(Flavour::Nccl, 22501, exports!("nccl-2.25.1"), &expected);
 }
 
 #[test]
-fn nccl_from_2_28_has_everything() {
-    lacks(Flavour::Nccl, 22809, exports!("nccl-2.28.9"), &[]);
+fn nccl_2_28_9() {
+    lacks(Flavour::Nccl, 22809, exports!("nccl-2.28.9"), &[GROW_SINCE_2_29]);
+}
+
+#[test]
+fn nccl_from_2_31_has_everything() {
     lacks(Flavour::Nccl, 23102, exports!("nccl-2.31.2"), &[]);
     lacks(Flavour::Nccl, 23203, exports!("nccl-2.32.3"), &[]);
 }
@@ -91,6 +101,9 @@ fn rccl_2_13_4() {
         ("dtype_f8e4m3", "needs 2.20.5"),
         ("dtype_f8e5m2", "needs 2.20.5"),
         ("split", "needs 2.18.3"),
+        ("shrink", "needs 2.27.3"),
+        ("grow", "needs 2.30.4"),
+        ("revoke", "needs 2.30.4"),
         ("finalize", "needs 2.15.5"),
         ("join_deadline", "needs 2.18.3"),
         ("mem_alloc", "needs 2.20.5"),
@@ -102,5 +115,6 @@ fn rccl_2_13_4() {
 #[test]
 fn rccl_2_27_7() {
     // Its non-blocking init blocks while a rank is missing.
-    lacks(Flavour::Rccl, 22707, exports!("rccl-2.27.7"), &[("join_deadline", "no")]);
+    let expected = [("grow", "needs 2.30.4"), ("revoke", "needs 2.30.4"), ("join_deadline", "no")];
+    lacks(Flavour::Rccl, 22707, exports!("rccl-2.27.7"), &expected);
 }

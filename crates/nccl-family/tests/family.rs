@@ -10,9 +10,9 @@ use std::{
 };
 
 use collectives_core::{
-    Backend, BackendExt, Collectives, CollectivesExt, DType, ErrorKind, JoinAllConfig, JoinConfig,
-    Launch, Rank, RawStream, RecvBuf, ReduceOp, Scalar, SendBuf, Split, SplitConfig, Support,
-    Version,
+    Backend, BackendExt, Collectives, CollectivesExt, DType, ErrorKind, GrowConfig, JoinAllConfig,
+    JoinConfig, Launch, Rank, RawStream, RecvBuf, ReduceOp, Scalar, SendBuf, ShrinkConfig, Split,
+    SplitConfig, Support, Version,
 };
 use collectives_nccl_family::{Comm, ParentPolicy};
 use static_assertions::{assert_impl_all, assert_not_impl_any};
@@ -1027,4 +1027,269 @@ fn buffers_of_other_devices_are_refused() {
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
     assert!(world.log().is_empty());
     sum(&comm, 4).unwrap();
+}
+
+/// Leaves these ranks out.
+fn without(ranks: &[u32]) -> ShrinkConfig {
+    ShrinkConfig::new(ranks.iter().copied().map(Rank::new).collect::<Vec<_>>())
+}
+
+#[test]
+fn a_shrink_makes_a_blocking_communicator_of_the_ranks_that_stay() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 2, 5);
+    let config = without(&[4, 1]);
+    let small = comm.shrink(config.clone().with_name("rest")).unwrap();
+    assert_eq!(config.exclude, [Rank::new(4), Rank::new(1)], "the library sorted a copy");
+    assert_eq!((small.info().rank, small.info().size), (Rank::new(1), 3));
+    assert_eq!((small.info().device, small.info().name.as_deref()), (2, Some("rest")));
+    assert_eq!(world.log(), ["shrink([1, 4], flags 0, blocking 1, share 0)"]);
+    issue!(comm.send(send(0x1000, 4), Rank::new(0), launch()));
+    comm.shrink_dyn(without(&[0])).unwrap();
+    world.log();
+    drop(small);
+    assert_eq!(world.log(), ["destroy(child 'rest')"]);
+}
+
+#[test]
+fn what_cannot_be_shrunk_or_grown_never_reaches_the_library() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let comm = world.comm(&library, 1, 3);
+    for ranks in [&[][..], &[1], &[3], &[0, 0]] {
+        let error = comm.shrink(without(ranks)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+        assert!(!error.poisons_communicator(), "{error}");
+    }
+    let error = comm.grow(GrowConfig::new(3)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+    let in_group = |body: &dyn Fn() -> collectives_core::Result<()>| {
+        let error = library.group(|_| body()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidUsage, "{error}");
+    };
+    in_group(&|| comm.shrink(without(&[0])).map(drop));
+    in_group(&|| comm.grow(GrowConfig::new(4)).map(drop));
+    in_group(&|| comm.revoke());
+    let deadline = JoinConfig::new(3, 4).with_deadline(Duration::from_secs(1));
+    let id = library.unique_id().unwrap();
+    world.log();
+    let error = library.join_grown(&id, deadline).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "NCCL join_grown (rank 3 of 4): this library has no deadline on join_grown"
+    );
+    let error = library.join_grown(&id, JoinConfig::new(4, 4)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+    assert!(world.log().is_empty());
+    sum(&world.comm(&library, 0, 2), 4).unwrap();
+}
+
+#[test]
+fn what_a_release_lacks_is_refused_with_the_one_that_has_it() {
+    let world = World::enter(22501);
+    let absent =
+        ["ncclCommShrink", "ncclCommRevoke", "ncclCommGrow", "ncclCommGetUniqueId"].as_slice();
+    let library = world.library_without(absent);
+    let comm = world.comm(&library, 0, 2);
+    let errors = [
+        comm.shrink(without(&[1])).map(drop).unwrap_err(),
+        comm.revoke().unwrap_err(),
+        comm.grow(GrowConfig::new(3)).map(drop).unwrap_err(),
+        comm.grow_id().map(drop).unwrap_err(),
+        library.join_grown(&library.unique_id().unwrap(), JoinConfig::new(2, 3)).unwrap_err(),
+    ];
+    assert_eq!(
+        errors.map(|error| error.to_string()),
+        [
+            "NCCL shrink (rank 0 of 2): this library has no shrink; needs version 2.27.3 or newer",
+            "NCCL revoke (rank 0 of 2): this library has no revoke; needs version 2.28.7 or newer",
+            "NCCL grow (rank 0 of 2): this library has no grow; needs version 2.29.2 or newer",
+            "NCCL grow_id (rank 0 of 2): this library has no grow; needs version 2.29.2 or newer",
+            "NCCL join_grown (rank 2 of 3): this library has no grow; needs version 2.29.2 or newer",
+        ]
+    );
+    sum(&comm, 4).unwrap();
+}
+
+#[test]
+fn a_revoked_communicator_shrinks_and_ends_and_does_nothing_else() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    // SAFETY: a host scalar.
+    let scaled = unsafe { comm.create_pre_mul_sum(Scalar::host(1.0_f32)) }.unwrap();
+    world.log();
+    let handle = comm.abort_handle();
+    comm.revoke().unwrap();
+    comm.revoke().unwrap();
+    assert_eq!(world.log(), ["revoke(comm)"]);
+
+    let error = sum(&comm, 4).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "NCCL all_reduce (rank 0 of 2): the communicator was revoked; shrink it, or end it and \
+         join a new one"
+    );
+    assert!(error.poisons_communicator() && !error.is_caller_bug());
+    let refused = [
+        comm.poll_error().unwrap_err().kind(),
+        comm.split(SplitConfig::new(0)).unwrap_err().kind(),
+        comm.grow(GrowConfig::new(3)).unwrap_err().kind(),
+        handle.failure().expect("a failure").kind(),
+    ];
+    assert_eq!(refused, [ErrorKind::Revoked; 4]);
+    assert!(!handle.is_aborted());
+    assert!(world.log().is_empty());
+
+    // What was made on it can be given back.
+    comm.destroy_pre_mul_sum(scaled).unwrap();
+    let small = comm.shrink(without(&[1])).unwrap();
+    world.log();
+    sum(&small, 4).unwrap();
+    world.log();
+    Box::new(comm).finalize().unwrap();
+    assert_eq!(world.log(), ["destroy(comm)"], "the library would refuse to finalize it");
+    assert_eq!(handle.failure().map(|error| error.kind()), Some(ErrorKind::Revoked));
+}
+
+#[test]
+fn a_revoked_communicator_can_be_aborted_and_dropped() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let comm = world.comm(&library, 0, 2);
+    comm.revoke().unwrap();
+    comm.abort_handle().abort().unwrap();
+    assert_eq!(world.log(), ["revoke(comm)", "abort(comm)"]);
+    assert_eq!(comm.revoke().unwrap_err().kind(), ErrorKind::Aborted);
+    assert_eq!(comm.shrink(without(&[1])).unwrap_err().kind(), ErrorKind::Aborted);
+
+    let comm = world.comm(&library, 0, 2);
+    comm.revoke().unwrap();
+    world.log();
+    drop(comm);
+    assert_eq!(world.log(), ["destroy(comm)"]);
+}
+
+#[test]
+fn a_revoke_that_the_library_refuses_leaves_the_communicator_revoked() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    world.answer("revoke", 1);
+    let error = comm.revoke().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Device);
+    assert!(error.poisons_communicator());
+    assert_eq!(sum(&comm, 4).unwrap_err().kind(), ErrorKind::Revoked);
+    world.log();
+    drop(comm);
+    assert_eq!(world.log(), ["abort(comm)"]);
+}
+
+#[test]
+fn a_shrink_with_abort_leaves_nothing_to_do_with_the_parent() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 3);
+    world.set_state(6);
+    let error = comm.shrink(without(&[2])).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Remote, "{error}");
+    assert!(error.to_string().contains("shrink with abort"), "{error}");
+    assert!(world.log().is_empty());
+    let small = comm.shrink(without(&[2]).with_abort()).unwrap();
+    assert_eq!(world.log(), ["shrink([2], flags 1, blocking 1, share 0)"]);
+    assert_eq!((small.info().rank, small.info().size), (Rank::new(0), 2));
+    assert_eq!(sum(&comm, 4).unwrap_err().kind(), ErrorKind::Revoked);
+    drop(comm.shrink(without(&[1])).unwrap());
+    world.log();
+    drop(comm);
+    assert_eq!(world.log(), ["abort(comm)"], "the library would flush what was dropped");
+}
+
+#[test]
+fn an_abort_frees_a_rank_that_waits_in_a_shrink() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    world.hang("shrink");
+    let handle = comm.abort_handle();
+    let owner = thread::spawn(move || comm.shrink(without(&[1])).map(drop));
+    world.wait_for("shrink");
+    world.answer("shrink", 3);
+    handle.abort().unwrap();
+    assert_eq!(owner.join().unwrap().unwrap_err().kind(), ErrorKind::Aborted);
+    assert_eq!(
+        world.log(),
+        ["shrink([1], flags 0, blocking 1, share 0)", "revoke(comm)", "abort(comm)"]
+    );
+}
+
+#[test]
+fn an_abort_frees_a_rank_that_waits_in_finalize() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    world.hang("finalize");
+    let handle = comm.abort_handle();
+    let owner = thread::spawn(move || Box::new(comm).finalize());
+    world.wait_for("finalize");
+    handle.abort().unwrap();
+    assert_eq!(owner.join().unwrap().unwrap_err().kind(), ErrorKind::Aborted);
+    assert_eq!(world.log(), ["finalize(comm)", "revoke(comm)", "abort(comm)"]);
+    assert!(handle.is_aborted());
+}
+
+#[test]
+fn members_grow_with_the_id_of_one_and_new_ranks_join_with_it() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let (maker, other) = (world.comm(&library, 0, 2), world.comm(&library, 1, 2));
+    let id = maker.grow_id().unwrap();
+    assert_eq!(id.as_bytes()[0], 9);
+    assert_eq!(maker.grow_id().unwrap_err().kind(), ErrorKind::InvalidUsage);
+    let grown = maker.grow(GrowConfig::new(3).with_name("more")).unwrap();
+    assert_eq!((grown.info().rank, grown.info().size), (Rank::new(0), 3));
+    let grown = other.grow(GrowConfig::new(3)).unwrap();
+    assert_eq!((grown.info().rank, grown.info().size), (Rank::new(1), 3));
+    let new = library.join_grown(&id, JoinConfig::new(2, 3).with_device(5)).unwrap();
+    assert_eq!((new.info().rank, new.info().size, new.info().device), (Rank::new(2), 3, 5));
+    assert_eq!(BOUND.get(), Some(5));
+    assert_eq!(
+        world.log(),
+        [
+            "grow_id()",
+            "grow(-1 of 3, id 9, blocking 1)",
+            "grow(-1 of 3, no id, blocking 1)",
+            "grow(2 of 3, id 9, blocking 1)",
+        ]
+    );
+    // Used up: the next growing wants another.
+    maker.grow_id().unwrap();
+}
+
+#[test]
+fn a_member_alone_cannot_grow_without_an_id() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 1);
+    let error = comm.grow(GrowConfig::new(2)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "NCCL grow (rank 0 of 1): no id was made for the new ranks; call grow_id first"
+    );
+    assert!(world.log().is_empty());
+}
+
+#[test]
+fn a_growing_that_goes_on_in_the_background_is_waited_for() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    world.answer("grow", 7);
+    world.set_state(7);
+    let releaser = {
+        let world = Arc::clone(&world);
+        thread::spawn(move || {
+            world.wait_for("grow(");
+            world.set_state(0);
+        })
+    };
+    let grown = comm.grow(GrowConfig::new(3)).unwrap();
+    releaser.join().unwrap();
+    assert_eq!(grown.info().size, 3);
+    world.set_state(6);
+    let error = comm.grow(GrowConfig::new(3)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Remote);
 }

@@ -1,10 +1,12 @@
 //! What a backend says of itself.
 
-use collectives_core::{Backend, Collectives, DType, ErrorKind, Support};
+use collectives_core::{
+    Backend, Collectives, DType, ErrorKind, GrowConfig, JoinConfig, ShrinkConfig, Support,
+};
 
 use crate::{
     check::{Outcome, check_eq, refused},
-    ctx::Ctx,
+    ctx::{Ctx, rank},
     inputs::Reduction,
     number::with_element,
     plan::{Collective, Plan, Prepared},
@@ -44,6 +46,20 @@ pub(super) fn what_is_missing_is_refused<B: Backend>(ctx: &Ctx<'_, B>) -> Outcom
                 refused(ErrorKind::Unsupported, plan, call.issue(ctx.lane()))?;
             });
         }
+    }
+    if !has.shrink.is_available() {
+        let without = ShrinkConfig::new([rank((ctx.rank + 1) % ctx.size)]);
+        refused(ErrorKind::Unsupported, "shrink", ctx.shrink(ctx.comm, without))?;
+    }
+    if !has.grow.is_available() {
+        let (size, id) = (ctx.size + 1, ctx.backend.unique_id()?);
+        let config = JoinConfig::new(rank(ctx.size), size).with_device(ctx.devices[ctx.rank]);
+        refused(ErrorKind::Unsupported, "grow_id", ctx.comm.grow_id())?;
+        refused(ErrorKind::Unsupported, "grow", ctx.grow(ctx.comm, GrowConfig::new(size)))?;
+        refused(ErrorKind::Unsupported, "join_grown", ctx.join_grown(&id, config))?;
+    }
+    if !has.revoke.is_available() {
+        refused(ErrorKind::Unsupported, "revoke", ctx.revoke(ctx.comm))?;
     }
     Plan::new(Collective::AllReduce, DType::F32, 8).run(ctx)
 }

@@ -6,12 +6,15 @@ mod data;
 mod device;
 mod ext;
 mod group;
+mod grow;
 mod join;
 mod lifecycle;
 mod memory;
 mod misuse;
 mod one_thread;
 mod peers;
+mod revoke;
+mod shrink;
 mod split;
 mod streams;
 
@@ -170,6 +173,37 @@ pub(crate) fn cases<B: Backend>() -> Vec<Case<B>> {
         split::split_dyn_divides_as_split_does [SPLIT];
         split::inside_a_group_it_is_refused [SPLIT];
 
+        shrink::the_ranks_that_stay_close_the_gaps [SHRINK, Ranks(2)];
+        shrink::several_ranks_are_left_out_in_any_order [SHRINK, Ranks(3)];
+        shrink::parent_and_child_work_in_turn [SHRINK, Ranks(2)];
+        shrink::a_child_outlives_its_parent [SHRINK, Ranks(2)];
+        shrink::a_child_can_be_shrunk_again [SHRINK, Ranks(3)];
+        shrink::shrink_dyn_does_as_shrink [SHRINK, Ranks(2)];
+        shrink::an_aborted_child_leaves_its_parent_alone [SHRINK, ABORT, Ranks(2)];
+        shrink::a_rank_that_left_is_left_out [SHRINK, Ranks(2)];
+        shrink::with_abort_it_drops_what_waits_for_a_lost_rank [SHRINK, ABORT, Ranks(2)];
+        shrink::impossible_lists_are_refused [SHRINK];
+        shrink::inside_a_group_it_is_refused [SHRINK, Ranks(2)];
+
+        revoke::afterwards_every_call_says_so [REVOKE];
+        revoke::pending_operations_end [REVOKE, Ranks(2)];
+        revoke::a_revoked_communicator_can_be_shrunk [REVOKE, SHRINK, Ranks(2)];
+        revoke::a_lost_rank_is_revoked_and_shrunk_away [REVOKE, SHRINK, ABORT, Ranks(2)];
+        revoke::finalize_abort_and_drop_work_afterwards [REVOKE, ABORT];
+        revoke::other_communicators_are_left_alone [REVOKE];
+        revoke::inside_a_group_it_is_refused [REVOKE];
+
+        grow::by_one_rank [GROW, SPLIT, Ranks(2)];
+        grow::by_several_ranks [GROW, SPLIT, Ranks(3)];
+        grow::any_member_makes_the_id [GROW, SPLIT, Ranks(3)];
+        grow::again_and_again [GROW, SPLIT, Ranks(3)];
+        grow::the_parent_works_on [GROW, SPLIT, Ranks(2)];
+        grow::grow_dyn_does_as_grow [GROW, SPLIT, Ranks(2)];
+        grow::a_rank_that_was_left_out_comes_back [GROW, SHRINK, Ranks(2)];
+        grow::impossible_sizes_are_refused [GROW];
+        grow::an_id_is_made_once [GROW, SPLIT, Ranks(2)];
+        grow::inside_a_group_it_is_refused [GROW];
+
         misuse::wrong_counts_are_refused [ALL_TO_ALL, GATHER, SCATTER];
         misuse::different_dtypes_are_refused [ALL_TO_ALL, GATHER, SCATTER];
         misuse::roots_and_peers_outside_are_refused [GATHER, SCATTER];
@@ -259,10 +293,13 @@ const CAPTURE: Need = Capability("capture");
 const F8E4M3: Need = Capability("dtype_f8e4m3");
 const F8E5M2: Need = Capability("dtype_f8e5m2");
 const GATHER: Need = Capability("gather");
+const GROW: Need = Capability("grow");
 const JOIN_ALL: Need = Capability("join_all");
 const JOIN_DEADLINE: Need = Capability("join_deadline");
 const MEM_ALLOC: Need = Capability("mem_alloc");
 const PRE_MUL_SUM: Need = Capability("reduce_pre_mul_sum");
 const REGISTER: Need = Capability("register");
+const REVOKE: Need = Capability("revoke");
 const SCATTER: Need = Capability("scatter");
+const SHRINK: Need = Capability("shrink");
 const SPLIT: Need = Capability("split");

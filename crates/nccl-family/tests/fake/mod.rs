@@ -303,6 +303,71 @@ extern "C" fn comm_split(
     result
 }
 
+/// Sorts the caller's list, as the library does.
+extern "C" fn comm_shrink(
+    comm: ncclComm_t,
+    list: *mut c_int,
+    count: c_int,
+    child: *mut ncclComm_t,
+    config: *mut ncclConfig_t,
+    flags: c_int,
+) -> ncclResult_t {
+    let parent = of(comm);
+    // SAFETY: the caller's list is as long as it says.
+    let list = unsafe { std::slice::from_raw_parts_mut(list, count as usize) };
+    list.sort_unstable();
+    // SAFETY: the caller's configuration.
+    let config = unsafe { *config };
+    // SAFETY: the caller's out pointer.
+    let before = unsafe { *child };
+    assert!(before.is_null(), "the out pointer holds null");
+    let (blocking, share) = (config.blocking, config.shrinkShare);
+    let line = format!("shrink({list:?}, flags {flags}, blocking {blocking}, share {share})");
+    let result = parent.world.note("shrink", line);
+    if result.is_success() {
+        let rank = parent.rank - list.iter().filter(|gone| **gone < parent.rank).count() as c_int;
+        let made = parent.world.named(rank, parent.size - count, config.commName, "child");
+        // SAFETY: as above.
+        unsafe { *child = made };
+    }
+    result
+}
+
+extern "C" fn comm_get_unique_id(comm: ncclComm_t, id: *mut ncclUniqueId) -> ncclResult_t {
+    // SAFETY: the caller's out pointer.
+    unsafe { *id = ncclUniqueId { internal: [9; 128] } };
+    of(comm).world.note("grow_id", "grow_id()".into())
+}
+
+/// As a member with a communicator, as a new rank with null.
+extern "C" fn comm_grow(
+    comm: ncclComm_t,
+    size: c_int,
+    id: *const ncclUniqueId,
+    rank: c_int,
+    grown: *mut ncclComm_t,
+    config: *mut ncclConfig_t,
+) -> ncclResult_t {
+    // SAFETY: the caller's configuration.
+    let config = unsafe { *config };
+    let (world, own) = match comm.is_null() {
+        true => (current(), rank),
+        false => (Arc::clone(&of(comm).world), of(comm).rank),
+    };
+    let id = match id.is_null() {
+        true => "no id".into(),
+        // SAFETY: not null, so the caller's id.
+        false => format!("id {}", unsafe { (*id).internal[0] }),
+    };
+    let result =
+        world.note("grow", format!("grow({rank} of {size}, {id}, blocking {})", config.blocking));
+    if matches!(result, ncclResult_t::SUCCESS | ncclResult_t::IN_PROGRESS) {
+        // SAFETY: the caller's out pointer.
+        unsafe { *grown = world.named(own, size, config.commName, "grown") };
+    }
+    result
+}
+
 /// An end: what it is called on, by which name the library knows it at that moment.
 fn end(function: &'static str, comm: ncclComm_t) -> ncclResult_t {
     let comm = of(comm);
@@ -330,7 +395,9 @@ extern "C" fn comm_abort(comm: ncclComm_t) -> ncclResult_t {
 extern "C" fn comm_revoke(comm: ncclComm_t, flags: c_int) -> ncclResult_t {
     assert_eq!(flags, 0);
     let result = end("revoke", comm);
-    of(comm).world.release("all_reduce");
+    for function in ["all_reduce", "finalize", "shrink"] {
+        of(comm).world.release(function);
+    }
     result
 }
 
@@ -572,6 +639,9 @@ fn find(name: &CStr, absent: &[&str]) -> *const c_void {
         "ncclCommInitRank" => comm_init_rank as *const c_void,
         "ncclCommInitRankConfig" => comm_init_rank_config as *const c_void,
         "ncclCommSplit" => comm_split as *const c_void,
+        "ncclCommShrink" => comm_shrink as *const c_void,
+        "ncclCommGetUniqueId" => comm_get_unique_id as *const c_void,
+        "ncclCommGrow" => comm_grow as *const c_void,
         "ncclCommFinalize" => comm_finalize as *const c_void,
         "ncclCommDestroy" => comm_destroy as *const c_void,
         "ncclCommAbort" => comm_abort as *const c_void,
