@@ -63,6 +63,9 @@ pub(crate) struct Report {
     /// What each side is, by its name.
     pub(crate) versions: BTreeMap<String, String>,
     pub(crate) notes: Vec<String>,
+    /// What there was no time for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) unmeasured: Vec<Case>,
     pub(crate) configurations: Vec<Configuration>,
 }
 
@@ -82,7 +85,7 @@ pub(crate) struct Configuration {
 }
 
 /// What tells configurations apart.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 pub(crate) struct Case {
     pub(crate) op: Operation,
     pub(crate) ranks: u32,
@@ -173,6 +176,7 @@ impl Report {
             machine,
             versions: BTreeMap::new(),
             notes,
+            unmeasured: Vec::new(),
             configurations: Vec::new(),
         }
     }
@@ -225,7 +229,7 @@ impl Report {
     /// # Errors
     /// Figures of another machine or of other versions do not belong into one report.
     pub(crate) fn merge(&mut self, later: Self) -> Result<()> {
-        let Self { schema: _, date, machine, versions, notes, configurations } = later;
+        let Self { schema: _, date, machine, versions, notes, unmeasured, configurations } = later;
         ensure!(machine == self.machine, "the machines differ: {:?} and {machine:?}", self.machine);
         for (name, version) in versions {
             let known = self.versions.entry(name.clone()).or_insert_with(|| version.clone());
@@ -241,6 +245,11 @@ impl Report {
         for configuration in configurations {
             self.insert(configuration);
         }
+        self.unmeasured.extend(unmeasured);
+        self.unmeasured.sort_unstable();
+        self.unmeasured.dedup();
+        let measured: Vec<_> = self.configurations.iter().map(Configuration::case).collect();
+        self.unmeasured.retain(|case| !measured.contains(case));
         Ok(())
     }
 }
@@ -328,6 +337,7 @@ pub(crate) mod samples {
                 ("Open MPI".into(), "Open MPI 4.1.4".into()),
             ]),
             notes: vec!["float32".into()],
+            unmeasured: vec![],
             configurations,
         }
     }
@@ -370,6 +380,7 @@ mod tests {
     #[test]
     fn merging_replaces_what_was_measured_again() {
         let mut first = report(vec![all_reduce(4), all_reduce(2)]);
+        first.unmeasured = vec![all_reduce(8).case()];
         let mut again = all_reduce(2);
         again.rounds = 9;
         let mut later = report(vec![again.clone()]);
@@ -377,10 +388,14 @@ mod tests {
         later.notes.push("again".into());
         later.versions.insert("MPICH".into(), "MPICH 4.0.2".into());
         first.merge(later).expect("the same machine");
-        assert_eq!(first.configurations, [again, all_reduce(4)]);
+        assert_eq!(first.configurations, [again.clone(), all_reduce(4)]);
+        assert_eq!(first.unmeasured, [all_reduce(8).case()]);
         assert_eq!(first.notes, ["float32", "again"]);
         assert_eq!(first.versions.len(), 3);
         assert_eq!(first.date, "2026-11-24");
+        first.merge(report(vec![all_reduce(8)])).expect("the same machine");
+        assert_eq!(first.configurations, [again, all_reduce(4), all_reduce(8)]);
+        assert_eq!(first.unmeasured, []);
     }
 
     #[test]

@@ -212,12 +212,10 @@ impl Rounds {
     /// Names what the time was too short for.
     fn note_unmeasured(&mut self, steps: &[Vec<Case>]) {
         let unknown = |case: &&Case| self.report.configuration(**case).is_none();
-        let mut missing: Vec<_> = steps.iter().flatten().filter(unknown).copied().collect();
-        missing.sort_unstable();
-        missing.dedup();
-        if !missing.is_empty() {
-            self.report.notes.push(format!("not measured, for want of time: {}", texts(&missing)));
-        }
+        let mut unmeasured: Vec<_> = steps.iter().flatten().filter(unknown).copied().collect();
+        unmeasured.sort_unstable();
+        unmeasured.dedup();
+        self.report.unmeasured = unmeasured;
     }
 }
 
@@ -425,8 +423,7 @@ mod tests {
         let scripts = vec![(OURS, None, vec![])];
         let (report, log, _) = measure(scripts, &[[OTHER], [CASE], [CASE]], Duration::ZERO);
         assert!(log.is_empty() && report.configurations.is_empty());
-        let missing = "all_gather, 2 ranks, loop; reduce, 2 ranks, loop";
-        assert_eq!(report.notes, [format!("not measured, for want of time: {missing}")]);
+        assert_eq!(report.unmeasured, [CASE, OTHER]);
     }
 
     #[test]

@@ -47,13 +47,15 @@ pub(super) fn readme(nccl: &Report, mock: &Report) -> BTreeMap<String, Figure> {
     if let Some(figure) = by_ranks(mock, op, Series::Loop) {
         figures.insert("readme-mock.svg".into(), figure);
     }
-    let time = by_series(nccl, op).and_then(|figure| figure.panels.into_iter().next());
-    let ratio = ratios(nccl, op).and_then(|figure| figure.panels.into_iter().next());
-    let panels: Vec<_> = [time, ratio].into_iter().flatten().collect();
-    if !panels.is_empty() {
-        let ranks = ranks(nccl).first().copied().unwrap_or_default();
-        let title = format!("{op} of {ranks} GPUs, calls one after another");
-        figures.insert("readme-nccl.svg".into(), Figure { title, subtitle: about(nccl), panels });
+    let ranks = ranks(nccl).first().copied().unwrap_or_default();
+    let eager = nccl.configuration(Case { op, ranks, series: Series::Eager });
+    let panels = eager.map(|known| {
+        let time = time_panel(Series::Eager.text(), times(known, ""));
+        [Some(time), ratios_to_peers(known)].into_iter().flatten().collect()
+    });
+    let title = format!("{op} of {ranks} GPUs, calls one after another");
+    if let Some(figure) = figure(nccl, title, panels.unwrap_or_default()) {
+        figures.insert("readme-nccl.svg".into(), figure);
     }
     figures
 }
@@ -105,24 +107,26 @@ fn by_series(report: &Report, op: Operation) -> Option<Figure> {
 /// Ratios to each of the peers, a panel for eager calls and one for graphs.
 fn ratios(report: &Report, op: Operation) -> Option<Figure> {
     let ranks = ranks(report).first().copied()?;
-    let panel = |series| {
-        let known = report.configuration(Case { op, ranks, series })?;
-        let peers = known.measured().filter(|side| side.role != Role::Ours);
-        let lines = peers.map(|side| {
-            line(&side.name, known, |row| {
-                let ratio = row.ratio.get(&side.name)?;
-                Some((
-                    ratio.median,
-                    (side.name == tables::REFERENCE).then_some((ratio.min, ratio.max)),
-                ))
-            })
-        });
-        let lines: Vec<_> = lines.filter(|line| !line.points.is_empty()).collect();
-        let title = format!("{}: time of {OURS} over theirs", series.text());
-        (!lines.is_empty()).then(|| ratio_panel(title, Scale::Linear, lines, "as fast"))
-    };
+    let known = |series| report.configuration(Case { op, ranks, series });
+    let panels = [Series::Eager, Series::Graph].into_iter().filter_map(known);
     let title = format!("{op} of {ranks} GPUs: time of {OURS} over that of others");
-    figure(report, title, [Series::Eager, Series::Graph].into_iter().filter_map(panel).collect())
+    figure(report, title, panels.filter_map(ratios_to_peers).collect())
+}
+
+/// Ratios to each of the peers; the spread is that to the one that matters most.
+fn ratios_to_peers(known: &Configuration) -> Option<Panel> {
+    let of = |name: &str| {
+        line(name, known, |row| {
+            let ratio = row.ratio.get(name)?;
+            let spread = (name == tables::REFERENCE).then_some((ratio.min, ratio.max));
+            Some((ratio.median, spread))
+        })
+    };
+    let peers = known.measured().filter(|side| side.role != Role::Ours);
+    let lines = peers.map(|side| of(&side.name)).filter(|line| !line.points.is_empty());
+    let lines: Vec<_> = lines.collect();
+    let title = format!("{}: time of {OURS} over theirs", known.series.text());
+    (!lines.is_empty()).then(|| ratio_panel(title, Scale::Linear, lines, "as fast"))
 }
 
 /// Ratios to what the machine could do, a panel for each number of ranks, a line for each operation.

@@ -135,7 +135,7 @@ impl Style {
     /// The first size that counts as large: bandwidth matters there, not latency.
     const fn large(self) -> u64 {
         match self {
-            Self::Mock => (64 << 10) + 1,
+            Self::Mock => 128 << 10,
             Self::Nccl => 16 << 20,
         }
     }

@@ -23,7 +23,7 @@ pub(super) fn when_and_where(date: &str, machine: &[String]) -> String {
 
 /// What ran, when, where, how often; and what did not.
 pub(super) fn about(report: &Report) -> String {
-    let Report { date, machine, versions, notes, configurations, .. } = report;
+    let Report { date, machine, versions, notes, unmeasured, configurations, .. } = report;
     let rounds = || configurations.iter().map(|known| known.rounds);
     let rounds = match (rounds().min().unwrap_or_default(), rounds().max().unwrap_or_default()) {
         (one, other) if one == other => counted(one, "round"),
@@ -38,6 +38,10 @@ pub(super) fn about(report: &Report) -> String {
     }));
     lines.extend(notes.iter().cloned());
     lines.extend(missing(report));
+    if !unmeasured.is_empty() {
+        let cases: Vec<_> = unmeasured.iter().map(Case::to_string).collect();
+        lines.push(format!("not measured, for want of time: {}", cases.join("; ")));
+    }
     lines.iter().map(|line| format!("* {line}\n")).collect()
 }
 
@@ -53,48 +57,59 @@ pub(super) fn overhead(Measured { layers, .. }: &Measured) -> String {
 
 /// The median over the small sizes, and that over the large ones, of the ratio to one peer.
 pub(super) fn summary(report: &Report, style: Style) -> String {
-    let series: Vec<_> = style.series().iter().filter(|series| has(report, **series)).collect();
-    let large = style.large();
-    let from = sizes::text(large.next_power_of_two());
-    let parts: [(String, &dyn Fn(u64) -> bool); 2] = [
-        ("≤ 64 KiB".to_owned(), &|bytes| bytes <= 64 << 10),
-        (format!("≥ {from}"), &move |bytes| bytes >= large),
-    ];
     let against = match style {
         Style::Mock => "the fastest peer of each size",
         Style::Nccl => REFERENCE,
     };
+    let mut text = format!(
+        "Time of `{OURS}` over that of {against}: median over the sizes, and its range.\n\n"
+    );
+    // More than a few columns are no summary.
+    let (registered, plain): (Vec<_>, Vec<_>) =
+        style.series().iter().partition(|series| series.is_registered());
+    for series in [plain, registered] {
+        if series.iter().any(|series| has(report, *series)) {
+            text += &summary_of(report, style, &series);
+            text += "\n";
+        }
+    }
+    text
+}
+
+fn summary_of(report: &Report, style: Style, series: &[Series]) -> String {
+    let from = style.large();
+    let small = |bytes: u64| bytes <= 64 << 10;
+    let large = |bytes: u64| bytes >= from;
+    let parts: [(&str, &dyn Fn(u64) -> bool); 2] =
+        [("≤ 64 KiB", &small), (&format!("≥ {}", sizes::text(from)), &large)];
     let mut head = vec!["operation".to_owned(), "ranks".to_owned()];
-    for series in &series {
+    for series in series {
         head.extend(parts.iter().map(|(sizes, _)| format!("{}, {sizes}", series.text())));
     }
     let mut lines = table(&head);
     for op in operations_of(report) {
         for ranks in ranks_of(report) {
+            let known: Vec<_> = series
+                .iter()
+                .map(|&series| report.configuration(Case { op, ranks, series }))
+                .collect();
+            if known.iter().all(Option::is_none) {
+                continue;
+            }
             let mut cells = vec![op.to_string(), ranks.to_string()];
-            let mut any = false;
-            for &&series in &series {
-                let known = report.configuration(Case { op, ranks, series });
-                any |= known.is_some();
-                for (_, holds) in &parts {
-                    let cell = known.and_then(|known| {
+            for known in known {
+                cells.extend(parts.iter().map(|(_, holds)| {
+                    let ratios = known.map(|known| {
                         let rows = known.rows.iter().filter(|row| holds(row.bytes));
-                        let ratios: Vec<_> =
-                            rows.filter_map(|row| ratio_to(known, row, style)).collect();
-                        middle_of(&ratios, style.decimals())
+                        rows.filter_map(|row| ratio_to(known, row, style)).collect::<Vec<_>>()
                     });
-                    cells.push(cell.unwrap_or_else(nothing));
-                }
+                    middle_of(&ratios.unwrap_or_default(), style.decimals()).unwrap_or_else(nothing)
+                }));
             }
-            if any {
-                row(&mut lines, &cells);
-            }
+            row(&mut lines, &cells);
         }
     }
-    format!(
-        "Time of `collectives` over that of {against}: median over the sizes, and its range.\n\n\
-         {lines}"
-    )
+    lines
 }
 
 /// What issuing a call costs, of each side.
@@ -402,7 +417,9 @@ mod tests {
     fn a_list_says_what_ran_where_and_when() {
         let mut twice = loop_of(4);
         twice.rounds = 2;
-        let text = about(&samples::report(vec![loop_of(2), twice]));
+        let mut report = samples::report(vec![loop_of(2), twice]);
+        report.unmeasured = vec![loop_of(8).case()];
+        let text = about(&report);
         assert_eq!(
             text,
             "\
@@ -411,6 +428,7 @@ mod tests {
 * Open MPI 4.1.4
 * float32
 * Gloo: not measured: no compiler
+* not measured, for want of time: all_reduce, 8 ranks, loop
 "
         );
     }
