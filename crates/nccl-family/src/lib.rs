@@ -22,6 +22,7 @@
 //! | abort from another thread | no call touches the freed pointer; what cannot be freed is leaked |
 //! | a lost rank | revoke, shrink and grow; a revoked communicator is never finalized |
 //! | dropping | bounded: a dead peer does not hang it |
+//! | the end of the process | waits, for a bounded time, for what goes on in the background |
 //! | missing functions | emulated (named so in the capabilities) or refused with the version |
 //! | known bugs | [`collectives_nccl_abi::quirks`], from the first join on |
 
@@ -32,6 +33,7 @@ mod conv;
 mod error;
 mod fence;
 mod group;
+mod helper;
 mod join;
 mod split;
 mod state;

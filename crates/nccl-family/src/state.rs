@@ -31,7 +31,6 @@ use std::{
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU32, Ordering},
-        mpsc,
     },
     thread,
     time::{Duration, Instant},
@@ -40,7 +39,7 @@ use std::{
 use collectives_core::{AbortControl, CommInfo, Error, ErrorKind, Result};
 use collectives_nccl_abi::{self as abi, Table, fork, ncclComm_t, ncclResult_t, types};
 
-use crate::{error, fence::Fence, group};
+use crate::{error, fence::Fence, group, helper::bounded};
 
 /// See the [module](self).
 pub(crate) struct Lifeline {
@@ -607,26 +606,6 @@ impl Stray {
     /// By value, so that a closure takes the whole and not the pointer in it.
     fn into_inner(self) -> ncclComm_t {
         self.0
-    }
-}
-
-/// Runs `work` on a helper thread and waits for its answer at most `limit`. Afterwards it goes on
-/// alone.
-pub(crate) fn bounded<R: Send + 'static>(
-    limit: Duration,
-    work: impl FnOnce() -> R + Send + 'static,
-) -> Option<R> {
-    let (done, answer) = mpsc::sync_channel(1);
-    let helper = thread::Builder::new().name("collectives-end".into()).spawn(move || {
-        // Nobody listens any more if it took too long.
-        let _ = done.send(work());
-    });
-    match helper {
-        Ok(_) => answer.recv_timeout(limit).ok(),
-        Err(error) => {
-            tracing::warn!(%error, "no thread to end a communicator on: it is leaked");
-            None
-        }
     }
 }
 
