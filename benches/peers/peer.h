@@ -82,7 +82,7 @@ static inline int iterations(const struct options *options, size_t bytes, int ra
         return options->iterations;
     }
     const size_t budget = (size_t)256 << 20, least = 10;
-    size_t most = 20000 / (size_t)ranks, times = budget / bytes;
+    size_t most = 200000 / (size_t)ranks, times = budget / bytes;
     times = times > most ? most : times;
     return (int)(times < least ? least : times);
 }

@@ -120,7 +120,7 @@ fn plan(args: &Args, backend: &AnyBackend) -> Result<(Plan, Vec<DeviceInfo>), Fa
         counts.dedup();
         let sized = |count| {
             let bytes = operation.largest(count, ranks) * dtype.size();
-            let chosen = iterations(bytes, ranks, is_mock, args.graph);
+            let chosen = iterations(bytes, ranks, is_mock, Issue::of(args));
             let iters = args.iters.map_or(chosen, |iters| iters as usize);
             Repeated { count, repeats: repeats(iters) }
         };
@@ -201,15 +201,35 @@ fn sizes(min: Size, max: Size, factor: usize) -> impl Iterator<Item = usize> {
 
 /// About as many bytes for each size, so that every size takes a comparable time, within bounds
 /// that keep the mean of small sizes steady and large sizes short.
-fn iterations(bytes: usize, ranks: usize, is_mock: bool, graph: bool) -> usize {
-    let (budget, most) = match (is_mock, graph) {
-        // Cores are shared: an operation of more ranks takes longer.
-        (true, false) => (512 << 20, 40_000),
-        (true, true) => (512 << 20, 4_000),
+fn iterations(bytes: usize, ranks: usize, is_mock: bool, issue: Issue) -> usize {
+    let (budget, most) = match (is_mock, issue) {
+        // Cores are shared: an operation of more ranks takes longer. A loop lasts long enough that
+        // it doesn't matter if a rank's thread starts a millisecond late.
+        (true, Issue::Loop) => (512 << 20, 400_000),
+        (true, Issue::SyncEach) => (512 << 20, 40_000),
+        (true, Issue::Graph) => (512 << 20, 4_000),
         (false, _) => (20 << 30, 200),
     };
     let (budget, most) = if is_mock { (budget / ranks, most / ranks) } else { (budget, most) };
     (budget / bytes).clamp(if is_mock { 10 } else { 20 }, most.max(20))
+}
+
+/// How the operations of a measurement are issued.
+#[derive(Clone, Copy)]
+enum Issue {
+    Loop,
+    SyncEach,
+    Graph,
+}
+
+impl Issue {
+    const fn of(args: &Args) -> Self {
+        match (args.graph, args.sync_each) {
+            (true, _) => Self::Graph,
+            (false, true) => Self::SyncEach,
+            (false, false) => Self::Loop,
+        }
+    }
 }
 
 /// What the lines above the table say of the run.
@@ -418,11 +438,12 @@ mod tests {
 
     #[test]
     fn iterations_are_many_for_small_sizes_and_few_for_large() {
-        assert_eq!(iterations(8, 2, true, false), 20_000);
-        assert_eq!(iterations(64 << 20, 2, true, false), 10);
-        assert_eq!(iterations(8, 64, true, false), 625);
-        assert_eq!(iterations(8, 2, false, true), 200);
-        assert_eq!(iterations(1 << 30, 8, false, false), 20);
+        assert_eq!(iterations(8, 2, true, Issue::Loop), 200_000);
+        assert_eq!(iterations(8, 2, true, Issue::SyncEach), 20_000);
+        assert_eq!(iterations(64 << 20, 2, true, Issue::Loop), 10);
+        assert_eq!(iterations(8, 64, true, Issue::SyncEach), 625);
+        assert_eq!(iterations(8, 2, false, Issue::Graph), 200);
+        assert_eq!(iterations(1 << 30, 8, false, Issue::Loop), 20);
     }
 
     #[test]
