@@ -46,6 +46,11 @@ pub mod nccl {
 #[doc = include_str!("../docs/recovery.md")]
 struct RecoveryGuide;
 
+/// The guide on tests without GPUs, so that its code is tested.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/testing.md")]
+struct TestingGuide;
+
 /// The guide for users of pynccl, so that its code is tested.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/pynccl.md")]
