@@ -1,7 +1,7 @@
 // What the CPU programs share: the command line, sizes and shapes, how often to measure, inputs
 // whose results are known. Valid as C11 and as C++17.
 //
-// Sizes, shapes and the rule for iterations are those of `collectives perf`
+// Sizes, shapes and the rule for iterations are those of `collectives perf` for a loop
 // (crates/collectives-cli/src/perf), so that a line here and a row there mean the same.
 
 #ifndef PEER_H
@@ -81,8 +81,8 @@ static inline int iterations(const struct options *options, size_t bytes, int ra
     if (options->iterations > 0) {
         return options->iterations;
     }
-    const size_t budget = (size_t)256 << 20, least = 10;
-    size_t most = 200000 / (size_t)ranks, times = budget / bytes;
+    const size_t budget = ((size_t)512 << 20) / (size_t)ranks, least = 10;
+    size_t most = 400000 / (size_t)ranks, times = budget / bytes;
     times = times > most ? most : times;
     return (int)(times < least ? least : times);
 }

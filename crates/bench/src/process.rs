@@ -26,9 +26,10 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    /// Whether it says that figures which the same side gave before cannot be trusted either.
+    /// Whether figures which the same side gave before cannot be trusted either. A program that
+    /// fails may have failed over its results: those that check them end so.
     pub(crate) const fn taints(&self) -> bool {
-        matches!(self, Self::Unreadable(_) | Self::WrongData(_))
+        !matches!(self, Self::TimedOut(_))
     }
 }
 

@@ -1,11 +1,11 @@
 //! Runs every side in turns, and keeps the report up to date while it does.
 //!
-//! A step is one round of one configuration: each side runs once, and the side that starts is
-//! another one each time, so that none always runs on a machine that another has warmed up. Where
-//! several configurations are the same to some side, as `loop` and `sync-each` are to a library
-//! whose calls block, a step is a round of all of them, and that side runs once for all. What the
-//! machine could do is measured in the first round, and every round is held against it. The report
-//! is written after each step; whoever stops the program loses that step only.
+//! A step is one round of one configuration: each side runs once, and of those that take part the
+//! one that starts is another each time, so that none always runs on a machine that another has
+//! warmed up. Where several configurations are the same to some side, as `loop` and `sync-each` are
+//! to a library whose calls block, a step is a round of all of them, and that side runs once for all.
+//! What the machine could do is measured in the first round, and every round is held against it. The
+//! report is written after each step; whoever stops the program loses that step only.
 
 use std::{
     collections::BTreeMap,
@@ -130,10 +130,9 @@ impl Rounds {
         let number = step.iter().find_map(|case| Some(self.states.get(case)?.rounds.len()));
         let number = number.unwrap_or_default();
         let what = format!("{}, round {}", texts(step), number + 1);
-        let count = self.contenders.len();
         let mut rounds: BTreeMap<Case, Round> = BTreeMap::new();
-        for turn in 0..count {
-            let contender = &self.contenders[(turn + number) % count];
+        for at in self.order(step, number) {
+            let contender = &self.contenders[at];
             let name = contender.name();
             let mut ran: BTreeMap<Case, Result<Run, Failure>> = BTreeMap::new();
             for &case in step {
@@ -145,8 +144,7 @@ impl Rounds {
                     rounds.entry(case).or_default().insert(name.to_owned(), run.clone());
                     continue;
                 }
-                let takes_part = number < contender.rounds() && contender.absent(case).is_none();
-                if !takes_part || state.out.contains_key(name) {
+                if !takes_part(contender.as_ref(), case, number, Some(state)) {
                     continue;
                 }
                 self.progress.set_message(format!("{what}: {name}"));
@@ -179,6 +177,23 @@ impl Rounds {
         if self.progress.is_hidden() {
             eprintln!("{what}: {:.1} s", start.elapsed().as_secs_f64());
         }
+    }
+
+    /// The contenders of a round in their turns. Whoever takes no part has no turn, else the next
+    /// one would start twice as often; limits, which run in the first round alone, come last.
+    fn order(&self, step: &[Case], number: usize) -> Vec<usize> {
+        let all = (0..self.contenders.len()).filter(|&at| {
+            let contender = self.contenders[at].as_ref();
+            step.iter().any(|&case| takes_part(contender, case, number, self.states.get(&case)))
+        });
+        let (limits, mut order): (Vec<_>, Vec<_>) =
+            all.partition(|&at| self.contenders[at].role() == Role::Limit);
+        if !order.is_empty() {
+            let start = number % order.len();
+            order.rotate_left(start);
+        }
+        order.extend(limits);
+        order
     }
 
     /// Puts what is known of a configuration into the report.
@@ -217,6 +232,11 @@ impl Rounds {
         unmeasured.dedup();
         self.report.unmeasured = unmeasured;
     }
+}
+
+fn takes_part(contender: &dyn Contender, case: Case, round: usize, state: Option<&State>) -> bool {
+    let is_out = state.is_some_and(|state| state.out.contains_key(contender.name()));
+    round < contender.rounds() && contender.absent(case).is_none() && !is_out
 }
 
 /// Several configurations in one line.
@@ -346,16 +366,14 @@ mod tests {
 
     #[test]
     fn sides_take_turns_in_starting() {
-        let three = || vec![times(1.0), times(2.0), times(4.0)];
-        let scripts = vec![
-            (OURS, None, three()),
-            ("X", None, three()),
-            ("gone", Some("no compiler"), vec![]),
-        ];
-        let (report, log, failures) = measure(scripts, &[[CASE]; 3], HOUR);
-        assert_eq!(log, [OURS, "X", "X", OURS, OURS, "X"]);
+        let four = || vec![times(1.0), times(2.0), times(2.0), times(4.0)];
+        let scripts =
+            vec![(OURS, None, four()), ("X", None, four()), ("gone", Some("no compiler"), vec![])];
+        let (report, log, failures) = measure(scripts, &[[CASE]; 4], HOUR);
+        // Had the absent one a turn, `collectives` would start in three of the four.
+        assert_eq!(log, [OURS, "X", "X", OURS, OURS, "X", "X", OURS]);
         let configuration = report.configuration(CASE).expect("measured");
-        assert_eq!(configuration.rounds, 3);
+        assert_eq!(configuration.rounds, 4);
         assert_eq!(configuration.sides[2].absent.as_deref(), Some("no compiler"));
         assert_eq!(configuration.rows[0].sides[OURS].median_us, 2.0);
         assert_eq!(configuration.rows[0].ratio["X"].median, 1.0);
@@ -393,20 +411,24 @@ mod tests {
     fn a_failed_side_runs_no_more_and_says_why() {
         let late = Failure::TimedOut(Duration::from_secs(60));
         let wrong = Failure::WrongData("1 wrong element".into());
+        let ended = Failure::Ended("exit status: 1".into());
         let scripts = vec![
             (OURS, None, vec![times(1.0), times(1.0), times(1.0)]),
             ("late", None, vec![times(2.0), Err(late)]),
             ("wrong", None, vec![times(2.0), Err(wrong)]),
+            ("ended", None, vec![times(2.0), Err(ended)]),
         ];
         let (report, log, _) = measure(scripts, &[[CASE]; 3], HOUR);
-        assert_eq!(log.iter().filter(|name| **name != OURS).count(), 4, "{log:?}");
+        assert_eq!(log.iter().filter(|name| **name != OURS).count(), 6, "{log:?}");
         let configuration = report.configuration(CASE).expect("measured");
-        let [_, late, wrong] = &configuration.sides[..] else { panic!("three sides") };
+        let [_, late, wrong, ended] = &configuration.sides[..] else { panic!("four sides") };
         assert_eq!(late.failed.as_deref(), Some("ended after 60 s without result"));
         assert!(late.absent.is_none() && configuration.rows[0].ratio.contains_key("late"));
         // What was measured before cannot be trusted either.
         assert_eq!(wrong.absent.as_deref(), Some("wrong data: 1 wrong element"));
-        assert!(!configuration.rows[0].sides.contains_key("wrong"));
+        assert_eq!(ended.absent.as_deref(), Some("exit status: 1"));
+        let known = &configuration.rows[0].sides;
+        assert!(!known.contains_key("wrong") && !known.contains_key("ended"));
     }
 
     #[test]

@@ -36,7 +36,10 @@ const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(180);
 /// The report of a run that ends with `code` and prints nothing else.
 fn report(code: i32, variables: &[(&str, &str)]) -> Value {
     let mut command = doctor(&["--json"]);
-    command.envs(variables.iter().copied());
+    report_of(command.envs(variables.iter().copied()), code)
+}
+
+fn report_of(command: &mut Command, code: i32) -> Value {
     let result = command.assert().code(code).stderr("");
     serde_json::from_slice(&result.get_output().stdout).expect("JSON and nothing else")
 }
@@ -80,13 +83,14 @@ fn select(library: &Path) -> [(&str, &str); 3] {
 }
 
 #[test]
-fn the_mock_that_was_asked_for_works_and_has_no_finding() {
+fn the_mock_that_was_asked_for_works_and_nothing_is_wrong() {
     let report = report(0, &[("COLLECTIVES_BACKEND", "mock")]);
     assert_eq!(report["works"], true);
     assert_eq!(report["problem"], Value::Null);
-    assert_eq!(report["findings"].as_array().map(Vec::len), Some(0), "{}", report["findings"]);
+    // What a machine has of NCCL and GPUs is worth a note at most.
     let checks = report["checks"].as_object().expect("every check");
-    assert!(checks.len() > 60 && checks.values().all(|state| state == "ok"), "{checks:?}");
+    let fine = |state: &Value| state == "ok" || state == "note";
+    assert!(checks.len() > 60 && checks.values().all(fine), "{}", report["findings"]);
 }
 
 #[test]
@@ -138,6 +142,20 @@ fn a_library_that_crashes_is_a_finding_and_the_report_is_whole() {
     let mock = self::report(0, &[("COLLECTIVES_BACKEND", "mock"), ("COLLECTIVES_NCCL_PATH", path)]);
     assert_eq!(mock["checks"]["probe-died"], "note");
     assert_eq!(mock["works"], true);
+}
+
+/// As a daemon that a driver starts: it outlives the process, with the process's ends of the pipes.
+#[test]
+fn what_a_library_starts_and_leaves_running_is_not_waited_for() {
+    let life = tempfile::tempdir().expect("a temporary folder");
+    let (_folder, library) = library(&format!(
+        "#include <unistd.h>\n\
+         __attribute__((constructor)) static void start(void) {{\n\
+         if (fork() == 0) {{ while (access(\"{}\", F_OK) == 0) usleep(100000); _exit(0); }} }}\n",
+        life.path().display()
+    ));
+    let report = report(1, &select(&library)); // for want of a device
+    assert_eq!(report["nccl"]["library"]["version"], "2.27.3");
 }
 
 #[test]
@@ -198,14 +216,18 @@ fn a_misspelt_variable_is_told_by_what_the_library_reads() {
 #[test]
 fn a_file_of_settings_is_judged_like_the_environment() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    fs::write(folder.path().join(".nccl.conf"), "NCCL_IB_DISABLE=true\n").expect("a file");
+    fs::write(folder.path().join("nccl.conf"), "NCCL_IB_DISABLE=true\n").expect("a file");
     let (_folder, library) = library("");
-    let [backend, path, hidden] = select(&library);
-    let home = folder.path().to_str().expect("text");
-    let report = report(1, &[backend, path, hidden, ("HOME", home)]);
-    assert!(text(finding(&report, "conf-file"), "found").contains("NCCL_IB_DISABLE=true"));
-    let value = finding(&report, "variable-value");
-    assert!(text(value, "found").ends_with(".nccl.conf)"), "{value}");
+    let whole = folder.path().join("nccl.conf").display().to_string();
+    // A relative path starts where the program does.
+    for file in [whole.as_str(), "nccl.conf"] {
+        let mut command = doctor(&["--json"]);
+        command.envs(select(&library)).env("NCCL_CONF_FILE", file).current_dir(folder.path());
+        let report = report_of(&mut command, 1);
+        assert!(text(finding(&report, "conf-file"), "found").contains("NCCL_IB_DISABLE=true"));
+        let value = finding(&report, "variable-value");
+        assert!(text(value, "found").ends_with("nccl.conf)"), "{value}");
+    }
 }
 
 #[test]

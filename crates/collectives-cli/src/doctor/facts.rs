@@ -429,8 +429,8 @@ fn redirecting_bridges(system: &System, address: &str) -> Vec<String> {
     bridges.filter(redirects).map(str::to_owned).collect()
 }
 
-/// Whether the configuration space of a bridge has Access Control Services that redirect requests or
-/// completions: the extended capability 0x000d, whose control register is at offset 6 (PCI Express
+/// Whether the configuration space of a bridge has Access Control Services that validate sources, or
+/// redirect requests or completions: the extended capability 0x000d, whose control register is at offset 6 (PCI Express
 /// base specification, 7.7.11). Only root can read that far.
 pub(crate) fn acs_redirects(config: &[u8]) -> bool {
     let word = |at: usize| Some(u16::from_le_bytes([*config.get(at)?, *config.get(at + 1)?]));
@@ -486,7 +486,8 @@ impl Limits {
             stack: limit("Max stack size"),
             tasks: quota("pids", "pids.max", "pids.current"),
             memory: quota("memory", "memory.max", "memory.current")
-                .or_else(|| quota("memory", "memory.limit_in_bytes", "memory.usage_in_bytes")),
+                .or_else(|| quota("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"))
+                .map(|quota| without_cache(system, quota)),
             may_place_memory: may_place_memory(system),
         }
     }
@@ -530,6 +531,15 @@ fn quota(
         let used = number(format!("{folder}/{used}"))?;
         Some(Quota { file: file.into(), max: limit, used })
     })
+}
+
+/// A quota of memory without the files that the kernel keeps for later and gives up when asked: after
+/// a model was read, they fill whatever there is.
+fn without_cache(system: &System, quota: Quota) -> Quota {
+    let text = system.read(quota.file.with_file_name("memory.stat")).unwrap_or_default();
+    let cached = text.lines().find_map(|line| line.strip_prefix("inactive_file "));
+    let cached = cached.and_then(|bytes| bytes.trim().parse().ok()).unwrap_or(0);
+    Quota { used: quota.used.saturating_sub(cached), ..quota }
 }
 
 /// Whether the process has the capability `CAP_SYS_NICE`, without which Docker's filter refuses

@@ -11,6 +11,7 @@ use std::{
     io::{self, Read, Write},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc::{self, Receiver},
     thread,
     time::{Duration, Instant},
 };
@@ -108,18 +109,15 @@ pub(crate) fn ask<T: DeserializeOwned>(subject: Subject) -> Outcome<T> {
 }
 
 fn listen<T: DeserializeOwned>(mut child: Child) -> Outcome<T> {
-    let (out, err) = (child.stdout.take(), child.stderr.take());
-    let out = thread::spawn(move || read(out));
-    let err = thread::spawn(move || read(err));
+    let (out, err) = (read(child.stdout.take()), read(child.stderr.take()));
     let ended = wait(&mut child);
-    // A child that was killed leaves its ends of the pipes closed, so both threads end.
-    let said = err.join().unwrap_or_default();
+    let said = rest(&err);
     if env::var_os("RUST_LOG").is_some() {
         // Logs that were asked for; nothing can be done where they can't be written.
         let _best_effort = io::stderr().write_all(said.as_bytes());
     }
     // The answer comes last, so what happens after it is the library's own end.
-    if let Ok(answer) = serde_json::from_str(&out.join().unwrap_or_default()) {
+    if let Ok(answer) = serde_json::from_str(&rest(&out)) {
         return Outcome::Answered(answer);
     }
     let how = match ended {
@@ -134,11 +132,35 @@ fn listen<T: DeserializeOwned>(mut child: Child) -> Outcome<T> {
     }
 }
 
-fn read(pipe: Option<impl Read>) -> String {
+/// What comes out of a pipe, as it comes: a child that nobody listens to would wait.
+fn read(pipe: Option<impl Read + Send + 'static>) -> Receiver<Vec<u8>> {
+    let (send, chunks) = mpsc::channel();
+    thread::spawn(move || {
+        let Some(mut pipe) = pipe else { return };
+        let mut buffer = [0; 8192];
+        loop {
+            match pipe.read(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // What came before an error is all there is.
+                Ok(0) | Err(_) => return,
+                Ok(count) => {
+                    if send.send(buffer[..count].to_vec()).is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    });
+    chunks
+}
+
+/// All that came out of a pipe whose child has ended. What a library started may outlive the child
+/// and keep the pipe open, so its end is not waited for long.
+fn rest(chunks: &Receiver<Vec<u8>>) -> String {
+    let until = Instant::now() + LAST_WORDS;
     let mut bytes = Vec::new();
-    if let Some(mut pipe) = pipe {
-        // What came before an error is all there is.
-        let _best_effort = pipe.read_to_end(&mut bytes);
+    while let Ok(chunk) = chunks.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        bytes.extend(chunk);
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }
@@ -188,6 +210,8 @@ fn signal_name(signal: i32) -> &'static str {
 const DEADLINE: Duration = Duration::from_secs(60);
 /// How often the child is asked whether it has ended.
 const POLL: Duration = Duration::from_millis(5);
+/// How long what a child wrote may take to arrive once it has ended.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// The selected backend, opened.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]

@@ -2,6 +2,7 @@
 //!
 //! NCCL reads `NCCL_CONF_FILE`, or else `~/.nccl.conf`, then `/etc/nccl.conf`, and sets each variable
 //! that is not set yet (`setEnvFile` in NCCL 2.30.7). So the environment wins, then the user's file.
+//! The home is that of the user database, whatever `HOME` says (`userHomeDir`).
 
 use std::{
     collections::BTreeMap,
@@ -104,21 +105,35 @@ impl fmt::Display for Setting {
 }
 
 fn files(system: &System) -> Vec<ConfFile> {
-    let user = match (system.variable("NCCL_CONF_FILE"), system.variable("HOME")) {
-        (Some(file), _) => Some((PathBuf::from(file), true)),
-        (None, Some(home)) => Some((Path::new(home).join(".nccl.conf"), false)),
-        (None, None) => None,
+    let user = match system.variable("NCCL_CONF_FILE") {
+        Some(file) => Some((PathBuf::from(file), true)),
+        None => home(system).map(|home| (Path::new(&home).join(".nccl.conf"), false)),
     };
     user.into_iter()
         .chain([(PathBuf::from("/etc/nccl.conf"), false)])
         .map(|(path, demanded)| {
+            // Not `lines`, which takes the carriage return that NCCL leaves in the value.
             let lines = system
                 .read(&path)
-                .map(|text| text.lines().map(|line| line.trim_end_matches('\r').into()).collect());
+                .map(|text| text.split_terminator('\n').map(Into::into).collect());
             ConfFile { path, demanded, lines }
         })
         .filter(|file| file.demanded || file.lines.is_some())
         .collect()
+}
+
+/// This user's folder: by `/etc/passwd`, or by `HOME` where another database has the user.
+fn home(system: &System) -> Option<String> {
+    let status = system.read("/proc/self/status").unwrap_or_default();
+    let own = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let own = own.and_then(|numbers| numbers.split_whitespace().next());
+    let users = system.read("/etc/passwd").unwrap_or_default();
+    // name:password:user:group:comment:home:shell
+    let user = users.lines().map(|line| line.split(':')).find(|user| user.clone().nth(2) == own);
+    match own.and(user).and_then(|mut user| user.nth(5)) {
+        Some(home) => Some(home.to_owned()),
+        None => system.variable("HOME").map(str::to_owned),
+    }
 }
 
 /// The name and value of a line, exactly as NCCL cuts it: no spaces are removed, and a `#` begins a

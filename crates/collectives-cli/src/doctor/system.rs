@@ -82,10 +82,11 @@ impl System {
         env::split_paths(list).filter(|folder| !folder.as_os_str().is_empty()).collect()
     }
 
-    /// Where a file of this machine lies for us.
+    /// Where a file of this machine lies for us. Relative paths, which only variables have, are those
+    /// of this process, as they are for libraries.
     pub(crate) fn under(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();
-        self.root.join(path.strip_prefix("/").unwrap_or(path))
+        path.strip_prefix("/").map_or_else(|_| path.to_owned(), |inside| self.root.join(inside))
     }
 
     pub(crate) fn exists(&self, path: &str) -> bool {

@@ -1095,6 +1095,16 @@ fn limit_cases() -> Vec<Case> {
             "allows 1024 MiB, 512 MiB are taken",
             "memory limit",
         ),
+        // What the kernel gives up when asked is not taken.
+        case(
+            "limit-memory",
+            Warning,
+            Machine::healthy()
+                .cgroup("memory", "1073741824", "1073741824")
+                .file("/sys/fs/cgroup/job/memory.stat", "file 9\ninactive_file 805306368\n"),
+            "256 MiB are taken",
+            "memory limit",
+        ),
         case(
             "cumem-host",
             Warning,
@@ -1339,8 +1349,22 @@ fn variable_cases() -> Vec<Case> {
         case(
             "conf-file",
             Note,
-            Machine::healthy().file("/root/.nccl.conf", "NCCL_DEBUG=WARN\n").set("HOME", "/root"),
+            Machine::healthy()
+                .file("/home/a/.nccl.conf", "NCCL_DEBUG=WARN\n")
+                .set("HOME", "/home/a"),
             ".nccl.conf sets NCCL_DEBUG=WARN",
+            "same file",
+        ),
+        case(
+            "conf-file",
+            Note,
+            Machine::healthy()
+                .file("/proc/self/status", "Uid:\t7\t7\t7\t7\n")
+                .file("/etc/passwd", "a:x:0:0::/home/a:/bin/sh\nb:x:7:7:B:/home/b:/bin/sh\n")
+                .file("/home/a/.nccl.conf", "NCCL_DEBUG=INFO\n")
+                .file("/home/b/.nccl.conf", "NCCL_DEBUG=WARN\n")
+                .set("HOME", "/home/a"),
+            "/home/b/.nccl.conf sets NCCL_DEBUG=WARN",
             "same file",
         ),
         case(
@@ -1367,6 +1391,14 @@ fn variable_cases() -> Vec<Case> {
         )
         .also(&["conf-file", "socket-ifname"]),
         case("conf-file-line", Warning, conf("NCCL_DEBUG WARN\n"), "NCCL_DEBUG WARN", "NAME=value"),
+        case(
+            "conf-file-line",
+            Warning,
+            conf("NCCL_SHM_DISABLE=0\r\n"),
+            "NCCL_SHM_DISABLE=0",
+            "NAME=value",
+        )
+        .also(&["conf-file", "variable-value"]),
         // What a file sets is judged like the environment.
         case(
             "p2p-off",

@@ -126,7 +126,9 @@ fn stub(facts: &Facts) -> Vec<Observation> {
             facts.of_nccl(Severity::Error),
             format!("cuInit answered {STUB_LIBRARY}: the stub was loaded"),
         ),
-        (false, Some(folder)) => (Severity::Warning, format!("LD_LIBRARY_PATH holds {folder}")),
+        (false, Some(folder)) => {
+            (facts.of_nccl(Severity::Warning), format!("LD_LIBRARY_PATH holds {folder}"))
+        }
         (false, None) => return Vec::new(),
     };
     vec![Observation::new(

@@ -516,6 +516,9 @@ fn conf_file_line(facts: &Facts) -> Vec<Observation> {
                 Some((name, _)) if name.contains(char::is_whitespace) => {
                     "the space is part of the name, so another variable is set"
                 }
+                Some((_, value)) if value.ends_with('\r') => {
+                    "the line ends as on Windows (CR LF), and the CR is part of the value"
+                }
                 Some((_, value)) if value.contains('#') || value != value.trim() => {
                     "a comment or space behind the value is part of it"
                 }
