@@ -95,7 +95,9 @@ impl Mock {
             version: VERSION,
             found_by: "built in".into(),
         };
-        Self { engine: Engine::new(config, info) }
+        let engine = Engine::new(config, info);
+        engine.threads.note(None);
+        Self { engine }
     }
 
     /// The machine of this process: the same for all callers, so that parts of a program that know
@@ -151,11 +153,13 @@ impl Backend for Mock {
     fn device(&self, ordinal: usize) -> Result<MockDevice> {
         fork::check()?;
         self.check_device(ordinal).map_err(|error| error.with_operation("device"))?;
+        self.engine.threads.note(None);
         Ok(MockDevice::new(Arc::clone(&self.engine), ordinal))
     }
 
     fn unique_id(&self) -> Result<UniqueId> {
         fork::check()?;
+        self.engine.threads.note(None);
         let mut bytes = [0; ID_BYTES];
         let number = self.engine.meetings.issue();
         bytes[..16].copy_from_slice(MAGIC);
@@ -182,6 +186,7 @@ impl Backend for Mock {
             return Err(refuse(error));
         }
         self.check_device(config.device).map_err(refuse)?;
+        self.engine.threads.note(Some(config.device));
         let end = self.engine.meetings.join(&self.engine, number, config)?;
         MockComm::new(Arc::clone(&self.engine), end)
     }

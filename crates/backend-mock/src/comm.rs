@@ -25,11 +25,13 @@ use crate::{
     fork, group,
     op::{Factor, Kind, NOBODY, Op, Reduction},
     stream::{Entry, StreamShared},
+    threads::{self, Thread, What},
 };
 
 /// One rank's end of a communicator of the mock. Made by [`Mock`](crate::Mock).
 ///
-/// Dropping it waits at most a second for its operations, not at all where the thread panics; what
+/// Dropping it waits at most a second for its operations, not at all where the thread panics, and no
+/// longer where nobody else can bring them about; what
 /// is pending then stays valid, and fails with
 /// [`Remote`](collectives_core::ErrorKind::Remote) on ranks that wait for more than this rank
 /// had issued.
@@ -49,6 +51,8 @@ pub struct MockComm {
     next_registration: Cell<usize>,
     /// Whether it was finalized or aborted.
     ended: Cell<bool>,
+    /// The number of the thread that called last.
+    caller: Cell<u64>,
 }
 
 /// Memory of this device, or of nobody, as of an epoch of the memory map.
@@ -62,6 +66,8 @@ struct Known {
 impl MockComm {
     pub(crate) fn new(engine: Arc<Engine>, shared: Arc<EndShared>) -> Result<Self> {
         let stream = engine.stream(collectives_core::RawStream::DEFAULT, shared.info.device)?;
+        engine.threads.note(Some(shared.info.device));
+        shared.set_caller();
         let nothing = || Cell::new(Known { epoch: 0, start: 1, end: 0 });
         Ok(Self {
             engine,
@@ -74,7 +80,23 @@ impl MockComm {
             registrations: RefCell::default(),
             next_registration: Cell::new(1),
             ended: Cell::new(false),
+            caller: Cell::new(threads::own_number()),
         })
+    }
+
+    /// Notes a change of the thread that calls.
+    #[inline]
+    fn note_caller(&self) {
+        if self.caller.get() != threads::own_number() {
+            self.change_caller();
+        }
+    }
+
+    #[cold]
+    fn change_caller(&self) {
+        self.engine.threads.note(Some(self.shared.info.device));
+        self.shared.set_caller();
+        self.caller.set(threads::own_number());
     }
 
     #[inline]
@@ -85,6 +107,7 @@ impl MockComm {
     /// Runs a call; a refusal drops the group around it.
     #[inline]
     fn call(&self, operation: &'static str, body: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.note_caller();
         let outcome = fork::check().and_then(|()| self.shared.check()).and_then(|()| body());
         outcome.map_err(|error| self.refused(operation, error))
     }
@@ -200,24 +223,30 @@ impl MockComm {
         factor.ok_or_else(|| invalid("the reduce op was destroyed"))
     }
 
-    /// Waits until nothing of this rank is outstanding.
-    fn flush(&self, until: Option<Instant>) -> Option<()> {
+    /// Waits until nothing of this rank is outstanding. The answer is whether that came.
+    fn flush(&self, until: Option<Instant>, is_drop: bool) -> bool {
+        self.note_caller();
         let (key, rank) = (self.shared.comm, self.shared.info.rank.index());
-        self.engine.wait(
+        let drained = self.engine.wait(
             until,
+            || What::Flush { comm: key, rank: rank as u32, is_drop },
             || None,
             |state, parker| {
-                let Some(comm) = state.comms.get_mut(key) else { return Ok(()) };
+                if is_drop && Thread::current().is_released() {
+                    return Ok(false);
+                }
+                let Some(comm) = state.comms.get_mut(key) else { return Ok(true) };
                 let end = &mut comm.ends[rank];
                 if end.outstanding == 0 {
-                    return Ok(());
+                    return Ok(true);
                 }
                 if !end.waiters.iter().any(|other| Arc::ptr_eq(other, parker)) {
                     end.waiters.push(Arc::clone(parker));
                 }
                 Err(None)
             },
-        )
+        );
+        drained == Some(true)
     }
 
     fn depart(&self) {
@@ -497,6 +526,7 @@ impl Collectives for MockComm {
 
     fn poll_error(&self) -> Result<()> {
         fork::check()?;
+        self.note_caller();
         // What is enqueued may be what fails.
         self.engine.press();
         self.shared.check()
@@ -512,7 +542,7 @@ impl Collectives for MockComm {
 
     fn finalize(self: Box<Self>) -> Result<()> {
         fork::check()?;
-        self.flush(None);
+        self.flush(None, false);
         let outcome = self.shared.check();
         self.depart();
         outcome.map_err(|error| error.with_operation("finalize"))
@@ -539,6 +569,7 @@ impl MockComm {
 impl Split for MockComm {
     fn split(&self, config: SplitConfig) -> Result<Option<Self>> {
         fork::check()?;
+        self.note_caller();
         self.shared.check().map_err(|error| error.with_operation("split"))?;
         let refuse = |error| Err(self.refused("split", error));
         if group::is_open(&self.engine) {
@@ -561,10 +592,10 @@ impl Drop for MockComm {
         }
         if !thread::panicking() {
             let until = Instant::now() + PATIENCE;
-            if self.flush(Some(until)).is_none() {
+            if !self.flush(Some(until), true) {
                 let comm = self.shared.title();
                 let rank = self.shared.info.rank;
-                tracing::warn!(%comm, %rank, "dropped with operations pending after {PATIENCE:?}");
+                tracing::warn!(%comm, %rank, "dropped with operations pending");
             }
         }
         self.depart();

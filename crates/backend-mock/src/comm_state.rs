@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, OnceLock, Weak,
+        Arc, Mutex, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -17,7 +17,8 @@ use crate::{
     op::{Kind, Op},
     slab::Key,
     state::{Arrival, COUNT},
-    sync::Parker,
+    sync::{Parker, lock},
+    threads::Thread,
 };
 
 /// A communicator: all ranks' ends of it.
@@ -220,6 +221,8 @@ pub(crate) struct EndShared {
     pub(crate) received: Box<[AtomicU64]>,
     /// The collective that a thread sleeps for until it is issued, or [`NOTHING`].
     pub(crate) wanted: AtomicU64,
+    /// The thread that called on it last.
+    caller: Mutex<Option<Arc<Thread>>>,
     /// Whether there is a failure or an abort to report.
     failed: AtomicBool,
     aborted: AtomicBool,
@@ -243,10 +246,21 @@ impl EndShared {
             meeting,
             sequence: AtomicU64::new(0),
             wanted: AtomicU64::new(NOTHING),
+            caller: Mutex::new(None),
             failed: AtomicBool::new(false),
             aborted: AtomicBool::new(false),
             failure: OnceLock::new(),
         }
+    }
+
+    /// The thread that called on it last.
+    pub(crate) fn caller(&self) -> Option<Arc<Thread>> {
+        lock(&self.caller).clone()
+    }
+
+    /// The calling thread is now the one that called last.
+    pub(crate) fn set_caller(&self) {
+        *lock(&self.caller) = Some(Thread::current());
     }
 
     /// The communicator's name, or a number.

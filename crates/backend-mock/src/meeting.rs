@@ -16,6 +16,7 @@ use crate::{
     engine::{Engine, Seat},
     error::{Failure, invalid, misuse, refuse},
     sync::lock,
+    threads::What,
 };
 
 /// The ids of one engine, and who waits under each.
@@ -110,6 +111,7 @@ impl JoinMeetings {
             }
             self.changed.notify_all();
         }
+        let _wait = engine.begin_wait(What::Join { id, rank: rank.get() }, until);
         loop {
             let Some(join) = joins.open.get_mut(&id) else {
                 return Err(at(refuse(ErrorKind::Internal, "the meeting of the ranks was lost")));
@@ -141,6 +143,27 @@ impl JoinMeetings {
         }
     }
 
+    /// Who came under `id` and who did not, as long as that is open.
+    pub(crate) fn gathered(&self, id: u64) -> Option<Gathered> {
+        let joins = lock(&self.state);
+        let join = joins.open.get(&id)?;
+        if join.outcome.is_some() || join.present == join.seats.len() {
+            return None;
+        }
+        let name = join.seats.iter().flatten().find_map(|seat| seat.name.clone());
+        let came = join.seats.iter().map(Option::is_some).collect();
+        Some(Gathered { name, came })
+    }
+
+    /// Ends the meeting under `id`, if it is open.
+    pub(crate) fn call_off(&self, id: u64, failure: Failure) {
+        if let Some(join) = lock(&self.state).open.get_mut(&id)
+            && join.outcome.is_none()
+        {
+            self.fail(join, failure);
+        }
+    }
+
     /// Ends a meeting for all who came and will come.
     fn fail(&self, join: &mut Join, failure: Failure) -> Error {
         let error = failure.plain();
@@ -148,6 +171,14 @@ impl JoinMeetings {
         self.changed.notify_all();
         error
     }
+}
+
+/// How far a meeting has come.
+pub(crate) struct Gathered {
+    /// The name of the communicator to be.
+    pub(crate) name: Option<String>,
+    /// By rank.
+    pub(crate) came: Vec<bool>,
 }
 
 fn late(seats: &[Option<Seat>], deadline: Duration) -> Error {
@@ -212,6 +243,17 @@ impl SplitMeeting {
         self.changed.notify_all();
     }
 
+    /// Ranks that have not come to split number `round`, as long as that is open.
+    pub(crate) fn missing(&self, round: u64) -> Option<Vec<u32>> {
+        let splits = lock(&self.state);
+        let round = splits.rounds.get(round.checked_sub(splits.base)? as usize)?;
+        if round.ends.is_some() || round.came == round.tickets.len() {
+            return None;
+        }
+        let missing = round.tickets.iter().enumerate().filter(|(_, ticket)| ticket.is_none());
+        Some(missing.map(|(rank, _)| rank as u32).collect())
+    }
+
     /// Meets the other ranks of `end`'s communicator, and divides it.
     pub(crate) fn split(
         &self,
@@ -241,6 +283,8 @@ impl SplitMeeting {
             splits.rounds[at].ends = Some(ends);
             self.changed.notify_all();
         }
+        let wait = What::Split { comm: end.comm, rank: end.info.rank.get(), round: number };
+        let _wait = engine.begin_wait(wait, None);
         loop {
             let at = index(&splits);
             let departed = splits.departed.clone();
