@@ -10,7 +10,9 @@
 
 use std::collections::BTreeMap;
 
-/// What was seen of some threads, by the system's number.
+/// What was seen of some threads, by the system's number. Two looks are equal where every thread
+/// slept from one to the other.
+#[derive(Eq, PartialEq)]
 pub(crate) struct Look(BTreeMap<i32, Seen>);
 
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -35,11 +37,6 @@ impl Look {
     /// Looks at all threads but those to `skip`. `None` where the system doesn't show them.
     pub(crate) fn take(skip: impl Fn(i32) -> bool) -> Option<Self> {
         system::threads(skip).map(Self)
-    }
-
-    /// Whether every thread has slept since `earlier`.
-    pub(crate) fn is_unchanged_since(&self, earlier: &Self) -> bool {
-        self.0 == earlier.0
     }
 
     /// How a thread rested. One that was not seen has ended, or was not looked for.
@@ -275,9 +272,9 @@ mod tests {
             thread::yield_now();
         }
         let first = look();
-        assert!(look().is_unchanged_since(&first));
+        assert!(look() == first);
         sender.send(()).unwrap();
-        let changed = || !look().is_unchanged_since(&first);
+        let changed = || look() != first;
         let end = Instant::now() + Duration::from_secs(5);
         while !changed() && Instant::now() < end {
             thread::yield_now();

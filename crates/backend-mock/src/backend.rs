@@ -12,7 +12,7 @@ use collectives_core::{
 };
 
 use crate::{
-    MockComm, MockDevice, PendingOp,
+    MockComm, MockDevice, PendingOp, Verdict,
     engine::{Engine, Seat},
     error::{BACKEND, invalid, misuse, refuse},
     fork, group,
@@ -122,6 +122,13 @@ impl Mock {
     /// a program hangs. A wait whose deadline passes has it in its error.
     pub fn pending(&self) -> Vec<PendingOp> {
         self.engine.pending(None)
+    }
+
+    /// What was found wrong: ranks that disagree, and ranks that can never go on. The latest 64.
+    ///
+    /// Each is also the error of the ranks that it concerns; here it is data, for tests.
+    pub fn verdicts(&self) -> Vec<Verdict> {
+        self.engine.with(|state| state.verdicts.iter().cloned().collect())
     }
 
     fn check_device(&self, ordinal: usize) -> Result<()> {

@@ -150,7 +150,7 @@ impl Comm {
     }
 
     /// Whether `rank` has not issued its side of `op`.
-    fn lacks(&self, rank: Rank, op: &Op) -> bool {
+    pub(crate) fn lacks(&self, rank: Rank, op: &Op) -> bool {
         let end = &self.ends[rank.index()].shared;
         let issued = match op.kind {
             Kind::Send if op.other == rank.get() => &end.received[op.rank as usize],

@@ -88,6 +88,7 @@
 //! ([`Remote`](collectives_core::ErrorKind::Remote)) instead of leaving them to hang. Memory that the
 //! engine does not know is taken for host memory that devices can reach.
 
+mod asleep;
 mod backend;
 mod comm;
 mod comm_state;
@@ -97,6 +98,7 @@ mod error;
 mod fork;
 mod graph;
 mod group;
+mod judge;
 mod meeting;
 mod memory;
 mod numerics;
@@ -108,9 +110,13 @@ mod slab;
 mod state;
 mod stream;
 mod sync;
+mod threads;
 mod transfer;
+mod verdict;
+mod watch;
 
 pub use backend::{Accumulation, Mock, MockConfig};
 pub use comm::MockComm;
 pub use device::MockDevice;
 pub use pending::{PendingOp, PendingStatus};
+pub use verdict::{RankState, Verdict, VerdictKind};

@@ -283,8 +283,8 @@ impl SplitMeeting {
             splits.rounds[at].ends = Some(ends);
             self.changed.notify_all();
         }
-        let wait = What::Split { comm: end.comm, rank: end.info.rank.get(), round: number };
-        let _wait = engine.begin_wait(wait, None);
+        let what = What::Split { comm: end.comm, rank: end.info.rank.get(), round: number };
+        let _wait = engine.begin_wait(what, None);
         loop {
             let at = index(&splits);
             let departed = splits.departed.clone();

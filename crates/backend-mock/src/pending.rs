@@ -79,7 +79,7 @@ impl PendingOp {
         all
     }
 
-    fn of(state: &State, stream: &Stream, op: &Op, arrived: bool) -> Self {
+    pub(crate) fn of(state: &State, stream: &Stream, op: &Op, arrived: bool) -> Self {
         let comm = state.comms.get(op.comm);
         let status = match comm {
             Some(comm) if arrived && comm.waits(op) => PendingStatus::Waiting(comm.missing(op)),
@@ -111,6 +111,46 @@ impl PendingOp {
 
     pub(crate) fn is_of_same_communicator(&self, other: &Self) -> bool {
         self.key.0 == other.key.0
+    }
+}
+
+impl PendingOp {
+    /// Whether it is a send or a receive.
+    pub(crate) fn is_message(&self) -> bool {
+        [Kind::Send.name(), Kind::Recv.name()].contains(&self.operation)
+    }
+
+    /// The operation as in a call.
+    pub(crate) fn call(&self) -> String {
+        let mut text = format!("{} of {} × {}", self.operation, self.count, self.dtype);
+        if let Some(op) = self.reduce_op {
+            text += &format!(", {op}");
+        }
+        match self.other {
+            Some(peer) if self.operation == Kind::Send.name() => {
+                text += &format!(", to rank {peer}");
+            }
+            Some(peer) if self.operation == Kind::Recv.name() => {
+                text += &format!(", from rank {peer}");
+            }
+            Some(root) => text += &format!(", root {root}"),
+            None => {}
+        }
+        text
+    }
+
+    /// Its stream, for people.
+    pub(crate) fn stream_name(&self) -> String {
+        stream_name(self.stream, self.in_graph)
+    }
+}
+
+/// A stream, for people.
+pub(crate) fn stream_name(stream: RawStream, in_graph: bool) -> String {
+    match stream {
+        _ if in_graph => "a graph's stream".into(),
+        RawStream::DEFAULT => "the default stream".into(),
+        stream => format!("stream {:#x}", stream.bits()),
     }
 }
 
