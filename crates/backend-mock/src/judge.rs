@@ -352,7 +352,9 @@ impl<'a> Judge<'a> {
         match node {
             Node::Absent(comm, rank) => {
                 let caller = self.end(comm, rank).and_then(EndShared::caller);
-                caller.and_then(|thread| self.find(&thread)).map(Node::Wait).into_iter().collect()
+                let caller = caller.and_then(|thread| self.find(&thread));
+                let waiting = caller.filter(|&index| self.callers[index].waiting.is_some());
+                waiting.map(Node::Wait).into_iter().collect()
             }
             Node::Head(place) => self.causes_of_entry(place, false),
             Node::Meeting(_) => Vec::new(),

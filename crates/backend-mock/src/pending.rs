@@ -120,9 +120,10 @@ impl PendingOp {
         [Kind::Send.name(), Kind::Recv.name()].contains(&self.operation)
     }
 
-    /// The operation as in a call.
-    pub(crate) fn call(&self) -> String {
-        let mut text = format!("{} of {} × {}", self.operation, self.count, self.dtype);
+    /// The operation as in a call, with its number where `numbered`.
+    pub(crate) fn call(&self, numbered: bool) -> String {
+        let number = if numbered { format!(" #{}", self.sequence) } else { String::new() };
+        let mut text = format!("{}{number} of {} × {}", self.operation, self.count, self.dtype);
         if let Some(op) = self.reduce_op {
             text += &format!(", {op}");
         }
@@ -157,18 +158,8 @@ pub(crate) fn stream_name(stream: RawStream, in_graph: bool) -> String {
 /// One line: who, what, where, and what for.
 impl fmt::Display for PendingOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rank, size, communicator, operation, count, dtype, sequence, .. } = self;
-        write!(f, "rank {rank} of {size} in '{communicator}': {operation} #{sequence}")?;
-        write!(f, " of {count} × {dtype}")?;
-        if let Some(op) = self.reduce_op {
-            write!(f, ", {op}")?;
-        }
-        match self.other {
-            Some(peer) if self.operation == Kind::Send.name() => write!(f, ", to rank {peer}")?,
-            Some(peer) if self.operation == Kind::Recv.name() => write!(f, ", from rank {peer}")?,
-            Some(root) => write!(f, ", root {root}")?,
-            None => {}
-        }
+        let Self { rank, size, communicator, .. } = self;
+        write!(f, "rank {rank} of {size} in '{communicator}': {}", self.call(true))?;
         write!(f, " ({})", self.site)?;
         match &self.status {
             PendingStatus::Queued => f.write_str(", behind other work"),

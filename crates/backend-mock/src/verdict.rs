@@ -55,7 +55,7 @@ pub enum VerdictKind {
     JoinIncomplete,
     /// Ranks issue different operations where they must issue the same.
     Mismatch,
-    /// A rank never issues what others wait for: its thread waits for them itself.
+    /// One rank never issues what others wait for: its thread waits itself, or sleeps elsewhere.
     MissingRank,
     /// The thread of a rank has ended, and others wait for what it never issued.
     RankEnded,
@@ -117,8 +117,9 @@ impl fmt::Display for Verdict {
         }
         for (communicator, lines) in fold(&self.ranks) {
             write!(f, "\n  in '{communicator}':")?;
-            for (ranks, doing) in lines {
-                write!(f, "\n    {}: {doing}", list("rank", &ranks))?;
+            for (doing, states) in lines {
+                let ranks: Vec<_> = states.iter().map(|state| state.rank.get()).collect();
+                write!(f, "\n    {}: {doing}{}", list("rank", &ranks), streams(&states, "; on "))?;
             }
         }
         if !self.chain.is_empty() {
@@ -131,21 +132,45 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// By communicator: what is being done, and the ranks that do it.
-fn fold(states: &[RankState]) -> BTreeMap<&str, Vec<(Vec<u32>, &str)>> {
-    let mut folded: BTreeMap<&str, Vec<(Vec<u32>, &str)>> = BTreeMap::new();
-    for RankState { communicator, rank, doing, .. } in states {
-        let lines = folded.entry(communicator).or_default();
-        match lines.iter_mut().find(|(_, known)| known == doing) {
-            Some((ranks, _)) => ranks.push(rank.get()),
-            None => lines.push((vec![rank.get()], doing)),
+/// What is being done, and the ranks that do it.
+type Lines<'a> = Vec<(&'a str, Vec<&'a RankState>)>;
+
+/// By communicator, each thing that is being done once.
+fn fold(states: &[RankState]) -> BTreeMap<&str, Lines<'_>> {
+    let mut folded: BTreeMap<&str, Lines<'_>> = BTreeMap::new();
+    for state in states {
+        let lines = folded.entry(&state.communicator).or_default();
+        match lines.iter_mut().find(|(known, _)| *known == state.doing) {
+            Some((_, states)) => states.push(state),
+            None => lines.push((&state.doing, vec![state])),
         }
     }
     folded
 }
 
+/// The streams of several ranks' operations, behind `lead`; nothing where they have none.
+fn streams(states: &[&RankState], lead: &str) -> String {
+    let mut names: Vec<_> = states
+        .iter()
+        .filter_map(|state| state.operation.as_ref().map(PendingOp::stream_name))
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    match &names[..] {
+        [] => String::new(),
+        [one] => format!("{lead}{one}"),
+        [one, two] => format!("{lead}{one} and {two}"),
+        more => format!("{lead}{} streams", more.len()),
+    }
+}
+
 /// `rank 3`, or `ranks 0, 2–7`.
 pub(crate) fn list(name: &str, numbers: &[u32]) -> String {
+    format!("{name}{} {}", if numbers.len() == 1 { "" } else { "s" }, spans(numbers))
+}
+
+/// `0, 2–7`.
+fn spans(numbers: &[u32]) -> String {
     let mut numbers = numbers.to_vec();
     numbers.sort_unstable();
     let mut spans: Vec<(u32, u32)> = Vec::new();
@@ -161,7 +186,7 @@ pub(crate) fn list(name: &str, numbers: &[u32]) -> String {
         _ => format!("{first}–{last}"),
     };
     let spans: Vec<_> = spans.iter().map(span).collect();
-    format!("{name}{} {}", if numbers.len() == 1 { "" } else { "s" }, spans.join(", "))
+    spans.join(", ")
 }
 
 /// Calls side by side.
@@ -172,22 +197,30 @@ struct Table {
 const COLUMNS: [&str; 9] =
     ["rank", "operation", "count", "dtype", "reduce op", "root", "peer", "stream", "call site"];
 
+/// Where the stream stands among them.
+const STREAM: usize = 7;
+
 impl Table {
     fn of(states: &[RankState]) -> Self {
-        let mut rows: Vec<(Vec<u32>, Vec<String>)> = Vec::new();
+        // Each rank has streams of its own, so they don't keep ranks apart.
+        let mut rows: Vec<(Vec<String>, Vec<&RankState>)> = Vec::new();
         for state in states {
             let cells = match &state.operation {
                 Some(op) => cells(op),
                 None => vec![state.doing.clone()],
             };
-            match rows.iter_mut().find(|(_, known)| *known == cells) {
-                Some((ranks, _)) => ranks.push(state.rank.get()),
-                None => rows.push((vec![state.rank.get()], cells)),
+            match rows.iter_mut().find(|(known, _)| *known == cells) {
+                Some((_, states)) => states.push(state),
+                None => rows.push((cells, vec![state])),
             }
         }
-        let row = |(ranks, cells): (Vec<u32>, Vec<String>)| {
-            let mut row = vec![list("", &ranks).trim_start_matches(['s', ' ']).to_owned()];
+        let row = |(cells, states): (Vec<String>, Vec<&RankState>)| {
+            let ranks: Vec<_> = states.iter().map(|state| state.rank.get()).collect();
+            let mut row = vec![spans(&ranks)];
             row.extend(cells);
+            if let Some(stream) = row.get_mut(STREAM) {
+                *stream = streams(&states, "");
+            }
             row
         };
         Self { rows: rows.into_iter().map(row).collect() }
@@ -226,7 +259,7 @@ impl Table {
     }
 }
 
-/// The columns behind the rank.
+/// The columns behind the rank; the stream is left out.
 fn cells(op: &PendingOp) -> Vec<String> {
     let other = op.other.map_or_else(String::new, |rank| rank.to_string());
     let is_message = [Kind::Send.name(), Kind::Recv.name()].contains(&op.operation);
@@ -238,7 +271,7 @@ fn cells(op: &PendingOp) -> Vec<String> {
         op.reduce_op.unwrap_or_default().to_owned(),
         root,
         peer,
-        op.stream_name(),
+        String::new(),
         op.site.to_string(),
     ]
 }
@@ -307,7 +340,7 @@ fn disagreement(place: &str, ops: Vec<PendingOp>) -> Verdict {
     // By what they ask for, whatever the place it is asked at.
     let mut camps: Vec<(String, Vec<u32>)> = Vec::new();
     for op in &ops {
-        let call = op.call();
+        let call = op.call(false);
         match camps.iter_mut().find(|(known, _)| *known == call) {
             Some((_, ranks)) => ranks.push(op.rank.get()),
             None => camps.push((call, vec![op.rank.get()])),
@@ -325,7 +358,7 @@ fn disagreement(place: &str, ops: Vec<PendingOp>) -> Verdict {
         odd.extend(camps[..camps.len() - 1].iter().flat_map(|(_, ranks)| ranks));
         odd.sort_unstable();
     }
-    headline += &camps.iter().map(calls).collect::<Vec<_>>().join(", ");
+    headline += &camps.iter().map(calls).collect::<Vec<_>>().join("; ");
     if let [single] = odd[..] {
         headline += &format!("; rank {single} is the odd one out");
     }
@@ -349,8 +382,7 @@ fn disagreement(place: &str, ops: Vec<PendingOp>) -> Verdict {
 
 /// An operation as a rank's business.
 fn doing(op: &PendingOp) -> String {
-    let mut text = format!("{} #{}", op.call(), op.sequence);
-    text += &format!(" on {} of device {} ({})", op.stream_name(), op.device, op.site);
+    let mut text = format!("{} ({})", op.call(true), op.site);
     match &op.status {
         PendingStatus::Queued => text += ", behind other work",
         PendingStatus::Running => {}
