@@ -541,7 +541,11 @@ impl<'a> Judge<'a> {
             Outside::Seen(look) => look.all().all(|(_, rest)| rest == Rest::Asleep),
             Outside::Unseen => false,
         };
-        asleep && !self.callers.iter().any(|caller| caller.goes_on)
+        asleep
+            && self.callers.iter().all(|caller| match caller.waiting {
+                Some(_) => !caller.goes_on,
+                None => self.rest(&caller.thread) == Rest::Asleep,
+            })
     }
 
     fn rest(&self, thread: &Thread) -> Rest {

@@ -108,16 +108,12 @@ impl Thread {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         NUMBER.set(number);
-        let tid = own_tid();
-        if let Some(tid) = tid {
-            lock(&OURS).insert(tid);
-        }
         let current = thread::current();
         let name = current.name().map_or_else(|| format!("{:?}", current.id()), str::to_owned);
         Arc::new(Self {
             number,
             name,
-            tid,
+            tid: own_tid(),
             ended: AtomicBool::new(false),
             waiting: Mutex::new(None),
             waits: AtomicU64::new(0),
@@ -165,9 +161,17 @@ pub(crate) fn own_number() -> u64 {
     NUMBER.get()
 }
 
-/// Gives the calling thread a record, so that no engine takes it for one that may act.
+/// Sees to it that no engine takes the calling thread for one that may act.
 pub(crate) fn enlist() {
-    Thread::current();
+    count_in(Thread::current().tid);
+}
+
+/// From here on a thread is no stranger. Comes last: whoever finds it here finds it with the engine
+/// that it called on, too.
+fn count_in(tid: Option<i32>) {
+    if let Some(tid) = tid {
+        lock(&OURS).insert(tid);
+    }
 }
 
 /// Whether a thread of the process is one that calls on engines or works for them.
@@ -175,7 +179,7 @@ pub(crate) fn is_ours(tid: i32) -> bool {
     lock(&OURS).contains(&tid)
 }
 
-/// Live threads that have a record.
+/// Live threads that are known to some engine or work for one.
 static OURS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
 impl Threads {
@@ -207,6 +211,9 @@ impl Threads {
         devices.extend(device);
         let mask = devices.iter().filter(|&&device| device < 64).fold(0, |mask, d| mask | 1 << d);
         NOTED.set((self.engine, mask));
+        let tid = known[index].thread.tid;
+        drop(known);
+        count_in(tid);
     }
 
     /// Notes that the calling thread goes into a wait; the answer ends it. `None` where the wait
