@@ -21,7 +21,7 @@ use crate::{
 /// One machine of fake devices. Clones are the same machine; another [`new`](Self::new) is another.
 #[derive(Clone, Debug)]
 pub struct Mock {
-    engine: Arc<Engine>,
+    pub(crate) engine: Arc<Engine>,
 }
 
 /// How a [`Mock`] is made.

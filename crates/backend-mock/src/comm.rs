@@ -84,6 +84,11 @@ impl MockComm {
         })
     }
 
+    /// What it shares with the engine.
+    pub(crate) fn shared(&self) -> Arc<EndShared> {
+        Arc::clone(&self.shared)
+    }
+
     /// Notes a change of the thread that calls.
     #[inline]
     fn note_caller(&self) {
@@ -125,6 +130,7 @@ impl MockComm {
     #[inline]
     fn issue(&self, asked: Asked, launch: Launch<'_>) -> Result<()> {
         let Asked { kind, shape, other, send, recv, reduction, factor } = asked;
+        self.shared.note_site(launch.site());
         if shape.count == 0 && !kind.is_point_to_point() {
             // NCCL: succeeds after the checks, without synchronising.
             return self.with_stream(launch, |_| Ok(()));

@@ -2,9 +2,10 @@
 
 use std::{
     collections::VecDeque,
+    panic::Location,
     sync::{
         Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering},
     },
 };
 
@@ -221,6 +222,8 @@ pub(crate) struct EndShared {
     pub(crate) received: Box<[AtomicU64]>,
     /// The collective that a thread sleeps for until it is issued, or [`NOTHING`].
     pub(crate) wanted: AtomicU64,
+    /// Where the last operation was called.
+    site: AtomicPtr<Location<'static>>,
     /// The thread that called on it last.
     caller: Mutex<Option<Arc<Thread>>>,
     /// Whether there is a failure or an abort to report.
@@ -246,11 +249,24 @@ impl EndShared {
             meeting,
             sequence: AtomicU64::new(0),
             wanted: AtomicU64::new(NOTHING),
+            site: AtomicPtr::new(std::ptr::null_mut()),
             caller: Mutex::new(None),
             failed: AtomicBool::new(false),
             aborted: AtomicBool::new(false),
             failure: OnceLock::new(),
         }
+    }
+
+    /// Notes where an operation is called.
+    #[inline]
+    pub(crate) fn note_site(&self, site: &'static Location<'static>) {
+        self.site.store(std::ptr::from_ref(site).cast_mut(), COUNT);
+    }
+
+    /// Where the last operation was called.
+    pub(crate) fn site(&self) -> Option<&'static Location<'static>> {
+        // SAFETY: null, or from a reference that lives as long as the process, and only read.
+        unsafe { self.site.load(COUNT).as_ref() }
     }
 
     /// The thread that called on it last.

@@ -114,9 +114,11 @@ mod threads;
 mod transfer;
 mod verdict;
 mod watch;
+mod world;
 
 pub use backend::{Accumulation, Mock, MockConfig};
 pub use comm::MockComm;
 pub use device::MockDevice;
 pub use pending::{PendingOp, PendingStatus};
 pub use verdict::{RankState, Verdict, VerdictKind};
+pub use world::{Cause, RankFailure, RunFailure, World};

@@ -155,6 +155,14 @@ impl JoinMeetings {
         Some(Gathered { name, came })
     }
 
+    /// Ends all open meetings.
+    pub(crate) fn call_off_all(&self, why: &str) {
+        let mut joins = lock(&self.state);
+        for join in joins.open.values_mut().filter(|join| join.outcome.is_none()) {
+            self.fail(join, Failure::new(ErrorKind::Aborted, why));
+        }
+    }
+
     /// Ends the meeting under `id`, if it is open.
     pub(crate) fn call_off(&self, id: u64, failure: Failure) {
         if let Some(join) = lock(&self.state).open.get_mut(&id)

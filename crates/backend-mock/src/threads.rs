@@ -28,6 +28,8 @@ pub(crate) struct Thread {
     /// What it waits for now. A thread waits in one engine at a time.
     waiting: Mutex<Option<Waiting>>,
     waits: AtomicU64,
+    /// Whether it only watches over others for now.
+    aside: AtomicBool,
     /// Whether its wait, which was only to be polite, is called off.
     released: AtomicBool,
 }
@@ -117,6 +119,7 @@ impl Thread {
             ended: AtomicBool::new(false),
             waiting: Mutex::new(None),
             waits: AtomicU64::new(0),
+            aside: AtomicBool::new(false),
             released: AtomicBool::new(false),
         })
     }
@@ -133,6 +136,13 @@ impl Thread {
         self.ended.load(Ordering::Acquire)
     }
 
+    /// Promises that it will do nothing for any rank as long as the answer lives. Only its own
+    /// thread calls.
+    pub(crate) fn step_aside(self: &Arc<Self>) -> Aside {
+        self.aside.store(true, Ordering::Release);
+        Aside(Arc::clone(self))
+    }
+
     /// Calls off the wait that it is in.
     pub(crate) fn release(&self) {
         self.released.store(true, Ordering::Release);
@@ -145,6 +155,15 @@ impl Thread {
     /// What it waits for in `engine`.
     pub(crate) fn waiting_in(&self, engine: u64) -> Option<Waiting> {
         lock(&self.waiting).filter(|waiting| waiting.engine == engine)
+    }
+}
+
+/// A thread only watches over others as long as this lives.
+pub(crate) struct Aside(Arc<Thread>);
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        self.0.aside.store(false, Ordering::Release);
     }
 }
 
@@ -237,9 +256,11 @@ impl Threads {
         self.waiting.load(Ordering::SeqCst) > 0
     }
 
-    /// The threads that have not ended.
+    /// The threads that have not ended, and do not only watch over others.
     pub(crate) fn live(&self) -> Vec<Known> {
-        lock(&self.known).iter().filter(|known| !known.thread.has_ended()).cloned().collect()
+        let aside = |thread: &Thread| thread.aside.load(Ordering::Acquire);
+        let acts = |known: &&Known| !known.thread.has_ended() && !aside(&known.thread);
+        lock(&self.known).iter().filter(acts).cloned().collect()
     }
 
     pub(crate) fn engine(&self) -> u64 {

@@ -651,18 +651,7 @@ impl Report<'_> {
     }
 
     fn wait(&self, what: What) -> String {
-        match what {
-            What::Flush { comm, is_drop, .. } => {
-                let call = if is_drop { "drop" } else { "finalize" };
-                format!("in {call} for its operations in '{}'", self.title(comm))
-            }
-            What::Join { .. } => "in join".into(),
-            What::Split { comm, .. } => format!("in split of '{}'", self.title(comm)),
-            What::Stream { stream, .. } => match self.judge.state.streams.get(stream) {
-                Some(stream) => format!("for {}", stream_of(stream)),
-                None => "for a stream".into(),
-            },
-        }
+        wait_of(self.judge.state, what)
     }
 
     /// How one node hangs on the next.
@@ -756,6 +745,55 @@ fn stream_of(stream: &Stream) -> String {
     let name = crate::pending::stream_name(stream.shared.raw, stream.is_branch);
     format!("{name} of device {}", stream.shared.device)
 }
+
+/// A wait, for people: what comes behind "waits".
+fn wait_of(state: &State, what: What) -> String {
+    let title = |comm: Key| state.comms.get(comm).map_or_else(|| "gone".into(), Comm::title);
+    match what {
+        What::Flush { comm, is_drop, .. } => {
+            let call = if is_drop { "drop" } else { "finalize" };
+            format!("in {call} for its operations in '{}'", title(comm))
+        }
+        What::Join { .. } => "in join".into(),
+        What::Split { comm, .. } => format!("in split of '{}'", title(comm)),
+        What::Stream { stream, .. } => match state.streams.get(stream) {
+            Some(stream) => format!("for {}", stream_of(stream)),
+            None => "for a stream".into(),
+        },
+    }
+}
+
+/// What a rank does that does not come to an end.
+pub(crate) fn whereabouts(
+    engine: &Engine,
+    thread: Option<&Arc<Thread>>,
+    end: Option<&Arc<EndShared>>,
+) -> String {
+    let Some(thread) = thread else { return "its thread has not begun".into() };
+    let waiting = thread.waiting_in(engine.nonce);
+    let mut text = match waiting {
+        _ if thread.has_ended() => "its thread has ended".into(),
+        Some(waiting) => {
+            engine.with(|state| format!("its thread waits {}", wait_of(state, waiting.what)))
+        }
+        None => "its thread runs, or waits outside the library".to_owned(),
+    };
+    match end.map(|end| end.site()) {
+        None => text += "; it has not joined",
+        Some(None) => text += "; it has issued nothing",
+        Some(Some(site)) => text += &format!("; its last operation was called at {site}"),
+    }
+    let pending = engine.pending(None);
+    let own = |op: &&PendingOp| end.is_some_and(|end| end.info.device == op.device);
+    for (index, op) in pending.iter().filter(own).take(LISTED).enumerate() {
+        text += if index == 0 { "; pending: " } else { ", then " };
+        text += &format!("{} in '{}'", doing(op), op.communicator);
+    }
+    text
+}
+
+/// Pending operations that are listed of a late rank.
+const LISTED: usize = 4;
 
 /// Verdicts that are kept.
 const KEPT: usize = 64;
