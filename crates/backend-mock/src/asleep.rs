@@ -96,9 +96,7 @@ mod system {
         let switches = count("voluntary_ctxt_switches:") + count("nonvoluntary_ctxt_switches:");
         let rest = match field("State:") {
             Some("Z" | "X") => return Ok(None),
-            Some("S") => {
-                rest_in(&fs::read_to_string(format!("/proc/self/task/{tid}/syscall"))?)
-            }
+            Some("S") => rest_in(&fs::read_to_string(format!("/proc/self/task/{tid}/syscall"))?),
             // Also a debugger's stop, which must not trip anything.
             _ => Rest::Awake,
         };
@@ -223,11 +221,11 @@ mod tests {
     #[test]
     fn who_may_act_is_told_from_who_may_not() {
         let (sender, receiver) = mpsc::channel::<()>();
-        let asleep = move || drop(receiver.recv());
+        let asleep = move || assert!(receiver.recv().is_err());
         assert_eq!(rest_of(asleep, Rest::Asleep), Some(Rest::Asleep));
         drop(sender);
         let (sender, receiver) = mpsc::channel::<()>();
-        let watching = move || drop(receiver.recv_timeout(Duration::from_secs(60)));
+        let watching = move || assert!(receiver.recv_timeout(Duration::from_secs(60)).is_err());
         assert_eq!(rest_of(watching, Rest::Asleep), Some(Rest::Asleep));
         drop(sender);
         let (socket, mut other) = UnixStream::pair().unwrap();

@@ -282,8 +282,7 @@ impl Device for MockDevice {
         let until = deadline.and_then(|deadline| Instant::now().checked_add(deadline));
         let target = Cell::new(None);
         let clean = || target.get().filter(|&target| shared.has_passed(target)).map(|_| None);
-        let what =
-            || What::Stream { stream: shared.key, target: target.get().unwrap_or(u64::MAX) };
+        let what = || What::Stream { stream: shared.key, target: target.get().unwrap_or(u64::MAX) };
         let passed = self.engine.wait(until, what, clean, |state, parker| {
             let Some(stream) = state.streams.get_mut(shared.key) else { return Ok(None) };
             let enqueued = target.get().unwrap_or_else(|| stream.enqueued());

@@ -103,8 +103,10 @@ impl Engine {
 
     fn waits(&self) -> Vec<Waited> {
         let waits = waiting(&self.threads.live(), self.threads.engine());
-        let seen = |(thread, waiting): (Arc<Thread>, Waiting)| {
-            Waited { thread: thread.number(), wait: waiting.number, passed: 0 }
+        let seen = |(thread, waiting): (Arc<Thread>, Waiting)| Waited {
+            thread: thread.number(),
+            wait: waiting.number,
+            passed: 0,
         };
         waits.into_iter().map(seen).collect()
     }
@@ -129,9 +131,7 @@ impl Engine {
 }
 
 fn waiting(threads: &[Known], engine: u64) -> Vec<(Arc<Thread>, Waiting)> {
-    let waits = |known: &Known| {
-        Some((Arc::clone(&known.thread), known.thread.waiting_in(engine)?))
-    };
+    let waits = |known: &Known| Some((Arc::clone(&known.thread), known.thread.waiting_in(engine)?));
     threads.iter().filter_map(waits).collect()
 }
 
@@ -493,9 +493,8 @@ impl<'a> Judge<'a> {
         let device = end.info.device;
         let others = || {
             let others = self.callers.iter().enumerate();
-            let mut others = others.filter(|(index, other)| {
-                Some(*index) != place && other.devices.contains(&device)
-            });
+            let mut others = others
+                .filter(|(index, other)| Some(*index) != place && other.devices.contains(&device));
             others.any(|(_, other)| match other.waiting {
                 Some(_) => other.goes_on,
                 None => self.rest(&other.thread) != Rest::Asleep,
@@ -551,9 +550,7 @@ impl<'a> Judge<'a> {
     fn rest(&self, thread: &Thread) -> Rest {
         match &self.outside {
             Outside::Nobody => Rest::Asleep,
-            Outside::Seen(look) => {
-                thread.tid().and_then(|tid| look.of(tid)).unwrap_or(Rest::Awake)
-            }
+            Outside::Seen(look) => thread.tid().and_then(|tid| look.of(tid)).unwrap_or(Rest::Awake),
             Outside::Unseen => Rest::Awake,
         }
     }

@@ -502,7 +502,8 @@ impl Report<'_> {
     }
 
     fn kind(&self, path: &[Node]) -> VerdictKind {
-        let waits = || self.part.waits.iter().filter_map(|&index| self.judge.callers[index].waiting);
+        let waits =
+            || self.part.waits.iter().filter_map(|&index| self.judge.callers[index].waiting);
         if !self.part.joins.is_empty() {
             return VerdictKind::JoinIncomplete;
         }
@@ -620,7 +621,8 @@ impl Report<'_> {
     /// Who came to a join, and who did not.
     fn meeting(&self, id: u64) -> (String, Vec<RankState>) {
         let gathered = self.judge.engine.meetings.gathered(id);
-        let (name, came) = gathered.map_or((None, Vec::new()), |meeting| (meeting.name, meeting.came));
+        let (name, came) =
+            gathered.map_or((None, Vec::new()), |meeting| (meeting.name, meeting.came));
         let title = name.unwrap_or_else(|| "a new communicator".into());
         let state = |(rank, came): (usize, bool)| {
             let thread = self.judge.callers.iter().find(|caller| {
@@ -672,7 +674,10 @@ impl Report<'_> {
             }
             (Node::Wait(_), _) => return None,
             (Node::Head(place), Node::Absent(_, rank)) => {
-                format!("{} waits for rank {rank}, which has not issued its side", self.entry(place))
+                format!(
+                    "{} waits for rank {rank}, which has not issued its side",
+                    self.entry(place)
+                )
             }
             (Node::Head(place), Node::Head(behind)) => {
                 let what = self.entry(place);
@@ -725,7 +730,13 @@ impl Report<'_> {
 
     fn op(&self, op: &Op) -> String {
         let name = op.kind.name();
-        format!("rank {}'s {name} #{} in '{}' ({})", op.rank, op.sequence, self.title(op.comm), op.site)
+        format!(
+            "rank {}'s {name} #{} in '{}' ({})",
+            op.rank,
+            op.sequence,
+            self.title(op.comm),
+            op.site
+        )
     }
 }
 

@@ -79,7 +79,8 @@ impl World {
         let Self { ranks, config, deadline } = self;
         note_panics();
         let start = Instant::now();
-        let failed = |failures| RunFailure { ranks, elapsed: start.elapsed(), late: None, failures };
+        let failed =
+            |failures| RunFailure { ranks, elapsed: start.elapsed(), late: None, failures };
         let whole = |cause| failed(vec![RankFailure { rank: None, cause }]);
         let devices = config.devices.max(ranks);
         let mock = Mock::new(config.with_devices(devices));
@@ -213,11 +214,7 @@ impl<T> Watched<T> {
         abort(&self.mock, &self.seats);
         // They end on their own threads; what they say now follows from the abort.
         let until = Instant::now() + GRACE;
-        while self
-            .reports
-            .recv_timeout(until.saturating_duration_since(Instant::now()))
-            .is_ok()
-        {}
+        while self.reports.recv_timeout(until.saturating_duration_since(Instant::now())).is_ok() {}
     }
 }
 
@@ -300,7 +297,15 @@ impl Cause {
         }
     }
 
-    /// Without the rank, so that ranks that say the same can share a line.
+    /// Where it happened. Ranks that say the same share a line wherever they say it.
+    fn operation(&self) -> Option<&'static str> {
+        match self {
+            Self::Error(error) => error.operation(),
+            Self::Late(_) | Self::Panic { .. } => None,
+        }
+    }
+
+    /// What happened, without the rank and the operation.
     fn text(&self) -> String {
         match self {
             Self::Late(doing) => format!("has not ended: {doing}"),
@@ -309,13 +314,7 @@ impl Cause {
             }
             Self::Panic { message, location: None } => format!("panicked: {message}"),
             Self::Error(error) => {
-                let words = [error.backend(), error.operation()];
-                let lead: Vec<_> = words.into_iter().flatten().collect();
-                let mut text = lead.join(" ");
-                if !text.is_empty() {
-                    text += ": ";
-                }
-                text += error.message();
+                let mut text = error.message().to_owned();
                 if let Some(hint) = error.hint() {
                     text += if error.message().contains('\n') { "\n" } else { "; " };
                     text += hint;
@@ -333,20 +332,26 @@ impl fmt::Display for RunFailure {
             Some(deadline) => write!(f, "the world is not done after {deadline:?}")?,
             None => write!(f, "{} of {ranks} ranks failed after {elapsed:.1?}", failures.len())?,
         }
-        let mut lines: Vec<(String, Vec<u32>)> = Vec::new();
+        let mut lines: Vec<(String, Vec<u32>, Option<&str>)> = Vec::new();
         for RankFailure { rank, cause } in failures {
-            let text = cause.text();
-            match lines.iter_mut().find(|(known, _)| *known == text) {
-                Some((_, ranks)) => ranks.extend(rank.map(Rank::get)),
-                None => lines.push((text, rank.map(Rank::get).into_iter().collect())),
+            let (text, operation) = (cause.text(), cause.operation());
+            match lines.iter_mut().find(|(known, ..)| *known == text) {
+                Some((_, ranks, known)) => {
+                    ranks.extend(rank.map(Rank::get));
+                    *known = known.filter(|known| Some(*known) == operation);
+                }
+                None => lines.push((text, rank.map(Rank::get).into_iter().collect(), operation)),
             }
         }
-        for (text, ranks) in lines {
-            let text = text.replace('\n', "\n    ");
-            match &ranks[..] {
-                [] => write!(f, "\n  {text}")?,
-                ranks => write!(f, "\n  {}: {text}", verdict::list("rank", ranks))?,
+        for (text, ranks, operation) in lines {
+            f.write_str("\n  ")?;
+            if !ranks.is_empty() {
+                write!(f, "{}: ", verdict::list("rank", &ranks))?;
             }
+            if let Some(operation) = operation {
+                write!(f, "{operation}: ")?;
+            }
+            f.write_str(&text.replace('\n', "\n    "))?;
         }
         Ok(())
     }

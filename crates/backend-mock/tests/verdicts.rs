@@ -139,9 +139,8 @@ fn world(
         let (mock, id, clock) = (mock.clone(), id.clone(), Arc::clone(&clock));
         let (body, tell) = (Arc::clone(&body), tell.clone());
         let run = move || {
-            let config = JoinConfig::new(Rank::new(rank as u32), ranks)
-                .with_device(rank)
-                .with_name("world");
+            let config =
+                JoinConfig::new(Rank::new(rank as u32), ranks).with_device(rank).with_name("world");
             let end = End::new(&mock, mock.join(&id, config).unwrap(), &clock);
             let outcome = body(end);
             tell.send((rank, outcome.err(), Instant::now())).unwrap();
@@ -195,7 +194,11 @@ fn contains(text: &str, parts: &[&str]) {
 #[test]
 fn a_rank_that_waits_for_something_else() {
     let outcome = world("missing rank", 3, |end| {
-        if end.rank() == 2 { end.recv(0, 1)? } else { end.all_reduce()? }
+        if end.rank() == 2 {
+            end.recv(0, 1)?
+        } else {
+            end.all_reduce()?
+        }
         end.wait()
     });
     let (verdict, text) = outcome.verdict(ErrorKind::InvalidUsage);
@@ -236,10 +239,7 @@ fn one_thread_that_waits_before_it_issued_all() {
 }
 
 /// Two ranks on one thread.
-fn one_thread(
-    name: &str,
-    body: impl FnOnce(&[End]) -> Result<()> + Send + 'static,
-) -> Outcome {
+fn one_thread(name: &str, body: impl FnOnce(&[End]) -> Result<()> + Send + 'static) -> Outcome {
     let mock = Mock::new(MockConfig::new().with_devices(2));
     let clock = Arc::new(Clock(Mutex::new(Instant::now())));
     let (tell, told) = mpsc::channel();
@@ -437,7 +437,11 @@ fn two_ranks_have_no_majority() {
 #[test]
 fn messages_of_unequal_size() {
     let outcome = world("unequal messages", 2, |end| {
-        if end.rank() == 0 { end.send(1, 3)? } else { end.recv(0, 4)? }
+        if end.rank() == 0 {
+            end.send(1, 3)?
+        } else {
+            end.recv(0, 4)?
+        }
         end.wait()
     });
     let (verdict, text) = outcome.verdict(ErrorKind::InvalidUsage);
@@ -624,7 +628,10 @@ fn a_graph_that_is_replayed_on_one_rank() {
     });
     let (verdict, text) = outcome.verdict(ErrorKind::InvalidUsage);
     assert_eq!(verdict.kind, VerdictKind::Mismatch);
-    contains(&text, &["a graph's stream", "rank 1 calls all_reduce", "rank 0 calls recv of 1 × f32"]);
+    contains(
+        &text,
+        &["a graph's stream", "rank 1 calls all_reduce", "rank 0 calls recv of 1 × f32"],
+    );
     assert!(verdict.ranks[1].operation.as_ref().unwrap().in_graph);
 }
 
@@ -651,7 +658,11 @@ fn an_event_behind_what_never_happens() {
 #[test]
 fn finalize_waits_in_vain_too() {
     let outcome = world("finalize", 2, |end| {
-        if end.rank() == 0 { end.all_reduce()? } else { end.recv(0, 1)? }
+        if end.rank() == 0 {
+            end.all_reduce()?
+        } else {
+            end.recv(0, 1)?
+        }
         let End { comm, clock, .. } = end;
         clock.start();
         Box::new(comm).finalize()
