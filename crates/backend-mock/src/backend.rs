@@ -160,7 +160,7 @@ impl Backend for Mock {
     fn device(&self, ordinal: usize) -> Result<MockDevice> {
         fork::check()?;
         self.check_device(ordinal).map_err(|error| error.with_operation("device"))?;
-        self.engine.threads.note(None);
+        self.engine.threads.note(Some(ordinal));
         Ok(MockDevice::new(Arc::clone(&self.engine), ordinal))
     }
 

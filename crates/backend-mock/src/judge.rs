@@ -493,8 +493,11 @@ impl<'a> Judge<'a> {
         let device = end.info.device;
         let others = || {
             let others = self.callers.iter().enumerate();
-            let mut others = others
-                .filter(|(index, other)| Some(*index) != place && other.devices.contains(&device));
+            // One that has named no device may be at work for any.
+            let may_hold =
+                |devices: &BTreeSet<usize>| devices.is_empty() || devices.contains(&device);
+            let mut others =
+                others.filter(|(index, other)| Some(*index) != place && may_hold(&other.devices));
             others.any(|(_, other)| match other.waiting {
                 Some(_) => other.goes_on,
                 None => self.rest(&other.thread) != Rest::Asleep,
