@@ -6,13 +6,16 @@
 //!
 //! Threads are looked at one after the other, and one that was seen asleep may be awake by the time
 //! the last one is seen. So a look is worth something only together with a second one: where no
-//! thread was switched in between, all of them slept the whole time.
+//! sleeper was switched in between, all of them slept the whole time ([`Look::still_holds`]).
+//!
+//! One that sleeps may be about to be woken all the same, by a thread that has a lock which it wants:
+//! the allocator's, or one that two tests share. So where some thread of the process is awake, even
+//! one that has nothing to do with the matter, sleepers count only after some time.
 
 use std::collections::BTreeMap;
 
-/// What was seen of some threads, by the system's number. Two looks are equal where every thread
-/// slept from one to the other.
-#[derive(Eq, PartialEq)]
+/// What was seen of some threads, by the system's number.
+#[derive(Clone)]
 pub(crate) struct Look(BTreeMap<i32, Seen>);
 
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -29,6 +32,8 @@ pub(crate) enum Rest {
     Awake,
     /// Until another thread of the process wakes it.
     Asleep,
+    /// Until then, or for a while.
+    Dozing,
     /// Until something comes from outside the process, or another thread sends it.
     Listening,
 }
@@ -37,6 +42,23 @@ impl Look {
     /// Looks at all threads but those to `skip`. `None` where the system doesn't show them.
     pub(crate) fn take(skip: impl Fn(i32) -> bool) -> Option<Self> {
         system::threads(skip).map(Self)
+    }
+
+    /// Whether some thread does not even doze.
+    pub(crate) fn anybody_is_awake(&self) -> bool {
+        self.all().any(|(_, rest)| rest == Rest::Awake)
+    }
+
+    /// Keeps what was seen of these threads.
+    pub(crate) fn retain(&mut self, keep: impl Fn(i32) -> bool) {
+        self.0.retain(|&tid, _| keep(tid));
+    }
+
+    /// Whether all that slept have slept until `later`, and no thread has come.
+    pub(crate) fn still_holds(&self, later: &Self) -> bool {
+        let slept =
+            |(tid, seen): (&i32, &Seen)| seen.rest == Rest::Awake || later.0.get(tid) == Some(seen);
+        self.0.iter().all(slept) && later.0.keys().all(|tid| self.0.contains_key(tid))
     }
 
     /// How a thread rested. One that was not seen has ended, or was not looked for.
@@ -152,7 +174,7 @@ mod system {
         {
             return Rest::Asleep;
         }
-        Rest::Awake
+        Rest::Dozing
     }
 
     /// How long it is to the time that stands at an address of this process. The kernel reads it,
@@ -270,9 +292,9 @@ mod tests {
             thread::yield_now();
         }
         let first = look();
-        assert!(look() == first);
+        assert!(first.still_holds(&look()));
         sender.send(()).unwrap();
-        let changed = || look() != first;
+        let changed = || !first.still_holds(&look());
         let end = Instant::now() + Duration::from_secs(5);
         while !changed() && Instant::now() < end {
             thread::yield_now();

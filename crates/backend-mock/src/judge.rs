@@ -17,6 +17,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -74,22 +75,20 @@ impl Engine {
 
     /// As seen from here somebody is stuck, unless threads act that don't wait here.
     fn judge(&self) -> Found {
-        let live = self.threads.live();
-        let look = || {
-            let own = |tid| live.iter().find(|known| known.thread.tid() == Some(tid));
-            let waits = |known: &Known| known.thread.waiting_in(self.threads.engine()).is_some();
-            Look::take(|tid| own(tid).map_or_else(|| threads::is_ours(tid), waits))
-        };
+        let own = Thread::current().tid();
+        let look = || Look::take(|tid| Some(tid) == own);
         let before = look();
         self.with(|state| {
             state.advance();
             let outside = before.as_ref().map_or(Outside::Unseen, Outside::Seen);
             let mut judge = Judge::new(self, state, outside);
-            if !judge.finds_stuck() {
-                return Found::Slow;
-            }
             // What was seen holds only if it held all the time since before the lock was taken.
-            if before.as_ref().is_some_and(|before| !look().is_some_and(|look| look == *before)) {
+            let is_sure = |judge: &Judge<'_>| match (&before, look()) {
+                (Some(before), Some(after)) => self.is_sure(judge, before, after),
+                (Some(_), None) => false,
+                (None, _) => true,
+            };
+            if !judge.finds_stuck() || !is_sure(&judge) {
                 return Found::Slow;
             }
             let parts = judge.sentences();
@@ -99,6 +98,30 @@ impl Engine {
             }
             Found::Progress
         })
+    }
+
+    /// Whether the threads that sleep have really nobody to wake them.
+    fn is_sure(&self, judge: &Judge<'_>, before: &Look, mut after: Look) -> bool {
+        let is_awake = before.anybody_is_awake() || after.anybody_is_awake();
+        // Threads that call on other mocks only are none of this one's.
+        let known = |tid| judge.callers.iter().any(|caller| caller.thread.tid() == Some(tid));
+        let counts = |tid| known(tid) || !threads::is_ours(tid);
+        let mut relied_on = before.clone();
+        relied_on.retain(counts);
+        after.retain(counts);
+        // One that waits here may be on its way out of the lock that another one wants.
+        let waits = judge.callers.iter().filter(|caller| caller.waiting.is_some());
+        let mut rests = waits.filter_map(|caller| before.of(caller.thread.tid()?));
+        if rests.any(|rest| rest == Rest::Awake) || !relied_on.still_holds(&after) {
+            return false;
+        }
+        let mut calm = lock(&self.calm);
+        let since = match calm.take() {
+            Some((earlier, since)) if earlier.still_holds(&after) => since,
+            _ => Instant::now(),
+        };
+        *calm = Some((after, since));
+        !is_awake || since.elapsed() >= CALM
     }
 
     fn waits(&self) -> Vec<Waited> {
@@ -531,7 +554,8 @@ impl<'a> Judge<'a> {
         match &self.outside {
             Outside::Nobody | Outside::Unseen => false,
             Outside::Seen(look) => {
-                look.all().any(|(tid, rest)| rest == Rest::Awake && !threads::is_ours(tid))
+                let able = [Rest::Awake, Rest::Dozing];
+                look.all().any(|(tid, rest)| able.contains(&rest) && !threads::is_ours(tid))
             }
         }
     }
@@ -540,7 +564,9 @@ impl<'a> Judge<'a> {
     fn is_quiet(&self) -> bool {
         let asleep = match &self.outside {
             Outside::Nobody => true,
-            Outside::Seen(look) => look.all().all(|(_, rest)| rest == Rest::Asleep),
+            Outside::Seen(look) => {
+                look.all().all(|(tid, rest)| rest == Rest::Asleep || threads::is_ours(tid))
+            }
             Outside::Unseen => false,
         };
         asleep
@@ -631,6 +657,9 @@ impl Sentence {
         self.joins.extend(joins);
     }
 }
+
+/// How long sleepers must have slept while others are awake.
+const CALM: Duration = Duration::from_millis(200);
 
 /// Entries of a stream that are looked at. What stands deeper counts as something that can happen; it
 /// comes within sight as those before it pass.
