@@ -64,10 +64,11 @@
 //! and a wait whose deadline passes has them in its error.
 //!
 //! # Verdicts
-//! Ranks that can never go on are told so, without any timeout: within some 10 milliseconds on a
-//! machine with time to spare, all of them, with one report. It says what is wrong, what each rank has
-//! pending (arguments, number, stream, call site) or what its thread does instead, and what waits for
-//! what. [`Mock::verdicts`] has the same as data. Communicators that have no part in it stay usable.
+//! Ranks that can never go on are told so, without any timeout: all of them, with one report, within
+//! some 10 milliseconds, or 200 where other threads of the process are busy. It says what is wrong,
+//! what each rank has pending (arguments, number, stream, call site) or what its thread does instead,
+//! and what waits for what. [`Mock::verdicts`] has the same as data. Communicators that have no part
+//! in it stay usable.
 //!
 //! | what happens | kind | error |
 //! |---|---|---|
