@@ -12,7 +12,10 @@
 //! the allocator's, or one that two tests share. So where some thread of the process is awake, even
 //! one that has nothing to do with the matter, sleepers count only after some time.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 /// What was seen of some threads, by the system's number.
 #[derive(Clone)]
@@ -69,6 +72,27 @@ impl Look {
     /// All of them.
     pub(crate) fn all(&self) -> impl Iterator<Item = (i32, Rest)> {
         self.0.iter().map(|(&tid, seen)| (tid, seen.rest))
+    }
+}
+
+/// Threads that sleep, since when they have kept still.
+#[derive(Default)]
+pub(crate) struct Sleepers(BTreeMap<i32, (Seen, Instant)>);
+
+impl Sleepers {
+    /// Takes note of a look. The answer is how long all who sleep have done so.
+    pub(crate) fn note(&mut self, look: &Look) -> Duration {
+        let now = Instant::now();
+        let known = std::mem::take(&mut self.0);
+        for (&tid, &seen) in look.0.iter().filter(|(_, seen)| seen.rest != Rest::Awake) {
+            let since = match known.get(&tid) {
+                Some(&(earlier, since)) if earlier == seen => since,
+                _ => now,
+            };
+            self.0.insert(tid, (seen, since));
+        }
+        let last = self.0.values().map(|&(_, since)| since).max();
+        last.map_or(Duration::MAX, |since| now - since)
     }
 }
 

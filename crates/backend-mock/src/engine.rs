@@ -29,7 +29,7 @@ use std::{
 use collectives_core::{CommInfo, LibraryInfo, Rank, RawEvent, RawGraph, RawStream, Result};
 
 use crate::{
-    asleep::Look,
+    asleep::Sleepers,
     backend::MockConfig,
     comm_state::{Comm, EndShared, NOTHING},
     error::{BACKEND, invalid, misuse},
@@ -61,8 +61,8 @@ pub(crate) struct Engine {
     pub(crate) threads: Arc<Threads>,
     /// Whether those who wait are looked after.
     pub(crate) enrolled: Once,
-    /// Sleepers that kept still, since when.
-    pub(crate) calm: Mutex<Option<(Look, Instant)>>,
+    /// The threads that were seen asleep.
+    pub(crate) sleepers_seen: Mutex<Sleepers>,
     /// The waits that were seen last.
     pub(crate) last_look: Mutex<Vec<Waited>>,
     /// The default stream of each device.
@@ -147,7 +147,7 @@ impl Engine {
             meetings: JoinMeetings::new(),
             threads: Arc::new(Threads::new(nonce)),
             enrolled: Once::new(),
-            calm: Mutex::default(),
+            sleepers_seen: Mutex::default(),
             last_look: Mutex::default(),
             defaults,
             dirty: AtomicU64::new(0),

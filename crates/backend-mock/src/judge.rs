@@ -17,7 +17,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use crate::{
@@ -115,13 +115,8 @@ impl Engine {
         if rests.any(|rest| rest == Rest::Awake) || !relied_on.still_holds(&after) {
             return false;
         }
-        let mut calm = lock(&self.calm);
-        let since = match calm.take() {
-            Some((earlier, since)) if earlier.still_holds(&after) => since,
-            _ => Instant::now(),
-        };
-        *calm = Some((after, since));
-        !is_awake || since.elapsed() >= CALM
+        let calm = lock(&self.sleepers_seen).note(&after);
+        !is_awake || calm >= CALM
     }
 
     fn waits(&self) -> Vec<Waited> {
