@@ -5,6 +5,7 @@ mod buffer;
 mod communicator;
 mod graph;
 mod group;
+pub mod mock;
 mod operation;
 mod place;
 mod platform;
@@ -30,11 +31,6 @@ pub use collectives_core::{
     Scalar, SendBuf, ShrinkConfig, Split, SplitConfig, Support, UniqueId, VendorCode, Version,
     bf16, f16, shape,
 };
-
-/// The CPU mock: ranks as threads, real data, no GPU.
-pub mod mock {
-    pub use collectives_backend_mock::*;
-}
 
 /// NCCL on CUDA, opened at run time.
 pub mod nccl {

@@ -13,7 +13,7 @@ use collectives_core::{
 };
 
 use crate::{
-    Alive, MockComm, MockDevice, PendingJoin, PendingOp,
+    Alive, MockComm, MockDevice, PendingJoin, PendingOp, Verdict,
     engine::{Engine, Seat},
     error::{BACKEND, invalid, misuse, refuse},
     fork, group,
@@ -22,7 +22,7 @@ use crate::{
 /// One machine of fake devices. Clones are the same machine; another [`new`](Self::new) is another.
 #[derive(Clone, Debug)]
 pub struct Mock {
-    engine: Arc<Engine>,
+    pub(crate) engine: Arc<Engine>,
 }
 
 /// How a [`Mock`] is made.
@@ -96,7 +96,9 @@ impl Mock {
             version: VERSION,
             found_by: "built in".into(),
         };
-        Self { engine: Engine::new(config, info) }
+        let engine = Engine::new(config, info);
+        engine.threads.note(None);
+        Self { engine }
     }
 
     /// The machine of this process: the same for all callers, so that parts of a program that know
@@ -121,6 +123,13 @@ impl Mock {
     /// a program hangs. A wait whose deadline passes has it in its error.
     pub fn pending(&self) -> Vec<PendingOp> {
         self.engine.pending(None)
+    }
+
+    /// What was found wrong: ranks that disagree, and ranks that can never go on. The latest 64.
+    ///
+    /// Each is also the error of the ranks that it concerns; here it is data, for tests.
+    pub fn verdicts(&self) -> Vec<Verdict> {
+        self.engine.with(|state| state.verdicts.iter().cloned().collect())
     }
 
     /// Everything that was made on this machine and not given back: communicators, buffers, streams,
@@ -205,6 +214,7 @@ impl Mock {
             }
         }
         self.check_device(config.device).map_err(refuse)?;
+        self.engine.threads.note(Some(config.device));
         Ok(number)
     }
 
@@ -237,11 +247,13 @@ impl Backend for Mock {
     fn device(&self, ordinal: usize) -> Result<MockDevice> {
         fork::check()?;
         self.check_device(ordinal).map_err(|error| error.with_operation("device"))?;
+        self.engine.threads.note(Some(ordinal));
         Ok(MockDevice::new(Arc::clone(&self.engine), ordinal))
     }
 
     fn unique_id(&self) -> Result<UniqueId> {
         fork::check()?;
+        self.engine.threads.note(None);
         Ok(Self::id(&self.engine, self.engine.meetings.issue(), 0))
     }
 

@@ -27,11 +27,13 @@ use crate::{
     fork, group,
     op::{Factor, Kind, NOBODY, Op, Reduction},
     stream::{Entry, StreamShared},
+    threads::{self, Thread, What},
 };
 
 /// One rank's end of a communicator of the mock. Made by [`Mock`](crate::Mock).
 ///
-/// Dropping it waits at most a second for its operations, not at all where the thread panics; what
+/// Dropping it waits at most a second for its operations, not at all where the thread panics, and no
+/// longer where nobody else can bring them about; what
 /// is pending then stays valid, and fails with
 /// [`Remote`](collectives_core::ErrorKind::Remote) on ranks that wait for more than this rank
 /// had issued.
@@ -51,6 +53,8 @@ pub struct MockComm {
     next_registration: Cell<usize>,
     /// Whether it was finalized or aborted.
     ended: Cell<bool>,
+    /// The number of the thread that called last.
+    caller: Cell<u64>,
 }
 
 /// Memory of this device, or of nobody, as of an epoch of the memory map.
@@ -70,6 +74,8 @@ impl MockComm {
     ) -> Result<Self> {
         let stream = engine.stream(collectives_core::RawStream::DEFAULT, shared.info.device)?;
         engine.ledger.add_comm(&shared.info, site);
+        engine.threads.note(Some(shared.info.device));
+        shared.set_caller();
         let nothing = || Cell::new(Known { epoch: 0, start: 1, end: 0 });
         Ok(Self {
             engine,
@@ -82,6 +88,7 @@ impl MockComm {
             registrations: RefCell::default(),
             next_registration: Cell::new(1),
             ended: Cell::new(false),
+            caller: Cell::new(threads::own_number()),
         })
     }
 
@@ -100,6 +107,21 @@ impl MockComm {
         }
     }
 
+    /// Notes a change of the thread that calls.
+    #[inline]
+    fn note_caller(&self) {
+        if self.caller.get() != threads::own_number() {
+            self.change_caller();
+        }
+    }
+
+    #[cold]
+    fn change_caller(&self) {
+        self.engine.threads.note(Some(self.shared.info.device));
+        self.shared.set_caller();
+        self.caller.set(threads::own_number());
+    }
+
     #[inline]
     pub(crate) fn rules(&self) -> Rules<'_> {
         Rules::new(&self.shared.info, &Capabilities::FULL)
@@ -108,6 +130,7 @@ impl MockComm {
     /// Runs a call; a refusal drops the group around it.
     #[inline]
     fn call(&self, operation: &'static str, body: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.note_caller();
         let outcome = fork::check().and_then(|()| self.shared.check()).and_then(|()| body());
         outcome.map_err(|error| self.refused(operation, error))
     }
@@ -125,6 +148,7 @@ impl MockComm {
     #[inline]
     fn issue(&self, asked: Asked, launch: Launch<'_>) -> Result<()> {
         let Asked { kind, shape, other, send, recv, reduction, factor } = asked;
+        self.shared.note_site(launch.site());
         if shape.count == 0 && !kind.is_point_to_point() {
             // NCCL: succeeds after the checks, without synchronising.
             return self.with_stream(launch, |_| Ok(()));
@@ -223,24 +247,30 @@ impl MockComm {
         factor.ok_or_else(|| invalid("the reduce op was destroyed"))
     }
 
-    /// Waits until nothing of this rank is outstanding.
-    fn flush(&self, until: Option<Instant>) -> Option<()> {
+    /// Waits until nothing of this rank is outstanding. The answer is whether that came.
+    fn flush(&self, until: Option<Instant>, is_drop: bool) -> bool {
+        self.note_caller();
         let (key, rank) = (self.shared.comm, self.shared.info.rank.index());
-        self.engine.wait(
+        let drained = self.engine.wait(
             until,
+            || What::Flush { comm: key, rank: rank as u32, is_drop },
             || None,
             |state, parker| {
-                let Some(comm) = state.comms.get_mut(key) else { return Ok(()) };
+                if is_drop && Thread::current().is_released() {
+                    return Ok(false);
+                }
+                let Some(comm) = state.comms.get_mut(key) else { return Ok(true) };
                 let end = &mut comm.ends[rank];
                 if end.outstanding == 0 {
-                    return Ok(());
+                    return Ok(true);
                 }
                 if !end.waiters.iter().any(|other| Arc::ptr_eq(other, parker)) {
                     end.waiters.push(Arc::clone(parker));
                 }
                 Err(None)
             },
-        )
+        );
+        drained == Some(true)
     }
 
     fn depart(&self) {
@@ -541,16 +571,19 @@ impl Collectives for MockComm {
 
     fn grow_id(&self) -> Result<UniqueId> {
         fork::check()?;
+        self.note_caller();
         self.make_grow_id().map_err(self.named("grow_id"))
     }
 
     fn revoke(&self) -> Result<()> {
         fork::check()?;
+        self.note_caller();
         self.revoke_all().map_err(|error| self.refused("revoke", error))
     }
 
     fn poll_error(&self) -> Result<()> {
         fork::check()?;
+        self.note_caller();
         // What is enqueued may be what fails.
         self.engine.press();
         self.shared.check()
@@ -566,7 +599,7 @@ impl Collectives for MockComm {
 
     fn finalize(self: Box<Self>) -> Result<()> {
         fork::check()?;
-        self.flush(None);
+        self.flush(None, false);
         let revoked = self.shared.meeting.lifecycle.revoked().is_some();
         let outcome = match self.shared.check() {
             // It comes to its end as it should.
@@ -598,6 +631,7 @@ impl MockComm {
 impl Split for MockComm {
     fn split(&self, config: SplitConfig) -> Result<Option<Self>> {
         fork::check()?;
+        self.note_caller();
         self.shared.check().map_err(|error| error.with_operation("split"))?;
         let refuse = |error| Err(self.refused("split", error));
         if group::is_open(&self.engine) {
@@ -615,12 +649,14 @@ impl Split for MockComm {
 
     fn shrink(&self, config: ShrinkConfig) -> Result<Self> {
         fork::check()?;
+        self.note_caller();
         let end = self.shrunk(config).map_err(|error| self.refused("shrink", error))?;
         Self::new(Arc::clone(&self.engine), end, Location::caller())
     }
 
     fn grow(&self, config: GrowConfig) -> Result<Self> {
         fork::check()?;
+        self.note_caller();
         let end = self.grown(config).map_err(|error| self.refused("grow", error))?;
         Self::new(Arc::clone(&self.engine), end, Location::caller())
     }
@@ -633,10 +669,10 @@ impl Drop for MockComm {
         }
         if !thread::panicking() {
             let until = Instant::now() + PATIENCE;
-            if self.flush(Some(until)).is_none() {
+            if !self.flush(Some(until), true) {
                 let comm = self.shared.title();
                 let rank = self.shared.info.rank;
-                tracing::warn!(%comm, %rank, "dropped with operations pending after {PATIENCE:?}");
+                tracing::warn!(%comm, %rank, "dropped with operations pending");
             }
         }
         self.depart();

@@ -20,6 +20,7 @@ use crate::{
     slab::Key,
     state::State,
     stream::{Entry, Mode, StreamShared},
+    threads::What,
 };
 
 /// A fake device: streams, events and graphs that are asynchronous as a GPU's, on host memory.
@@ -44,6 +45,7 @@ impl MockDevice {
 
     fn stream(&self, stream: RawStream) -> Result<Arc<StreamShared>> {
         fork::check()?;
+        self.engine.threads.note(Some(self.info.ordinal));
         self.engine.stream(stream, self.info.ordinal)
     }
 
@@ -291,7 +293,8 @@ impl Device for MockDevice {
         let until = deadline.and_then(|deadline| Instant::now().checked_add(deadline));
         let target = Cell::new(None);
         let clean = || target.get().filter(|&target| shared.has_passed(target)).map(|_| None);
-        let passed = self.engine.wait(until, clean, |state, parker| {
+        let what = || What::Stream { stream: shared.key, target: target.get().unwrap_or(u64::MAX) };
+        let passed = self.engine.wait(until, what, clean, |state, parker| {
             let Some(stream) = state.streams.get_mut(shared.key) else { return Ok(None) };
             let enqueued = target.get().unwrap_or_else(|| stream.enqueued());
             target.set(Some(enqueued));

@@ -20,7 +20,7 @@ use std::{
     hash::{BuildHasher, RandomState},
     hint,
     sync::{
-        Arc, Mutex, MutexGuard, TryLockError, Weak,
+        Arc, Mutex, MutexGuard, Once, TryLockError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
     },
     time::{Duration, Instant},
@@ -30,10 +30,12 @@ use collectives_core::{CommInfo, LibraryInfo, Rank, RawEvent, RawGraph, RawStrea
 
 use crate::{
     alive::Ledger,
+    asleep::Sleepers,
     backend::MockConfig,
     comm_state::{Comm, EndShared, NOTHING},
     error::{BACKEND, invalid, misuse},
     group::Member,
+    judge::Waited,
     meeting::{JoinMeetings, SplitMeeting},
     memory::{Memory, Misuse},
     op::{Kind, Op},
@@ -43,6 +45,7 @@ use crate::{
     state::{COUNT, Job, State},
     stream::{Entry, Stream, StreamShared},
     sync::{Parker, lock},
+    threads::{Threads, What},
 };
 
 /// One machine of fake devices.
@@ -57,6 +60,14 @@ pub(crate) struct Engine {
     /// What users made and have not given back.
     pub(crate) ledger: Ledger,
     pub(crate) meetings: JoinMeetings,
+    /// Who calls on it, and waits.
+    pub(crate) threads: Arc<Threads>,
+    /// Whether those who wait are looked after.
+    pub(crate) enrolled: Once,
+    /// The threads that were seen asleep.
+    pub(crate) sleepers_seen: Mutex<Sleepers>,
+    /// The waits that were seen last.
+    pub(crate) last_look: Mutex<Vec<Waited>>,
     /// The default stream of each device.
     defaults: Vec<Arc<StreamShared>>,
     /// Inboxes with something in them: bit `index % 64` of their streams.
@@ -68,7 +79,7 @@ pub(crate) struct Engine {
     /// The size of the largest communicator so far: about as many threads are at work.
     crowd: AtomicUsize,
     state: Mutex<State>,
-    me: Weak<Self>,
+    pub(crate) me: Weak<Self>,
 }
 
 /// A rank that has many operations to issue before a thread that waits can go on.
@@ -129,14 +140,19 @@ impl Engine {
             Arc::clone(&state.streams[key.index].shared)
         };
         let defaults = (0..config.devices).map(default).collect();
+        let nonce = RandomState::new().hash_one(number);
         Arc::new_cyclic(|me| Self {
             config,
             info,
-            nonce: RandomState::new().hash_one(number),
+            nonce,
             tag: number & TAG_MASK,
             memory,
             ledger: Ledger::default(),
             meetings: JoinMeetings::new(),
+            threads: Arc::new(Threads::new(nonce)),
+            enrolled: Once::new(),
+            sleepers_seen: Mutex::default(),
+            last_look: Mutex::default(),
             defaults,
             dirty: AtomicU64::new(0),
             pressed: AtomicBool::new(false),
@@ -231,11 +247,13 @@ impl Engine {
     }
 
     /// Waits until `ready` answers. It is asked with the lock held; where it has no answer it leaves
-    /// the parker with what it waits for, and may name a rank that lags. `known` may have the answer without the lock. `None` where
-    /// time is up first.
+    /// the parker with what it waits for, and may name a rank that lags; from then on `what` says
+    /// what the wait is for. `known` may have the answer without the lock. `None` where time is up
+    /// first.
     pub(crate) fn wait<R>(
         &self,
         until: Option<Instant>,
+        what: impl Fn() -> What,
         known: impl Fn() -> Option<R>,
         mut ready: impl FnMut(&mut State, &Arc<Parker>) -> Result<R, Option<Lag>>,
     ) -> Option<R> {
@@ -244,6 +262,7 @@ impl Engine {
         let mut spins = if crowded { 0 } else { SPINS };
         let mut stance = Stance::Awake;
         let mut in_time = true;
+        let mut noted = None;
         let result = loop {
             parker.reset();
             let look = self.with(|state| {
@@ -264,6 +283,7 @@ impl Engine {
                 continue;
             }
             spins = 0;
+            noted.get_or_insert_with(|| self.begin_wait(what(), until));
             // Either way there is one more look before it sleeps.
             stance = match stance {
                 Stance::Awake => match lag.filter(Lag::arm) {

@@ -205,7 +205,15 @@ impl State {
     pub(crate) fn wait_event(&mut self, stream: u32, latest: Recording) -> Result<()> {
         let membership = self.streams[stream].capture;
         match (latest, membership) {
-            (Recording::Never, _) => Ok(()),
+            (Recording::Never, _) => {
+                if !std::mem::replace(&mut self.warned_of_event, true) {
+                    tracing::warn!(
+                        "a stream waits for an event that was never recorded, which holds up \
+                         nothing: record it first"
+                    );
+                }
+                Ok(())
+            }
             (Recording::Signal { .. }, Some(_)) => Err(misuse(
                 "a stream that is being captured cannot wait for an event recorded outside the \
                  capture",

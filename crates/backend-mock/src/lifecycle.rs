@@ -26,6 +26,7 @@ use crate::{
     slab::Key,
     state::State,
     sync::lock,
+    threads::What,
 };
 
 /// The part of a communicator that survives its failure.
@@ -68,6 +69,13 @@ impl Shrink {
     /// Whether all ranks that stay have come.
     fn is_complete(&self) -> bool {
         self.present + self.exclude.len() == self.tickets.len()
+    }
+
+    /// The ranks that stay and have not come.
+    fn missing(&self) -> Vec<Rank> {
+        let ranks = (0..self.tickets.len() as u32).map(Rank::new);
+        let stays = |rank: &Rank| self.exclude.binary_search(rank).is_err();
+        ranks.filter(|rank| stays(rank) && self.tickets[rank.index()].is_none()).collect()
     }
 }
 
@@ -145,14 +153,13 @@ impl Lifecycle {
             lives.shrink(number).outcome = Some(Ok(ends));
             self.changed.notify_all();
         }
+        let what = What::Shrink { comm: end.comm, rank: end.info.rank.get(), number };
+        let _wait = engine.begin_wait(what, None);
         loop {
             let gone = lives.gone.clone();
             let shrink = lives.shrink(number);
-            let is_lost = |&other: &Rank| {
-                let stays = exclude.binary_search(&other).is_err();
-                gone[other.index()] && stays && shrink.tickets[other.index()].is_none()
-            };
-            let lost: Vec<Rank> = (0..size as u32).map(Rank::new).filter(is_lost).collect();
+            let mut lost = shrink.missing();
+            lost.retain(|rank| gone[rank.index()]);
             if shrink.outcome.is_none() && !lost.is_empty() {
                 let s = if lost.len() == 1 { "" } else { "s" };
                 let message = format!(
@@ -185,6 +192,33 @@ impl Lifecycle {
         }
     }
 
+    /// Ranks that have not come to shrink `number`, as long as it is open and they still can.
+    pub(crate) fn missing(&self, number: u64) -> Option<Vec<Rank>> {
+        let lives = lock(&self.state);
+        let shrink = lives.shrinks.iter().find(|shrink| shrink.number == number)?;
+        let missing = shrink.missing();
+        let open = shrink.outcome.is_none() && !shrink.is_complete();
+        let lost = missing.iter().any(|rank| lives.gone[rank.index()]);
+        (open && !lost).then_some(missing)
+    }
+
+    /// Ends a shrink for all who came, if it is open.
+    pub(crate) fn call_off(&self, number: u64, failure: Failure) {
+        let mut lives = lock(&self.state);
+        let open = lives.shrinks.iter_mut().find(|shrink| shrink.number == number);
+        if let Some(shrink) = open.filter(|it| it.outcome.is_none() && !it.is_complete()) {
+            shrink.outcome = Some(Err(failure));
+            self.changed.notify_all();
+        }
+    }
+
+    /// Whether `rank` waits for an id that somebody has to make, and all who could are there.
+    pub(crate) fn lacks_grow_id(&self, rank: Rank) -> bool {
+        let lives = lock(&self.state);
+        let all_wait = lives.waiting == lives.gone.len();
+        lives.ids.len() <= lives.used[rank.index()] && !lives.gone.contains(&true) && !all_wait
+    }
+
     /// Makes an id for growing; `make` is asked for its number.
     fn grow_id(&self, rank: Rank, make: impl FnOnce() -> u64) -> Result<u64> {
         let mut lives = lock(&self.state);
@@ -201,7 +235,7 @@ impl Lifecycle {
 
     /// Takes the id with which the communicator grows next, and waits for one of the members to
     /// make it.
-    fn take_grow_id(&self, end: &EndShared) -> Result<u64> {
+    fn take_grow_id(&self, engine: &Engine, end: &EndShared) -> Result<u64> {
         let rank = end.info.rank.index();
         let mut lives = lock(&self.state);
         let stalls = lives.stalls;
@@ -210,6 +244,8 @@ impl Lifecycle {
             lives.stalls += 1;
             self.changed.notify_all();
         }
+        let what = What::GrowId { comm: end.comm, rank: end.info.rank.get() };
+        let _wait = engine.begin_wait(what, None);
         let outcome = loop {
             let (used, lost) = (lives.used[rank], lives.gone.iter().position(|&gone| gone));
             if let Some(&id) = lives.ids.get(used) {
@@ -349,7 +385,7 @@ impl MockComm {
         end.check()?;
         self.rules().grow(&config)?;
         self.not_in_group("grow blocks until all ranks have called")?;
-        let id = end.meeting.lifecycle.take_grow_id(end)?;
+        let id = end.meeting.lifecycle.take_grow_id(self.engine(), end)?;
         let mut join = JoinConfig::new(end.info.rank, config.size).with_device(end.info.device);
         join.name = config.name;
         self.engine().meetings.join("grow", self.engine(), id, join)

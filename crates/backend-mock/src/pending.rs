@@ -79,7 +79,7 @@ impl PendingOp {
         all
     }
 
-    fn of(state: &State, stream: &Stream, op: &Op, arrived: bool) -> Self {
+    pub(crate) fn of(state: &State, stream: &Stream, op: &Op, arrived: bool) -> Self {
         let comm = state.comms.get(op.comm);
         let status = match comm {
             Some(comm) if arrived && comm.waits(op) => PendingStatus::Waiting(comm.missing(op)),
@@ -114,21 +114,52 @@ impl PendingOp {
     }
 }
 
+impl PendingOp {
+    /// Whether it is a send or a receive.
+    pub(crate) fn is_message(&self) -> bool {
+        [Kind::Send.name(), Kind::Recv.name()].contains(&self.operation)
+    }
+
+    /// The operation as in a call, with its number where `numbered`.
+    pub(crate) fn call(&self, numbered: bool) -> String {
+        let number = if numbered { format!(" #{}", self.sequence) } else { String::new() };
+        let mut text = format!("{}{number} of {} × {}", self.operation, self.count, self.dtype);
+        if let Some(op) = self.reduce_op {
+            text += &format!(", {op}");
+        }
+        match self.other {
+            Some(peer) if self.operation == Kind::Send.name() => {
+                text += &format!(", to rank {peer}");
+            }
+            Some(peer) if self.operation == Kind::Recv.name() => {
+                text += &format!(", from rank {peer}");
+            }
+            Some(root) => text += &format!(", root {root}"),
+            None => {}
+        }
+        text
+    }
+
+    /// Its stream, for people.
+    pub(crate) fn stream_name(&self) -> String {
+        stream_name(self.stream, self.in_graph)
+    }
+}
+
+/// A stream, for people.
+pub(crate) fn stream_name(stream: RawStream, in_graph: bool) -> String {
+    match stream {
+        _ if in_graph => "a graph's stream".into(),
+        RawStream::DEFAULT => "the default stream".into(),
+        stream => format!("stream {:#x}", stream.bits()),
+    }
+}
+
 /// One line: who, what, where, and what for.
 impl fmt::Display for PendingOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rank, size, communicator, operation, count, dtype, sequence, .. } = self;
-        write!(f, "rank {rank} of {size} in '{communicator}': {operation} #{sequence}")?;
-        write!(f, " of {count} × {dtype}")?;
-        if let Some(op) = self.reduce_op {
-            write!(f, ", {op}")?;
-        }
-        match self.other {
-            Some(peer) if self.operation == Kind::Send.name() => write!(f, ", to rank {peer}")?,
-            Some(peer) if self.operation == Kind::Recv.name() => write!(f, ", from rank {peer}")?,
-            Some(root) => write!(f, ", root {root}")?,
-            None => {}
-        }
+        let Self { rank, size, communicator, .. } = self;
+        write!(f, "rank {rank} of {size} in '{communicator}': {}", self.call(true))?;
         write!(f, " ({})", self.site)?;
         match &self.status {
             PendingStatus::Queued => f.write_str(", behind other work"),

@@ -28,6 +28,7 @@ use crate::{
     stream::{Entry, Stream},
     sync::{Parker, lock},
     transfer::Transfer,
+    verdict::Verdict,
 };
 
 /// The state of one engine.
@@ -48,6 +49,10 @@ pub(crate) struct State {
     pub(crate) wake: Vec<Arc<Parker>>,
     /// Memory to free once the lock is released.
     pub(crate) garbage: Vec<Allocation>,
+    /// The latest verdicts.
+    pub(crate) verdicts: VecDeque<Verdict>,
+    /// Whether a stream waited for an event that was never recorded.
+    pub(crate) warned_of_event: bool,
     accumulation: Accumulation,
     memory: Arc<Memory>,
 }
@@ -98,6 +103,8 @@ impl State {
             jobs: VecDeque::new(),
             wake: Vec::new(),
             garbage: Vec::new(),
+            verdicts: VecDeque::new(),
+            warned_of_event: false,
             accumulation,
             memory,
         }
@@ -202,6 +209,21 @@ impl State {
                 self.units.at(*unit).is_some_and(|unit| unit.at_head == unit.streams.len())
             }
             _ => true,
+        }
+    }
+
+    /// The streams that a unit stands in.
+    pub(crate) fn unit_streams(&self, unit: u32) -> &[u32] {
+        self.units.at(unit).map_or(&[], |unit| &unit.streams)
+    }
+
+    /// Has those look again who wait until nothing of a rank is outstanding.
+    pub(crate) fn wake_flushes(&mut self, comm: Key, rank: u32) {
+        let Some(comm) = self.comms.get_mut(comm) else { return };
+        for parker in comm.ends[rank as usize].waiters.drain(..) {
+            if parker.set() {
+                self.wake.push(parker);
+            }
         }
     }
 
@@ -428,8 +450,9 @@ impl State {
     /// series is done in one go: where the next one heads the streams of all ranks, it need not meet.
     fn fire(&mut self, mut arrivals: Vec<Arrival>) {
         let key = arrivals[0].op.comm;
-        while let Some(comm) = self.comms.get(key) {
-            if let Some(failure) = mismatch(comm, &arrivals) {
+        while self.comms.get(key).is_some() {
+            if let Some(verdict) = self.mismatch(&arrivals) {
+                let failure = self.pronounce(verdict);
                 self.fail_comm(key, |_| Some(failure.clone()));
                 for arrival in arrivals {
                     self.finish_failed(arrival);
@@ -512,7 +535,8 @@ impl State {
             return;
         };
         let pair = if op.kind == Kind::Send { [arrival, other] } else { [other, arrival] };
-        if let Some(failure) = mismatch(comm, &pair) {
+        if let Some(verdict) = self.mismatch(&pair) {
+            let failure = self.pronounce(verdict);
             self.fail_comm(op.comm, |_| Some(failure.clone()));
             for arrival in pair {
                 self.finish_failed(arrival);
@@ -665,46 +689,6 @@ impl State {
             self.comms.remove(key.index);
         }
     }
-}
-
-/// Compares what the ranks asked for. A failure names the first two that differ.
-fn mismatch(comm: &Comm, arrivals: &[Arrival]) -> Option<Failure> {
-    let first = &arrivals[0].op;
-    let other = arrivals[1..].iter().map(|arrival| &arrival.op).find(|op| {
-        let same_kind = op.kind == first.kind || op.kind.is_point_to_point();
-        let same_root = op.kind.is_point_to_point() || op.other == first.other;
-        let same_data = (op.count, op.dtype) == (first.count, first.dtype);
-        !(same_kind && same_root && same_data && op.reduction == first.reduction)
-    })?;
-    let number = if first.kind.is_point_to_point() { "message" } else { "collective" };
-    let message = format!(
-        "ranks disagree on {number} #{}: rank {} calls {} ({}), rank {} calls {} ({})",
-        first.sequence,
-        first.rank,
-        describe(first),
-        first.site,
-        other.rank,
-        describe(other),
-        other.site,
-    );
-    tracing::error!(communicator = %comm.title(), "{message}");
-    let hint = "make all ranks issue the same operations in the same order";
-    Some(Failure::new(ErrorKind::InvalidUsage, message).with_hint(hint))
-}
-
-/// An operation as in a call.
-pub(crate) fn describe(op: &Op) -> String {
-    let mut text = format!("{} of {} × {}", op.kind.name(), op.count, op.dtype);
-    if let Some(reduction) = op.reduction.name() {
-        text += &format!(", {reduction}");
-    }
-    match (op.kind, op.other()) {
-        (Kind::Send, Some(peer)) => text += &format!(", to rank {peer}"),
-        (Kind::Recv, Some(peer)) => text += &format!(", from rank {peer}"),
-        (_, Some(root)) => text += &format!(", root {root}"),
-        (_, None) => {}
-    }
-    text
 }
 
 /// Data up to this traffic is moved with the lock held, which is cheaper than letting go of it.

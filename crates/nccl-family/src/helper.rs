@@ -1,0 +1,120 @@
+//! Threads for calls that may hang, and the end of the process.
+//!
+//! A helper that was not waited for to its end may still be inside the library when the program
+//! returns from `main`. The libraries tear themselves down at exit, under its feet: a crash after all
+//! work was done (seen with NCCL 2.28.9, whose abort waits for captured graphs). So the exit of the
+//! process waits for helpers too, for a bounded time.
+
+use std::{
+    sync::{Mutex, Once, PoisonError, mpsc},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use collectives_nccl_abi::fork;
+
+/// Runs `work` on a helper thread and waits for its answer at most `limit`. Afterwards it goes on
+/// alone.
+pub(crate) fn bounded<R: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> R + Send + 'static,
+) -> Option<R> {
+    let (done, answer) = mpsc::sync_channel(1);
+    let helper = thread::Builder::new().name("collectives-end".into()).spawn(move || {
+        // Nobody listens any more if it took too long.
+        let _ = done.send(work());
+    });
+    match helper {
+        Ok(helper) => {
+            keep(helper);
+            answer.recv_timeout(limit).ok()
+        }
+        Err(error) => {
+            tracing::warn!(%error, "no thread to end a communicator on: it is leaked");
+            None
+        }
+    }
+}
+
+/// Helpers that have not been seen to end.
+static HELPERS: Mutex<Vec<JoinHandle<()>>> = Mutex::new(Vec::new());
+
+fn keep(helper: JoinHandle<()>) {
+    static AT_EXIT: Once = Once::new();
+    // Functions run in the reverse order of their registration, and the libraries have registered
+    // theirs: there is a communicator to end.
+    AT_EXIT.call_once(|| {
+        // SAFETY: the function lives as long as the program, takes nothing and does not unwind.
+        if unsafe { libc::atexit(wait_for_helpers) } != 0 {
+            tracing::warn!("the exit of the process will not wait for calls in the background");
+        }
+    });
+    let mut helpers = HELPERS.lock().unwrap_or_else(PoisonError::into_inner);
+    helpers.retain(|helper| !helper.is_finished());
+    helpers.push(helper);
+}
+
+/// At exit: lets helpers come out of the library.
+extern "C" fn wait_for_helpers() {
+    // A child of fork has the list, but not the threads.
+    if fork::in_forked_child() {
+        return;
+    }
+    let helpers = std::mem::take(&mut *HELPERS.lock().unwrap_or_else(PoisonError::into_inner));
+    let until = Instant::now() + EXIT_PATIENCE;
+    for helper in helpers {
+        while !helper.is_finished() {
+            if Instant::now() >= until {
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        // What it panicked with was printed. Joining waits for the thread's own destructors, which
+        // are the library's too.
+        let _ = helper.join();
+    }
+}
+
+/// How long the exit of the process waits.
+const EXIT_PATIENCE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_comes_back_and_a_late_one_is_not_waited_for() {
+        assert_eq!(bounded(Duration::from_secs(60), || 1), Some(1));
+        let (go, gone) = mpsc::channel::<()>();
+        let late = bounded(Duration::ZERO, move || gone.recv().is_ok());
+        assert_eq!(late, None);
+        drop(go);
+    }
+
+    #[test]
+    fn the_exit_of_the_process_waits_for_helpers() {
+        if std::env::var_os(CHILD).is_some() {
+            let slow = || {
+                thread::sleep(Duration::from_millis(300));
+                // Not through the test harness, which captures what tests print.
+                let _ = std::io::Write::write_all(&mut std::io::stderr(), b"came out\n");
+            };
+            assert_eq!(bounded(Duration::ZERO, slow), None);
+            std::process::exit(0);
+        }
+        let this = std::env::current_exe().expect("the test's own path");
+        let name = concat!(module_path!(), "::the_exit_of_the_process_waits_for_helpers");
+        let name = name.split_once("::").map_or(name, |(_, name)| name);
+        let output = Command::new(this)
+            .args(["--exact", name, "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .expect("the test can be started again");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && text.contains("came out"), "{output:?}");
+    }
+
+    const CHILD: &str = "COLLECTIVES_TEST_EXIT";
+}
