@@ -7,12 +7,12 @@ use std::{
 };
 
 use collectives_core::{
-    Backend, Capabilities, GroupEnd, JoinAllConfig, JoinConfig, LibraryInfo, Result, UniqueId,
-    Version,
+    Backend, Capabilities, GroupEnd, JoinAllConfig, JoinConfig, LibraryInfo, Rank, Result,
+    UniqueId, Version,
 };
 
 use crate::{
-    MockComm, MockDevice, PendingOp,
+    FaultPlan, Guards, MockComm, MockDevice, PendingOp, Schedule,
     engine::{Engine, Seat},
     error::{BACKEND, invalid, misuse, refuse},
     fork, group,
@@ -39,6 +39,12 @@ pub struct MockConfig {
     pub device_memory: usize,
     /// How small floats are reduced.
     pub accumulation: Accumulation,
+    /// When work runs that could run.
+    pub schedule: Schedule,
+    /// What is watched of the buffers that operations work on.
+    pub guards: Guards,
+    /// What shall go wrong.
+    pub faults: FaultPlan,
 }
 
 /// How f16, bf16 and fp8 are reduced. See the crate's page for all numerics.
@@ -53,9 +59,96 @@ pub enum Accumulation {
 }
 
 impl MockConfig {
-    /// Eight devices of 16 GiB, with [`Accumulation::Element`].
+    /// Eight devices of 16 GiB, with [`Accumulation::Element`], [`Schedule::Eager`], no guards and no
+    /// faults.
     pub const fn new() -> Self {
-        Self { devices: 8, device_memory: 16 << 30, accumulation: Accumulation::Element }
+        Self {
+            devices: 8,
+            device_memory: 16 << 30,
+            accumulation: Accumulation::Element,
+            schedule: Schedule::Eager,
+            guards: Guards::NONE,
+            faults: FaultPlan::new(),
+        }
+    }
+
+    /// All guards, on work that runs as soon as it can.
+    pub const fn strict() -> Self {
+        Self::new().with_guards(Guards::ALL)
+    }
+
+    /// All guards, on work that runs when the seed says so.
+    pub const fn adversarial(seed: u64) -> Self {
+        Self::strict().with_schedule(Schedule::Random(seed))
+    }
+
+    /// What the environment asks for: `COLLECTIVES_MOCK_DEVICES`, `COLLECTIVES_MOCK_SCHEDULE`,
+    /// `COLLECTIVES_MOCK_GUARDS` and `COLLECTIVES_MOCK_FAULTS`; the rest is as [`new`](Self::new) has
+    /// it.
+    ///
+    /// | variable | value |
+    /// |---|---|
+    /// | `COLLECTIVES_MOCK_DEVICES` | a number from 1 to 4096 |
+    /// | `COLLECTIVES_MOCK_SCHEDULE` | `eager`, `late`, `random:SEED` |
+    /// | `COLLECTIVES_MOCK_GUARDS` | `all`, `none`, or a list of `poison`, `poison=BYTE`, `checksums`, `races` |
+    /// | `COLLECTIVES_MOCK_FAULTS` | a [`FaultPlan`] as TOML, or `@` and the path of a file that has one |
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](collectives_core::ErrorKind::InvalidArgument) naming the variable, its
+    /// value and what is wanted; [`System`](collectives_core::ErrorKind::System) where the file of a
+    /// fault plan cannot be read.
+    pub fn from_env() -> Result<Self> {
+        Self::from_vars(|name| env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
+    }
+
+    fn from_vars(var: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        /// Parses a variable that is set; errors name it.
+        fn parsed<T>(
+            (name, value): (&str, Option<String>),
+            parse: impl FnOnce(&str) -> Result<T>,
+        ) -> Result<Option<T>> {
+            let Some(value) = value else { return Ok(None) };
+            parse(&value).map(Some).map_err(|error| {
+                let named = refuse(error.kind(), format!("{name}: {}", error.message()));
+                named.with_source(error)
+            })
+        }
+        let var = |name| (name, var(name));
+        let mut config = Self::new();
+        if let (_, Some(value)) = var(DEVICES) {
+            config.devices = parse_devices(&value)?;
+        }
+        config.schedule = parsed(var(SCHEDULE), str::parse)?.unwrap_or_default();
+        config.guards = parsed(var(GUARDS), str::parse)?.unwrap_or_default();
+        config.faults = parsed(var(FAULTS), FaultPlan::load)?.unwrap_or_default();
+        Ok(config)
+    }
+
+    /// Whether anything but the plain engine is asked for.
+    pub(crate) fn is_adversarial(&self) -> bool {
+        let faults = !self.faults.rules.is_empty();
+        self.schedule != Schedule::Eager || self.guards != Guards::NONE || faults
+    }
+
+    /// Sets when work runs that could run.
+    #[must_use]
+    pub const fn with_schedule(mut self, schedule: Schedule) -> Self {
+        self.schedule = schedule;
+        self
+    }
+
+    /// Sets what is watched of the buffers that operations work on.
+    #[must_use]
+    pub const fn with_guards(mut self, guards: Guards) -> Self {
+        self.guards = guards;
+        self
+    }
+
+    /// Sets what shall go wrong.
+    #[must_use]
+    pub fn with_faults(mut self, faults: FaultPlan) -> Self {
+        self.faults = faults;
+        self
     }
 
     /// Sets the number of devices.
@@ -92,27 +185,23 @@ impl Mock {
         let info = LibraryInfo {
             backend: BACKEND,
             path: None,
-            version: VERSION,
+            version: config.faults.version().unwrap_or(VERSION),
             found_by: "built in".into(),
         };
         Self { engine: Engine::new(config, info) }
     }
 
     /// The machine of this process: the same for all callers, so that parts of a program that know
-    /// nothing of each other meet. `COLLECTIVES_MOCK_DEVICES` sets its number of devices.
+    /// nothing of each other meet. It is made as the environment says: see [`MockConfig::from_env`].
     ///
     /// # Errors
-    /// [`InvalidArgument`](collectives_core::ErrorKind::InvalidArgument) naming the variable's
-    /// value where it is no number from 1 to 4096.
+    /// Those of [`MockConfig::from_env`].
     pub fn shared() -> Result<Self> {
         static SHARED: OnceLock<Mock> = OnceLock::new();
         if let Some(mock) = SHARED.get() {
             return Ok(mock.clone());
         }
-        let mut config = MockConfig::new();
-        if let Some(value) = env::var_os(DEVICES) {
-            config.devices = parse_devices(&value.to_string_lossy())?;
-        }
+        let config = MockConfig::from_env()?;
         Ok(SHARED.get_or_init(|| Self::new(config)).clone())
     }
 
@@ -182,7 +271,13 @@ impl Backend for Mock {
             return Err(refuse(error));
         }
         self.check_device(config.device).map_err(refuse)?;
-        let end = self.engine.meetings.join(&self.engine, number, config)?;
+        let mut config = config;
+        if self.engine.adversarial {
+            let who = (config.name.as_deref(), rank, number);
+            config.deadline = self.engine.join_faults(who, config.deadline).map_err(refuse)?;
+        }
+        let noted = |error| self.engine.with(|state| state.noted(error));
+        let end = self.engine.meetings.join(&self.engine, number, config).map_err(noted)?;
         MockComm::new(Arc::clone(&self.engine), end)
     }
 
@@ -199,6 +294,12 @@ impl Backend for Mock {
                 return Err(named(invalid(format!(
                     "ranks {other} and {rank} are both on device {device}"
                 ))));
+            }
+        }
+        if self.engine.adversarial {
+            for rank in 0..devices.len() as u32 {
+                let who = (name.as_deref(), Rank::new(rank), 0);
+                self.engine.join_faults(who, None).map_err(named)?;
             }
         }
         let seats = devices.iter().map(|&device| Seat { device, name: name.clone() }).collect();
@@ -255,6 +356,10 @@ fn parse_devices(text: &str) -> Result<usize> {
 
 /// The number of devices of the shared machine.
 const DEVICES: &str = "COLLECTIVES_MOCK_DEVICES";
+/// And what else it is asked for.
+const SCHEDULE: &str = "COLLECTIVES_MOCK_SCHEDULE";
+const GUARDS: &str = "COLLECTIVES_MOCK_GUARDS";
+const FAULTS: &str = "COLLECTIVES_MOCK_FAULTS";
 /// The NCCL whose semantics these are.
 const VERSION: Version = Version::new(2, 32, 3);
 /// As long as NCCL's.

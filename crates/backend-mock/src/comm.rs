@@ -12,7 +12,7 @@ use std::{
 };
 
 use collectives_core::{
-    AbortControl, AbortHandle, Capabilities, Collectives, CommInfo, DType, Error, ErrorKind,
+    AbortControl, AbortHandle, Capabilities, Collectives, CommInfo, DType, Error,
     GroupEnd, Launch, PreMulSum, Rank, RawRegistration, RecvBuf, ReduceOp, Result, Scalar, SendBuf,
     Split, SplitConfig,
     shape::{Rules, Shape},
@@ -21,7 +21,7 @@ use collectives_core::{
 use crate::{
     comm_state::EndShared,
     engine::Engine,
-    error::{invalid, misuse, refuse},
+    error::{invalid, misuse},
     fork, group,
     op::{Factor, Kind, NOBODY, Op, Reduction},
     stream::{Entry, StreamShared},
@@ -128,6 +128,9 @@ impl MockComm {
             sequence: 0,
             site: launch.site(),
         };
+        if self.engine.adversarial {
+            self.engine.dare(&self.shared, op);
+        }
         if group::is_open(&self.engine) {
             return self.with_stream(launch, |stream| {
                 let (stream, end) = (Arc::clone(stream), Arc::clone(&self.shared));
@@ -210,11 +213,13 @@ impl MockComm {
                 let Some(comm) = state.comms.get_mut(key) else { return Ok(()) };
                 let end = &mut comm.ends[rank];
                 if end.outstanding == 0 {
+                    state.saw_rank(key, self.shared.info.rank);
                     return Ok(());
                 }
                 if !end.waiters.iter().any(|other| Arc::ptr_eq(other, parker)) {
                     end.waiters.push(Arc::clone(parker));
                 }
+                state.want_rank(key, self.shared.info.rank);
                 Err(None)
             },
         )
@@ -435,13 +440,7 @@ impl Collectives for MockComm {
         let named = self.named("mem_alloc");
         fork::check()?;
         let device = self.shared.info.device;
-        let memory = self.engine.memory.alloc(device, bytes);
-        memory.map(|ptr| ptr.as_ptr().cast()).ok_or_else(|| {
-            named(refuse(
-                ErrorKind::OutOfMemory,
-                format!("device {device} has no {bytes} bytes left"),
-            ))
-        })
+        self.engine.alloc(device, bytes).map_err(named)
     }
 
     unsafe fn mem_free(&self, ptr: *mut c_void) -> Result<()> {
@@ -460,7 +459,7 @@ impl Collectives for MockComm {
                     .with_hint("deregister it first"),
             ));
         }
-        drop(self.engine.memory.take(ptr.addr()));
+        self.engine.free(ptr.addr());
         Ok(())
     }
 
@@ -499,6 +498,9 @@ impl Collectives for MockComm {
         fork::check()?;
         // What is enqueued may be what fails.
         self.engine.press();
+        if self.engine.adversarial {
+            self.engine.with(|state| state.poll(&self.shared));
+        }
         self.shared.check()
     }
 

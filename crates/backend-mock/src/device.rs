@@ -4,6 +4,7 @@ use std::{
     cell::Cell,
     ffi::c_void,
     fmt,
+    panic::Location,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,7 +13,7 @@ use collectives_core::{Device, DeviceInfo, ErrorKind, RawEvent, RawGraph, RawStr
 
 use crate::{
     engine::Engine,
-    error::{BACKEND, Failure, invalid, misuse, refuse},
+    error::{BACKEND, Failure, invalid, misuse},
     fork,
     graph::{Event, Recording},
     pending::PendingOp,
@@ -118,13 +119,10 @@ impl Device for MockDevice {
     fn alloc(&self, bytes: usize) -> Result<*mut c_void> {
         fork::check()?;
         let device = self.info.ordinal;
-        let memory = self.engine.memory.alloc(device, bytes);
-        memory.map(|ptr| ptr.as_ptr().cast()).ok_or_else(|| {
-            refuse(ErrorKind::OutOfMemory, format!("device {device} has no {bytes} bytes left"))
-                .with_operation("alloc")
-        })
+        self.engine.alloc(device, bytes).map_err(|error| error.with_operation("alloc"))
     }
 
+    #[track_caller]
     unsafe fn free(&self, ptr: *mut c_void, after: RawStream) -> Result<()> {
         let shared = self.stream(after).map_err(|error| error.with_operation("free"))?;
         if self.engine.memory.owner(ptr.addr()) != Some(self.info.ordinal) {
@@ -139,10 +137,11 @@ impl Device for MockDevice {
                 .with_operation("free")
                 .with_hint("free it after a stream that runs"));
         }
-        self.engine.enqueue(&shared, Entry::Free(ptr.addr()), || true);
+        self.engine.enqueue(&shared, Entry::Free { start: ptr.addr(), site: Location::caller() }, || true);
         Ok(())
     }
 
+    #[track_caller]
     unsafe fn copy_to(
         &self,
         dst: *mut c_void,
@@ -153,10 +152,12 @@ impl Device for MockDevice {
         let device = Some(self.info.ordinal);
         self.check("copy_to", "dst", device, dst, bytes)?;
         self.check("copy_to", "src", device, src, bytes)?;
-        let entry = Entry::Copy { from: src.cast(), to: dst.cast(), bytes };
+        let site = Location::caller();
+        let entry = Entry::Copy { from: src.cast(), to: dst.cast(), bytes, site };
         self.enqueue("copy_to", stream, entry)
     }
 
+    #[track_caller]
     unsafe fn copy_from(
         &self,
         dst: *mut c_void,
@@ -167,10 +168,12 @@ impl Device for MockDevice {
         let device = Some(self.info.ordinal);
         self.check("copy_from", "dst", device, dst, bytes)?;
         self.check("copy_from", "src", device, src, bytes)?;
-        let entry = Entry::Copy { from: src.cast(), to: dst.cast(), bytes };
+        let site = Location::caller();
+        let entry = Entry::Copy { from: src.cast(), to: dst.cast(), bytes, site };
         self.enqueue("copy_from", stream, entry)
     }
 
+    #[track_caller]
     unsafe fn copy_between(
         &self,
         dst: *mut c_void,
@@ -180,10 +183,12 @@ impl Device for MockDevice {
     ) -> Result<()> {
         self.check("copy_between", "dst", None, dst, bytes)?;
         self.check("copy_between", "src", None, src, bytes)?;
-        let entry = Entry::Copy { from: src.cast(), to: dst.cast(), bytes };
+        let site = Location::caller();
+        let entry = Entry::Copy { from: src.cast(), to: dst.cast(), bytes, site };
         self.enqueue("copy_between", stream, entry)
     }
 
+    #[track_caller]
     unsafe fn memset(
         &self,
         dst: *mut c_void,
@@ -192,7 +197,8 @@ impl Device for MockDevice {
         stream: RawStream,
     ) -> Result<()> {
         self.check("memset", "dst", Some(self.info.ordinal), dst, bytes)?;
-        self.enqueue("memset", stream, Entry::Fill { to: dst.cast(), value, bytes })
+        let site = Location::caller();
+        self.enqueue("memset", stream, Entry::Fill { to: dst.cast(), value, bytes, site })
     }
 
     fn stream_create(&self) -> Result<RawStream> {
@@ -208,6 +214,8 @@ impl Device for MockDevice {
         let shared = self.stream(stream).map_err(named)?;
         self.engine.with(|state| {
             state.drop_capture(shared.key.index);
+            // Nobody can ask for its work any more.
+            state.want(shared.key.index, u64::MAX);
             shared.set_mode(Mode::Destroyed);
             // Gives the place up now where nothing is pending, else when that has been passed.
             state.look_at(shared.key.index);
@@ -258,7 +266,11 @@ impl Device for MockDevice {
                 Err(misuse("the event was recorded in a capture, where nothing runs"))
             }
             Recording::Signal { signal, stream } => {
+                state.want_signal(signal);
                 let reached = state.signals[signal].reached;
+                if reached {
+                    state.saw_signal(signal);
+                }
                 let stream = state.streams.get(stream);
                 match stream.and_then(|stream| stream.failure.as_ref()) {
                     Some(failure) if reached => Err(failure.plain().with_poison(true)),
@@ -279,19 +291,23 @@ impl Device for MockDevice {
         }
         let until = deadline.and_then(|deadline| Instant::now().checked_add(deadline));
         let target = Cell::new(None);
-        let clean = || target.get().filter(|&target| shared.has_passed(target)).map(|_| None);
+        let known = |&target: &u64| shared.has_passed(target) && !self.engine.adversarial;
+        let clean = || target.get().filter(known).map(|_| None);
         let passed = self.engine.wait(until, clean, |state, parker| {
             let Some(stream) = state.streams.get_mut(shared.key) else { return Ok(None) };
             let enqueued = target.get().unwrap_or_else(|| stream.enqueued());
             target.set(Some(enqueued));
             if stream.passed >= enqueued {
-                return Ok(stream.failure.take());
+                let failure = stream.failure.take();
+                state.saw(shared.key.index, enqueued);
+                return Ok(failure);
             }
             match stream.waiters.iter_mut().find(|(_, other)| Arc::ptr_eq(other, parker)) {
                 Some((known, _)) => *known = enqueued,
                 None => stream.waiters.push((enqueued, Arc::clone(parker))),
             }
             let left = enqueued - stream.passed;
+            state.want(shared.key.index, enqueued);
             Err(state.lag(shared.key.index, left as usize))
         });
         match passed {
@@ -304,7 +320,8 @@ impl Device for MockDevice {
                     stream.queue.front().map(|entry| (entry.name(), stream.queue.len()))
                 });
                 let waited = deadline.unwrap_or_default();
-                Err(named(late(&shared, head, &pending, waited).plain()))
+                let late = named(late(&shared, head, &pending, waited).plain());
+                Err(self.engine.with(|state| state.noted(late)))
             }
         }
     }

@@ -17,27 +17,32 @@
 use std::{
     cell::RefCell,
     collections::HashMap,
+    ffi::c_void,
     hash::{BuildHasher, RandomState},
-    hint,
+    hint, panic,
     sync::{
         Arc, Mutex, MutexGuard, TryLockError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
     },
+    thread,
     time::{Duration, Instant},
 };
 
-use collectives_core::{CommInfo, LibraryInfo, Rank, RawEvent, RawGraph, RawStream, Result};
+use collectives_core::{CommInfo, ErrorKind, LibraryInfo, Rank, RawEvent, RawGraph, RawStream, Result};
 
 use crate::{
+    adversary::Adversary,
     backend::MockConfig,
     comm_state::{Comm, EndShared, NOTHING},
-    error::{BACKEND, invalid, misuse},
-    group::Member,
+    error::{BACKEND, Failure, invalid, misuse, refuse},
+    fault::{Action, Who},
+    group::{self, Member},
     meeting::{JoinMeetings, SplitMeeting},
     memory::{Memory, Misuse},
     op::{Kind, Op},
     pending::PendingOp,
     pool::{Pool, Task},
+    schedule::Schedule,
     slab::Key,
     state::{COUNT, Job, State},
     stream::{Entry, Stream, StreamShared},
@@ -64,6 +69,10 @@ pub(crate) struct Engine {
     sleepers: AtomicUsize,
     /// The size of the largest communicator so far: about as many threads are at work.
     crowd: AtomicUsize,
+    /// Whether anything is asked of it beyond running: then nothing is left in an inbox.
+    pub(crate) adversarial: bool,
+    /// Whether large operations are done by those who come by, one after another.
+    scheduled: bool,
     state: Mutex<State>,
     me: Weak<Self>,
 }
@@ -126,7 +135,11 @@ impl Engine {
             Arc::clone(&state.streams[key.index].shared)
         };
         let defaults = (0..config.devices).map(default).collect();
-        Arc::new_cyclic(|me| Self {
+        let adversarial = config.is_adversarial();
+        let scheduled = config.schedule != Schedule::Eager;
+        Arc::new_cyclic(|me| {
+            state.adversary = Adversary::new(&config, me.clone());
+            Self {
             config,
             info,
             nonce: RandomState::new().hash_one(number),
@@ -136,11 +149,14 @@ impl Engine {
             defaults,
             dirty: AtomicU64::new(0),
             pressed: AtomicBool::new(false),
-            sleepers: AtomicUsize::new(0),
+            // One that never sleeps has every call look after its work at once.
+            sleepers: AtomicUsize::new(usize::from(adversarial)),
             crowd: AtomicUsize::new(0),
+            adversarial,
+            scheduled,
             state: Mutex::new(state),
             me: me.clone(),
-        })
+        }})
     }
 
     /// Leaves work with the engine. `urgent`, asked once it is left, wants it looked at now.
@@ -192,6 +208,9 @@ impl Engine {
     /// Sees to it that what is in the inboxes is looked at, by this thread or by the one that holds
     /// the lock.
     pub(crate) fn press(&self) {
+        if self.adversarial {
+            return self.with(|_| ());
+        }
         loop {
             self.pressed.store(true, Ordering::SeqCst);
             // Either the holder sees the flag after it let go, or this thread gets the lock.
@@ -336,8 +355,8 @@ impl Engine {
             }
             drop(garbage);
             let traffic = job.transfer.traffic();
-            if traffic <= budget {
-                budget -= traffic;
+            if traffic <= budget || self.scheduled {
+                budget = budget.saturating_sub(traffic);
                 let (length, _) = job.transfer.span();
                 // SAFETY: the callers' buffers are the engine's until the streams have passed, and
                 // this thread does the whole span.
@@ -404,6 +423,7 @@ impl Engine {
                 let ends = seats.into_iter().enumerate().map(end).collect();
                 Comm::new(ends, meeting)
             });
+            state.introduce(key);
             let ends = &state.comms[key.index].ends;
             ends.iter().map(|end| Arc::clone(&end.shared)).collect()
         })
@@ -539,6 +559,90 @@ impl Engine {
                 invalid(format!("{name} is {bytes} bytes at {ptr:p}, and runs into an allocation"))
             }
         })
+    }
+
+    /// Memory of a device.
+    pub(crate) fn alloc(&self, device: usize, bytes: usize) -> Result<*mut c_void> {
+        let none = || {
+            let message = format!("device {device} has no {bytes} bytes left");
+            refuse(ErrorKind::OutOfMemory, message)
+        };
+        if self.adversarial
+            && let Some(rule) = self.with(|state| state.exhausted(device))
+        {
+            return Err(none().with_hint(format!("by fault rule {rule}")));
+        }
+        let mut memory = self.memory.alloc(device, bytes);
+        if memory.is_none() && self.scheduled {
+            // What was freed may only have been put off.
+            self.with(|state| state.want_device(device));
+            memory = self.memory.alloc(device, bytes);
+        }
+        memory.map(|ptr| ptr.as_ptr().cast()).ok_or_else(none)
+    }
+
+    /// Gives memory back at once.
+    pub(crate) fn free(&self, ptr: usize) {
+        if self.adversarial {
+            let range = ptr..ptr + self.memory.extent(ptr);
+            self.with(|state| state.forget_memory(&range));
+        }
+        drop(self.memory.take(ptr));
+    }
+
+    /// Makes the calling thread panic where a fault rule kills it for the operation that it is about
+    /// to issue.
+    #[cold]
+    pub(crate) fn dare(&self, end: &EndShared, op: Op) {
+        let sequence = end.next_number(op.kind, op.other) + group::ahead(self, &op);
+        let op = Op { sequence, ..op };
+        let Some(rule) = self.with(|state| state.kills(&op)) else { return };
+        let CommInfo { rank, size, device, .. } = end.info;
+        let message = format!(
+            "killed by fault rule {rule}: rank {rank} of {size} in '{}' before {} #{sequence} ({})",
+            end.title(),
+            op.kind.name(),
+            op.site
+        );
+        let failure = Failure::new(ErrorKind::Aborted, &*message);
+        self.with(|state| state.kill(device, &failure));
+        panic::panic_any(message);
+    }
+
+    /// Does to a rank that joins what the fault plan says.
+    pub(crate) fn join_faults(
+        &self,
+        (name, rank, identity): (Option<&str>, Rank, u64),
+        deadline: Option<Duration>,
+    ) -> Result<Option<Duration>> {
+        let fault = self.with(|state| state.join_fault(&Who { name, rank, identity }));
+        let late = |rule: usize| {
+            let message = format!("rank {rank} was kept from joining until the deadline");
+            Err(refuse(ErrorKind::Timeout, message).with_hint(format!("by fault rule {rule}")))
+        };
+        match fault {
+            Some((rule, Action::JoinFails)) => {
+                Err(refuse(ErrorKind::System, format!("joining failed by fault rule {rule}")))
+            }
+            Some((rule, Action::JoinHangs)) => match deadline {
+                Some(deadline) => {
+                    thread::sleep(deadline);
+                    late(rule)
+                }
+                None => loop {
+                    thread::park();
+                },
+            },
+            Some((rule, Action::JoinLate(by))) => {
+                thread::sleep(deadline.map_or(by, |deadline| by.min(deadline)));
+                match deadline {
+                    Some(deadline) if deadline <= by => late(rule),
+                    Some(deadline) => Ok(Some(deadline - by)),
+                    None => Ok(None),
+                }
+            }
+            _ => Ok(deadline),
+        }
     }
 
     /// What has been enqueued and not passed, by stream, that of `first` first.

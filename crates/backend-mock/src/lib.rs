@@ -88,29 +88,40 @@
 //! ([`Remote`](collectives_core::ErrorKind::Remote)) instead of leaving them to hang. Memory that the
 //! engine does not know is taken for host memory that devices can reach.
 
+mod adversary;
 mod backend;
 mod comm;
 mod comm_state;
 mod device;
 mod engine;
 mod error;
+mod fault;
+mod fault_toml;
+mod footprint;
 mod fork;
 mod graph;
 mod group;
+mod guard;
 mod meeting;
 mod memory;
 mod numerics;
 mod op;
 mod pending;
 mod pool;
+mod race;
 mod reduce;
+mod schedule;
 mod slab;
 mod state;
 mod stream;
 mod sync;
+mod timer;
 mod transfer;
 
 pub use backend::{Accumulation, Mock, MockConfig};
 pub use comm::MockComm;
 pub use device::MockDevice;
+pub use fault::{Action, FaultPlan, Rule, Sequence};
+pub use guard::Guards;
 pub use pending::{PendingOp, PendingStatus};
+pub use schedule::Schedule;

@@ -50,6 +50,8 @@ pub struct PendingOp {
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum PendingStatus {
+    /// At the head of its stream, and kept from starting by this: a schedule, or a rule for a fault.
+    Held(String),
     /// Behind other work on its stream.
     Queued,
     /// All ranks have arrived; data is being moved.
@@ -73,17 +75,21 @@ impl PendingOp {
                     continue;
                 }
                 let arrived = place == 0 && stream.started && state.has_arrived(entry);
-                all.extend(state.ops(entry).iter().map(|op| Self::of(state, stream, op, arrived)));
+                all.extend(state.ops(entry).iter().map(|op| Self::of(state, stream, op, place, arrived)));
             }
         }
         all
     }
 
-    fn of(state: &State, stream: &Stream, op: &Op, arrived: bool) -> Self {
+    fn of(state: &State, stream: &Stream, op: &Op, place: usize, arrived: bool) -> Self {
         let comm = state.comms.get(op.comm);
         let status = match comm {
             Some(comm) if arrived && comm.waits(op) => PendingStatus::Waiting(comm.missing(op)),
             _ if arrived => PendingStatus::Running,
+            _ if place == 0 && !stream.started => {
+                let by = state.held_by(stream.shared.key.index);
+                by.map_or(PendingStatus::Queued, PendingStatus::Held)
+            }
             _ => PendingStatus::Queued,
         };
         Self {
@@ -131,6 +137,7 @@ impl fmt::Display for PendingOp {
         }
         write!(f, " ({})", self.site)?;
         match &self.status {
+            PendingStatus::Held(by) => write!(f, ", held by {by}"),
             PendingStatus::Queued => f.write_str(", behind other work"),
             PendingStatus::Running => f.write_str(", running"),
             PendingStatus::Waiting(ranks) => {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    panic::Location,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU8, AtomicU64, Ordering},
@@ -125,11 +126,11 @@ impl Stream {
 #[derive(Clone, Copy)]
 pub(crate) enum Entry {
     /// Bytes to copy.
-    Copy { from: *const u8, to: *mut u8, bytes: usize },
+    Copy { from: *const u8, to: *mut u8, bytes: usize, site: &'static Location<'static> },
     /// Bytes to fill.
-    Fill { to: *mut u8, value: u8, bytes: usize },
+    Fill { to: *mut u8, value: u8, bytes: usize, site: &'static Location<'static> },
     /// Memory to give back.
-    Free(usize),
+    Free { start: usize, site: &'static Location<'static> },
     /// The start of a run, in a branch of its graph.
     GraphBegin { run: u32 },
     /// The end of a run, in a branch of its graph.
@@ -155,7 +156,7 @@ impl Entry {
         match self {
             Self::Copy { .. } => "copy",
             Self::Fill { .. } => "memset",
-            Self::Free(_) => "free",
+            Self::Free { .. } => "free",
             Self::GraphBegin { .. } | Self::GraphEnd { .. } | Self::GraphRun { .. } => "graph",
             Self::Op(op) => op.kind.name(),
             Self::Record { .. } => "record",
