@@ -379,7 +379,6 @@ impl State {
                     if tracks {
                         let heads = heads(streams, &unit_state.streams);
                         adversary.races.meet_up(&heads);
-                        adversary.races.leave_together(&heads);
                     }
                 }
             }
@@ -411,6 +410,7 @@ impl State {
             arrivals.iter().map(|arrival| heads(streams, &streams_of(arrival))).collect();
         if adversary.guards.races {
             adversary.races.meet_up(&spots.concat());
+            adversary.races.leave_together(&spots.concat());
         }
         let keys: Vec<OpKey> = arrivals.iter().map(|arrival| OpKey::new(&arrival.op)).collect();
         let mut races = Vec::new();

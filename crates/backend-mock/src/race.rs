@@ -219,7 +219,7 @@ impl Races {
         }
     }
 
-    /// Streams that pass a group together: what one of them did is done for all.
+    /// Their heads end together: what one of them did is done for all.
     pub(crate) fn leave_together(&mut self, heads: &[(u32, u64)]) {
         let numbers: Vec<_> = heads.iter().map(|&(s, at)| (self.lane(s).number, at + 1)).collect();
         let later = Later::default();
