@@ -160,7 +160,8 @@ impl Adversary {
 impl State {
     /// A communicator was made.
     pub(crate) fn introduce(&mut self, key: Key) {
-        let (Some(adversary), Some(comm)) = (self.adversary.as_deref_mut(), self.comms.get(key)) else {
+        let (Some(adversary), Some(comm)) = (self.adversary.as_deref_mut(), self.comms.get(key))
+        else {
             return;
         };
         let infos = comm.ends.iter().map(|end| &end.shared.info);
@@ -399,7 +400,9 @@ impl State {
     }
 
     fn inspect(&mut self, arrivals: &[Arrival]) -> Option<Failure> {
-        let Self { adversary: Some(adversary), streams, units, comms, .. } = self else { return None };
+        let Self { adversary: Some(adversary), streams, units, comms, .. } = self else {
+            return None;
+        };
         let comm = comms.get(arrivals[0].op.comm)?;
         let mut failure = None;
         let streams_of = |arrival: &Arrival| match arrival.owner {
@@ -538,7 +541,9 @@ impl State {
 
     #[cold]
     fn demand(&mut self, ask: impl FnOnce(&mut Demand, &View<'_>) -> Vec<u32>) {
-        let Self { adversary: Some(adversary), streams, comms, graphs, runs, .. } = self else { return };
+        let Self { adversary: Some(adversary), streams, comms, graphs, runs, .. } = self else {
+            return;
+        };
         if adversary.schedule != Schedule::Eager {
             let touched = ask(&mut adversary.demand, &View { streams, comms, graphs, runs });
             self.worklist.extend(touched);
@@ -562,7 +567,9 @@ impl State {
 
     /// The host knows that nothing of a rank is outstanding.
     pub(crate) fn saw_rank(&mut self, comm: Key, rank: Rank) {
-        let Some(adversary) = self.adversary.as_deref().filter(|it| it.guards.races) else { return };
+        let Some(adversary) = self.adversary.as_deref().filter(|it| it.guards.races) else {
+            return;
+        };
         let _ = adversary;
         let device = self.comms.get(comm).map(|comm| comm.ends[rank.index()].shared.info.device);
         let own = self.streams.iter().filter(|(_, stream)| Some(stream.shared.device) == device);

@@ -12,9 +12,9 @@ use std::{
 };
 
 use collectives_core::{
-    AbortControl, AbortHandle, Capabilities, Collectives, CommInfo, DType, Error,
-    GroupEnd, Launch, PreMulSum, Rank, RawRegistration, RecvBuf, ReduceOp, Result, Scalar, SendBuf,
-    Split, SplitConfig,
+    AbortControl, AbortHandle, Capabilities, Collectives, CommInfo, DType, Error, GroupEnd, Launch,
+    PreMulSum, Rank, RawRegistration, RecvBuf, ReduceOp, Result, Scalar, SendBuf, Split,
+    SplitConfig,
     shape::{Rules, Shape},
 };
 

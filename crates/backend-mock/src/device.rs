@@ -137,7 +137,11 @@ impl Device for MockDevice {
                 .with_operation("free")
                 .with_hint("free it after a stream that runs"));
         }
-        self.engine.enqueue(&shared, Entry::Free { start: ptr.addr(), site: Location::caller() }, || true);
+        self.engine.enqueue(
+            &shared,
+            Entry::Free { start: ptr.addr(), site: Location::caller() },
+            || true,
+        );
         Ok(())
     }
 

@@ -28,7 +28,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use collectives_core::{CommInfo, ErrorKind, LibraryInfo, Rank, RawEvent, RawGraph, RawStream, Result};
+use collectives_core::{
+    CommInfo, ErrorKind, LibraryInfo, Rank, RawEvent, RawGraph, RawStream, Result,
+};
 
 use crate::{
     adversary::Adversary,
@@ -140,23 +142,24 @@ impl Engine {
         Arc::new_cyclic(|me| {
             state.adversary = Adversary::new(&config, me.clone());
             Self {
-            config,
-            info,
-            nonce: RandomState::new().hash_one(number),
-            tag: number & TAG_MASK,
-            memory,
-            meetings: JoinMeetings::new(),
-            defaults,
-            dirty: AtomicU64::new(0),
-            pressed: AtomicBool::new(false),
-            // One that never sleeps has every call look after its work at once.
-            sleepers: AtomicUsize::new(usize::from(adversarial)),
-            crowd: AtomicUsize::new(0),
-            adversarial,
-            scheduled,
-            state: Mutex::new(state),
-            me: me.clone(),
-        }})
+                config,
+                info,
+                nonce: RandomState::new().hash_one(number),
+                tag: number & TAG_MASK,
+                memory,
+                meetings: JoinMeetings::new(),
+                defaults,
+                dirty: AtomicU64::new(0),
+                pressed: AtomicBool::new(false),
+                // One that never sleeps has every call look after its work at once.
+                sleepers: AtomicUsize::new(usize::from(adversarial)),
+                crowd: AtomicUsize::new(0),
+                adversarial,
+                scheduled,
+                state: Mutex::new(state),
+                me: me.clone(),
+            }
+        })
     }
 
     /// Leaves work with the engine. `urgent`, asked once it is left, wants it looked at now.

@@ -281,8 +281,14 @@ pub(crate) struct Who<'a> {
 #[derive(Clone, Debug)]
 pub(crate) enum Fate {
     /// `until` is known when the operation could arrive otherwise.
-    Delay { rule: usize, by: Duration, until: Option<Instant> },
-    Hang { rule: usize },
+    Delay {
+        rule: usize,
+        by: Duration,
+        until: Option<Instant>,
+    },
+    Hang {
+        rule: usize,
+    },
 }
 
 /// What an operation sets off at once.
@@ -319,11 +325,14 @@ impl Faults {
     pub(crate) fn note(&self) -> String {
         let rule = |&rule: &usize| format!("fault rule {rule} ({})", self.plan.rules[rule].action);
         let rules: Vec<_> = self.fired.iter().map(rule).collect();
-        let seed = self.plan.seed;
-        if rules.is_empty() {
-            return format!("a fault plan of seed {seed} of which no rule has fired");
+        let mut note = match &*rules {
+            [] => "a fault plan of which no rule has fired".into(),
+            rules => rules.join(", "),
+        };
+        if self.plan.rules.iter().any(|rule| rule.probability < 1.0) {
+            note += &format!(" with seed {}", self.plan.seed);
         }
-        format!("{} (seed {seed})", rules.join(", "))
+        note
     }
 
     /// Whether a rule kills the caller for its operation. `sequence` is the number that it would have.
@@ -419,9 +428,8 @@ impl Faults {
     /// What happens to a rank that joins. `identity` tells the join from others.
     pub(crate) fn join(&mut self, who: &Who<'_>) -> Option<(usize, Action)> {
         let rules = self.plan.rules.iter().enumerate();
-        let (rule, action) = rules
-            .filter(|(_, rule)| rule.concerns(who.name, who.rank))
-            .find_map(|(index, rule)| match rule.action {
+        let (rule, action) = rules.filter(|(_, rule)| rule.concerns(who.name, who.rank)).find_map(
+            |(index, rule)| match rule.action {
                 Action::JoinFails | Action::JoinHangs | Action::JoinLate(_) => {
                     let fired = self.joins.get(&(index, who.rank)).copied().unwrap_or(0);
                     let left = rule.times.is_none_or(|times| fired < times);
@@ -429,18 +437,14 @@ impl Faults {
                     (left && self.dice(index, &words)).then(|| (index, rule.action.clone()))
                 }
                 _ => None,
-            })?;
+            },
+        )?;
         *self.joins.entry((rule, who.rank)).or_default() += 1;
         self.fire(rule);
         Some((rule, action))
     }
 
-    fn pick(
-        &mut self,
-        who: &Who<'_>,
-        op: &Op,
-        wanted: impl Fn(&Action) -> bool,
-    ) -> Option<usize> {
+    fn pick(&mut self, who: &Who<'_>, op: &Op, wanted: impl Fn(&Action) -> bool) -> Option<usize> {
         let rules = self.plan.rules.iter().enumerate();
         let rule = rules.filter(|(_, rule)| wanted(&rule.action)).find(|(index, rule)| {
             let fired = self.times.get(&(*index, op.comm, op.rank)).copied().unwrap_or(0);

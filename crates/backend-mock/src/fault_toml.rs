@@ -167,14 +167,19 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMore<T> {
             }
 
             fn visit_i64<E: de::Error>(self, value: i64) -> Result<Self::Value, E> {
-                T::deserialize(de::value::I64Deserializer::new(value)).map(|value| OneOrMore(vec![value]))
+                T::deserialize(de::value::I64Deserializer::new(value))
+                    .map(|value| OneOrMore(vec![value]))
             }
 
             fn visit_str<E: de::Error>(self, value: &str) -> Result<Self::Value, E> {
-                T::deserialize(de::value::StrDeserializer::new(value)).map(|value| OneOrMore(vec![value]))
+                T::deserialize(de::value::StrDeserializer::new(value))
+                    .map(|value| OneOrMore(vec![value]))
             }
 
-            fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+            fn visit_seq<A: de::SeqAccess<'de>>(
+                self,
+                mut list: A,
+            ) -> Result<Self::Value, A::Error> {
                 let mut values = Vec::new();
                 while let Some(value) = list.next_element()? {
                     values.push(value);

@@ -10,7 +10,10 @@ use std::{
 
 use collectives_core::{CommInfo, Error, GroupEnd, Result};
 
-use crate::{comm_state::EndShared, engine::Engine, error::misuse, op::Op, schedule::OpKey, stream::StreamShared};
+use crate::{
+    comm_state::EndShared, engine::Engine, error::misuse, op::Op, schedule::OpKey,
+    stream::StreamShared,
+};
 
 /// An operation in a group, without its sequence number.
 pub(crate) struct Member {

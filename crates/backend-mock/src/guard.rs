@@ -257,7 +257,10 @@ mod tests {
             assert_eq!(guards.to_string().parse::<Guards>().unwrap(), guards);
         }
         assert_eq!("all".parse::<Guards>().unwrap(), Guards::ALL);
-        assert_eq!(" races , poison ".parse::<Guards>().unwrap(), Guards::ALL.with_checksums(false));
+        assert_eq!(
+            " races , poison ".parse::<Guards>().unwrap(),
+            Guards::ALL.with_checksums(false)
+        );
         for text in ["", "yes", "all,races", "poison=", "poison=0x100", "poison=-1", "races=1"] {
             let error = text.parse::<Guards>().unwrap_err().to_string();
             assert!(error.contains(&format!("'{text}'")) && error.contains("want"), "{error}");

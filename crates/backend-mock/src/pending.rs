@@ -75,7 +75,9 @@ impl PendingOp {
                     continue;
                 }
                 let arrived = place == 0 && stream.started && state.has_arrived(entry);
-                all.extend(state.ops(entry).iter().map(|op| Self::of(state, stream, op, place, arrived)));
+                all.extend(
+                    state.ops(entry).iter().map(|op| Self::of(state, stream, op, place, arrived)),
+                );
             }
         }
         all

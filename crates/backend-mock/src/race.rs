@@ -22,7 +22,11 @@ use std::{
 
 use collectives_core::RawStream;
 
-use crate::{footprint::{Footprint, overlap}, slab::Key, sync::lock};
+use crate::{
+    footprint::{Footprint, overlap},
+    slab::Key,
+    sync::lock,
+};
 
 /// By stream: how many of its entries are known to be done.
 #[derive(Clone, Debug, Default)]
@@ -288,7 +292,11 @@ impl Races {
     }
 
     fn host_learns(&mut self, clock: &Clock) {
-        if clock.0.iter().all(|(&stream, &count)| count == 0 || self.host.clock.covers(stream, count - 1)) {
+        if clock
+            .0
+            .iter()
+            .all(|(&stream, &count)| count == 0 || self.host.clock.covers(stream, count - 1))
+        {
             return;
         }
         let mut host = Clock::clone(&self.host.clock);
@@ -327,9 +335,8 @@ impl Access {
     fn race_with(&self, range: &Range<usize>, writes: bool, actor: &Arc<Actor>) -> Race {
         let shared = range.start.max(self.range.start)..range.end.min(self.range.end);
         let verb = |writes| if writes { "writes" } else { "reads" };
-        let stream = |actor: &Actor| {
-            format!("stream {:#x} of device {}", actor.raw.bits(), actor.device)
-        };
+        let stream =
+            |actor: &Actor| format!("stream {:#x} of device {}", actor.raw.bits(), actor.device);
         let message = format!(
             "two streams race: {} ({}) on {} {} what {} ({}) on {} {}, {} bytes at {:#x}, and nothing \
              orders them",

@@ -327,7 +327,8 @@ impl Demand {
             Entry::Unit { unit } => {
                 self.reach(Place::Unit(unit), open);
                 let members = self.ops.iter();
-                let members = members.filter(|(_, place)| matches!(place, Place::Unit(u) if *u == unit));
+                let members =
+                    members.filter(|(_, place)| matches!(place, Place::Unit(u) if *u == unit));
                 for key in members.map(|(&key, _)| key).collect::<Vec<_>>() {
                     self.follow_key(view, key, open);
                 }

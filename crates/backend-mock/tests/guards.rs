@@ -5,7 +5,7 @@ mod kit;
 use std::time::Duration;
 
 use collectives_backend_mock::{Guards, Mock, MockConfig, Schedule};
-use collectives_core::{Backend, BackendExt, Collectives, Device, ErrorKind, Launch, Rank, ReduceOp};
+use collectives_core::{BackendExt, Collectives, Device, ErrorKind, Launch, Rank, ReduceOp};
 use kit::{End, ends, here, named};
 
 fn mock(guards: Guards) -> Mock {
@@ -83,7 +83,8 @@ fn only_what_is_overwritten_and_not_needed_is_poisoned() {
 fn earlier_work_of_the_stream_keeps_the_buffer_until_it_is_passed() {
     let mock = Mock::new(MockConfig::strict().with_devices(2));
     let ends = ends(&mock, 2);
-    let bufs: Vec<_> = ends.iter().map(|end| (end.buf(&[1]), end.buf(&[0]), end.buf(&[9]))).collect();
+    let bufs: Vec<_> =
+        ends.iter().map(|end| (end.buf(&[1]), end.buf(&[0]), end.buf(&[9]))).collect();
     let issue = |rank: usize| {
         let (end, (first, kept, next)) = (&ends[rank], bufs[rank]);
         end.all_reduce(first, first).unwrap();
@@ -106,7 +107,8 @@ fn a_changed_send_buffer_fails_the_communicator_on_all_ranks() {
     for guards in [Guards::NONE, CHECKSUMS] {
         let mock = mock(guards);
         let (ends, other) = (ends(&mock, 2), named(&mock, 2, "other"));
-        let bufs: Vec<_> = ends.iter().map(|end| (end.buf(&[1; 100]), end.buf(&[0; 100]))).collect();
+        let bufs: Vec<_> =
+            ends.iter().map(|end| (end.buf(&[1; 100]), end.buf(&[0; 100]))).collect();
         let site = here();
         ends[0].all_reduce(bufs[0].0, bufs[0].1).unwrap();
         bufs[0].0.part(40, 1).set(&[2]);

@@ -264,8 +264,7 @@ fn put_off(schedule: Schedule, disturb: u64) -> Vec<String> {
                     .with_device(rank as usize)
                     .with_name("many");
                 let end = end(mock, mock.join(id, config).unwrap());
-                let streams: Vec<_> =
-                    (0..3).map(|_| end.device.stream_create().unwrap()).collect();
+                let streams: Vec<_> = (0..3).map(|_| end.device.stream_create().unwrap()).collect();
                 let bufs: Vec<_> = (0..3).map(|_| end.buf(&[1, 2])).collect();
                 let (mut dice, mut delays) = (Dice(9), Dice(disturb ^ u64::from(rank)));
                 for _ in 0..60 {
