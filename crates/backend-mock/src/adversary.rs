@@ -19,6 +19,7 @@
 use std::{
     collections::HashMap,
     ops::Range,
+    panic::Location,
     sync::{Arc, Weak},
     time::Instant,
 };
@@ -32,11 +33,11 @@ use crate::{
     error::Failure,
     fault::{Action, AsyncError, Fate, Faults, Who},
     footprint::Footprint,
-    guard::{Guards, Seals, poison},
-    op::Op,
+    guard::{Broken, Guards, Seals, poison},
+    op::{Kind, Op},
     race::{self, Actor, Race, Races},
     schedule::{Demand, OpKey, Schedule, Start, View, mix},
-    slab::Key,
+    slab::{Key, Slab},
     state::{Arrival, Owner, State, describe},
     stream::{Entry, Stream},
     timer::Timer,
@@ -128,10 +129,10 @@ impl Adversary {
         }
     }
 
-    fn who<'a>(&self, comms: &'a crate::slab::Slab<Comm>, op: &Op) -> Option<Who<'a>> {
-        let comm = comms.get(op.comm)?;
-        let info = &comm.ends[op.rank as usize].shared.info;
-        let identity = self.identities.get(&op.comm).copied().unwrap_or(0);
+    fn who<'a>(&self, comms: &'a Slab<Comm>, key: &OpKey) -> Option<Who<'a>> {
+        let comm = comms.get(key.comm)?;
+        let info = &comm.ends[key.rank as usize].shared.info;
+        let identity = self.identities.get(&key.comm).copied().unwrap_or(0);
         Some(Who { name: info.name.as_deref(), rank: info.rank, identity })
     }
 
@@ -219,7 +220,7 @@ impl State {
         }
         let mut errors = Vec::new();
         for op in ops.iter().filter(|_| leads) {
-            let Some(who) = adversary.who(comms, op) else { continue };
+            let Some(who) = adversary.who(comms, &OpKey::new(op)) else { continue };
             let Some(faults) = &mut adversary.faults else { break };
             errors.extend(faults.meet(&who, op).map(|error| (op.comm, error)));
         }
@@ -590,10 +591,10 @@ impl State {
     }
 
     /// A call is about to issue an operation: whether a fault rule kills the caller.
-    pub(crate) fn kills(&mut self, op: &Op) -> Option<usize> {
+    pub(crate) fn kills(&mut self, key: &OpKey, kind: Kind) -> Option<usize> {
         let Self { adversary: Some(adversary), comms, .. } = self else { return None };
-        let who = adversary.who(comms, op)?;
-        adversary.faults.as_mut()?.kills(&who, op)
+        let who = adversary.who(comms, key)?;
+        adversary.faults.as_mut()?.kills(&who, key, kind)
     }
 
     /// All communicators of a device lose their rank on it.
@@ -628,14 +629,14 @@ impl State {
 }
 
 /// The heads of streams, numbered.
-fn heads(streams: &crate::slab::Slab<Stream>, places: &[u32]) -> Vec<(u32, u64)> {
+fn heads(streams: &Slab<Stream>, places: &[u32]) -> Vec<(u32, u64)> {
     places.iter().map(|&place| (place, streams[place].passed)).collect()
 }
 
 fn actor(
     stream: &Stream,
     what: String,
-    site: &'static std::panic::Location<'static>,
+    site: &'static Location<'static>,
     comm: Option<Key>,
 ) -> Actor {
     let shared = &stream.shared;
@@ -651,8 +652,8 @@ fn failure_of(race: &Race) -> Failure {
     Failure::new(ErrorKind::InvalidUsage, &*race.message).with_hint(race::HINT)
 }
 
-fn changed(op: &Op, title: &str, broken: &crate::guard::Broken) -> Failure {
-    let crate::guard::Broken { buffer, changed, written_by } = broken;
+fn changed(op: &Op, title: &str, broken: &Broken) -> Failure {
+    let Broken { buffer, changed, written_by } = broken;
     let by = written_by.as_ref().map_or_else(String::new, |by| format!("; written by {by}"));
     let message = format!(
         "the send buffer of {} ({}) changed before it was read: {}, {} bytes at {:#x}, bytes {} to {} \
@@ -671,9 +672,9 @@ fn changed(op: &Op, title: &str, broken: &crate::guard::Broken) -> Failure {
 }
 
 /// Where the call stands that enqueued work which one stream does by itself.
-fn site_of(entry: &Entry) -> &'static std::panic::Location<'static> {
+fn site_of(entry: &Entry) -> &'static Location<'static> {
     match entry {
         Entry::Copy { site, .. } | Entry::Fill { site, .. } | Entry::Free { site, .. } => site,
-        _ => std::panic::Location::caller(),
+        _ => Location::caller(),
     }
 }

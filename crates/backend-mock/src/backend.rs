@@ -378,4 +378,28 @@ mod tests {
             assert!(error.to_string().contains(&format!("'{text}'")), "{error}");
         }
     }
+
+    #[test]
+    fn the_environment_is_read_and_what_is_wrong_in_it_is_named() {
+        let read = |name: &'static str, value: &'static str| {
+            MockConfig::from_vars(|asked| (asked == name).then(|| value.into()))
+        };
+        assert!(!MockConfig::from_vars(|_| None).unwrap().is_adversarial());
+        assert_eq!(read(DEVICES, "3").unwrap().devices, 3);
+        assert_eq!(read(SCHEDULE, "random:5").unwrap().schedule, Schedule::Random(5));
+        assert_eq!(read(GUARDS, "all").unwrap().guards, Guards::ALL);
+        assert_eq!(read(FAULTS, "[[rule]]\naction = 'kill'").unwrap().faults.rules.len(), 1);
+        for (name, value, wanted) in [
+            (DEVICES, "none", "a number from 1"),
+            (SCHEDULE, "lazy", "'random:SEED'"),
+            (GUARDS, "some", "'checksums'"),
+            (FAULTS, "rule = 5", "invalid type"),
+            (FAULTS, "@/nowhere", "cannot read"),
+        ] {
+            let error = read(name, value).unwrap_err().to_string();
+            for part in [name, value.trim_start_matches('@'), wanted] {
+                assert!(error.contains(part), "'{part}' is not in: {error}");
+            }
+        }
+    }
 }

@@ -114,6 +114,9 @@ impl MockComm {
         if let Some(recv) = recv {
             self.check_memory("recv", recv.ptr.cast(), recv.count * width)?;
         }
+        if self.engine.adversarial {
+            self.engine.dare(&self.shared, kind, other, launch.site());
+        }
         let op = Op {
             comm: self.shared.comm,
             rank: self.shared.info.rank.get(),
@@ -128,9 +131,6 @@ impl MockComm {
             sequence: 0,
             site: launch.site(),
         };
-        if self.engine.adversarial {
-            self.engine.dare(&self.shared, op);
-        }
         if group::is_open(&self.engine) {
             return self.with_stream(launch, |stream| {
                 let (stream, end) = (Arc::clone(stream), Arc::clone(&self.shared));

@@ -19,7 +19,8 @@ use std::{
     collections::HashMap,
     ffi::c_void,
     hash::{BuildHasher, RandomState},
-    hint, panic,
+    hint,
+    panic::{self, Location},
     sync::{
         Arc, Mutex, MutexGuard, TryLockError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
@@ -44,7 +45,7 @@ use crate::{
     op::{Kind, Op},
     pending::PendingOp,
     pool::{Pool, Task},
-    schedule::Schedule,
+    schedule::{OpKey, Schedule},
     slab::Key,
     state::{COUNT, Job, State},
     stream::{Entry, Stream, StreamShared},
@@ -596,16 +597,21 @@ impl Engine {
     /// Makes the calling thread panic where a fault rule kills it for the operation that it is about
     /// to issue.
     #[cold]
-    pub(crate) fn dare(&self, end: &EndShared, op: Op) {
-        let sequence = end.next_number(op.kind, op.other) + group::ahead(self, &op);
-        let op = Op { sequence, ..op };
-        let Some(rule) = self.with(|state| state.kills(&op)) else { return };
+    pub(crate) fn dare(
+        &self,
+        end: &EndShared,
+        kind: Kind,
+        other: u32,
+        site: &'static Location<'static>,
+    ) {
+        let key = OpKey::of(end, kind, other);
+        let key = key.plus(group::ahead(self, &key));
+        let Some(rule) = self.with(|state| state.kills(&key, kind)) else { return };
         let CommInfo { rank, size, device, .. } = end.info;
+        let (title, name, number) = (end.title(), kind.name(), key.sequence);
         let message = format!(
-            "killed by fault rule {rule}: rank {rank} of {size} in '{}' before {} #{sequence} ({})",
-            end.title(),
-            op.kind.name(),
-            op.site
+            "killed by fault rule {rule}: rank {rank} of {size} in '{title}' before {name} #{number} \
+             ({site})"
         );
         let failure = Failure::new(ErrorKind::Aborted, &*message);
         self.with(|state| state.kill(device, &failure));

@@ -335,10 +335,10 @@ impl Faults {
         note
     }
 
-    /// Whether a rule kills the caller for its operation. `sequence` is the number that it would have.
-    pub(crate) fn kills(&mut self, who: &Who<'_>, op: &Op) -> Option<usize> {
-        let is_kill = |action: &Action| matches!(action, Action::Kill);
-        self.pick(who, op, is_kill)
+    /// Whether a rule kills the caller for its operation. `key` has the number that it
+    /// would have.
+    pub(crate) fn kills(&mut self, who: &Who<'_>, key: &OpKey, kind: Kind) -> Option<usize> {
+        self.pick(who, (key, kind), |action| matches!(action, Action::Kill))
     }
 
     /// An operation was issued: what becomes of it is decided now.
@@ -352,7 +352,7 @@ impl Faults {
         };
         let mut fate = None;
         let mut error = None;
-        if let Some(rule) = self.pick(who, op, acts) {
+        if let Some(rule) = self.pick(who, (&OpKey::new(op), op.kind), acts) {
             match self.plan.rules[rule].action {
                 Action::AsyncError { after: 0, kind } => error = Some(AsyncError { rule, kind }),
                 Action::AsyncError { after, kind } => {
@@ -444,17 +444,22 @@ impl Faults {
         Some((rule, action))
     }
 
-    fn pick(&mut self, who: &Who<'_>, op: &Op, wanted: impl Fn(&Action) -> bool) -> Option<usize> {
+    fn pick(
+        &mut self,
+        who: &Who<'_>,
+        (key, kind): (&OpKey, Kind),
+        wanted: impl Fn(&Action) -> bool,
+    ) -> Option<usize> {
         let rules = self.plan.rules.iter().enumerate();
         let rule = rules.filter(|(_, rule)| wanted(&rule.action)).find(|(index, rule)| {
-            let fired = self.times.get(&(*index, op.comm, op.rank)).copied().unwrap_or(0);
-            let [rank, class, other, sequence] = OpKey::new(op).words();
-            rule.matches(who, op.kind, op.sequence)
+            let fired = self.times.get(&(*index, key.comm, key.rank)).copied().unwrap_or(0);
+            let [rank, class, other, sequence] = key.words();
+            rule.matches(who, kind, key.sequence)
                 && rule.times.is_none_or(|times| fired < times)
                 && self.dice(*index, &[who.identity, rank, class, other, sequence])
         });
         let (rule, _) = rule?;
-        *self.times.entry((rule, op.comm, op.rank)).or_default() += 1;
+        *self.times.entry((rule, key.comm, key.rank)).or_default() += 1;
         self.fire(rule);
         Some(rule)
     }

@@ -97,6 +97,7 @@ fn without(range: Range<usize>, hole: &Range<usize>) -> impl Iterator<Item = Ran
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "lists of ranges is what these are")]
 mod tests {
     use super::*;
 

@@ -87,10 +87,9 @@ pub(crate) fn add(engine: &Engine, member: Member) {
     with(engine, |group| group.members.push(member));
 }
 
-/// Operations in the open group that will be numbered before `op`, from the same count.
-pub(crate) fn ahead(engine: &Engine, op: &Op) -> u64 {
-    let key = OpKey::new(op);
-    let same = |member: &&Member| OpKey::new(&member.op) == key;
+/// Operations in the open group that will be numbered before that of `key`, from the same count.
+pub(crate) fn ahead(engine: &Engine, key: &OpKey) -> u64 {
+    let same = |member: &&Member| key.counts_with(&OpKey::new(&member.op));
     with(engine, |group| group.members.iter().filter(same).count() as u64).unwrap_or(0)
 }
 

@@ -81,6 +81,14 @@
 //! one multiplication of the sum, as in NCCL's symmetric kernels. NCCL's own order rotates with the
 //! chunk, so results agree with a GPU's to the bit only where every order does.
 //!
+//! # Making it hard
+//! [`MockConfig::strict`] and [`MockConfig::adversarial`] find programs that are right only by luck.
+//! A [`Schedule`] puts work off as long as is legal, or as a seed says; [`Guards`] poison what is to
+//! be received, sum what is sent, and compare what streams access. A [`FaultPlan`] has delays, hangs,
+//! deaths and errors where a program shall survive them. All are functions of seeds and of places in
+//! the program, never of time, and errors name the seed and the rules, so that a run can be had again.
+//! [`MockConfig::from_env`] has them from outside. The guide `docs/faults.md` has recipes.
+//!
 //! # Where it is stricter than a GPU
 //! Streams and handles of other devices or other mocks, memory of other devices and ranges past an
 //! allocation's end are always refused. Two ranks of a communicator on one device are refused, as NCCL

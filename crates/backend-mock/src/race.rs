@@ -363,6 +363,7 @@ pub(crate) const HINT: &str = "record an event behind the one and let the other'
 const FEW: usize = 256;
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "lists of ranges is what these are")]
 mod tests {
     use super::*;
 

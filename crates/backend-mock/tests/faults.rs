@@ -476,3 +476,22 @@ fn what_is_wrong_in_a_plan_is_shown_with_its_line_and_what_is_wanted() {
     assert_eq!(error.kind(), ErrorKind::System);
     assert!(error.to_string().contains("'/nowhere/plan.toml'"), "{error}");
 }
+
+#[test]
+fn the_plans_of_the_guide_are_plans() {
+    let guide = include_str!("../../../docs/faults.md");
+    let blocks = guide.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let rules: Vec<usize> =
+        blocks.map(|text| text.parse::<FaultPlan>().expect(text).rules.len()).collect();
+    assert_eq!(rules, [1, 1, 1, 1, 2, 1, 1]);
+    // And each action of its table is one.
+    let rows = guide.lines().filter_map(|line| line.strip_prefix("| `")?.split(" |").next());
+    let actions = rows.flat_map(|cell| cell.trim_end_matches('`').split("`, `"));
+    let mut known = 0;
+    for action in actions.filter(|text| text.starts_with(['{', '"'])) {
+        let text = format!("[[rule]]\naction = {action}");
+        assert_eq!(text.parse::<FaultPlan>().expect(action).rules.len(), 1);
+        known += 1;
+    }
+    assert_eq!(known, 10);
+}
