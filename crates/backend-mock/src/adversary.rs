@@ -34,7 +34,7 @@ use crate::{
     fault::{Action, AsyncError, Fate, Faults, Who},
     footprint::Footprint,
     guard::{Broken, Guards, Seals, poison},
-    op::{Kind, Op},
+    op::Op,
     race::{self, Actor, Race, Races},
     schedule::{Demand, OpKey, Schedule, Start, View, mix},
     slab::{Key, Slab},
@@ -129,10 +129,10 @@ impl Adversary {
         }
     }
 
-    fn who<'a>(&self, comms: &'a Slab<Comm>, key: &OpKey) -> Option<Who<'a>> {
-        let comm = comms.get(key.comm)?;
-        let info = &comm.ends[key.rank as usize].shared.info;
-        let identity = self.identities.get(&key.comm).copied().unwrap_or(0);
+    fn who<'a>(&self, comms: &'a Slab<Comm>, op: &Op) -> Option<Who<'a>> {
+        let comm = comms.get(op.comm)?;
+        let info = &comm.ends[op.rank as usize].shared.info;
+        let identity = self.identities.get(&op.comm).copied().unwrap_or(0);
         Some(Who { name: info.name.as_deref(), rank: info.rank, identity })
     }
 
@@ -220,7 +220,7 @@ impl State {
         }
         let mut errors = Vec::new();
         for op in ops.iter().filter(|_| leads) {
-            let Some(who) = adversary.who(comms, &OpKey::new(op)) else { continue };
+            let Some(who) = adversary.who(comms, op) else { continue };
             let Some(faults) = &mut adversary.faults else { break };
             errors.extend(faults.meet(&who, op).map(|error| (op.comm, error)));
         }
@@ -591,10 +591,10 @@ impl State {
     }
 
     /// A call is about to issue an operation: whether a fault rule kills the caller.
-    pub(crate) fn kills(&mut self, key: &OpKey, kind: Kind) -> Option<usize> {
+    pub(crate) fn kills(&mut self, op: &Op) -> Option<usize> {
         let Self { adversary: Some(adversary), comms, .. } = self else { return None };
-        let who = adversary.who(comms, key)?;
-        adversary.faults.as_mut()?.kills(&who, key, kind)
+        let who = adversary.who(comms, op)?;
+        adversary.faults.as_mut()?.kills(&who, op)
     }
 
     /// All communicators of a device lose their rank on it.

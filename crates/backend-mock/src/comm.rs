@@ -114,9 +114,6 @@ impl MockComm {
         if let Some(recv) = recv {
             self.check_memory("recv", recv.ptr.cast(), recv.count * width)?;
         }
-        if self.engine.adversarial {
-            self.engine.dare(&self.shared, kind, other, launch.site());
-        }
         let op = Op {
             comm: self.shared.comm,
             rank: self.shared.info.rank.get(),
@@ -153,7 +150,7 @@ impl MockComm {
                 self.engine.enqueue(stream, Entry::Op(Op { sequence, ..op }), urgent);
                 return Ok(());
             }
-            // Being captured, which is rare enough for the long way.
+            // Being captured or watched, which is rare enough for the long way.
             let (stream, end) = (Arc::clone(stream), Arc::clone(&self.shared));
             self.engine.launch_group(vec![group::Member { op, stream, end }])
         })

@@ -132,17 +132,13 @@ impl Device for MockDevice {
             ))
             .with_operation("free"));
         }
-        if !shared.is_open() {
+        if shared.is_capturing() {
             return Err(misuse("memory cannot be freed after work that is only being captured")
                 .with_operation("free")
                 .with_hint("free it after a stream that runs"));
         }
-        self.engine.enqueue(
-            &shared,
-            Entry::Free { start: ptr.addr(), site: Location::caller() },
-            || true,
-        );
-        Ok(())
+        let site = Location::caller();
+        self.enqueue("free", after, Entry::Free { start: ptr.addr(), site })
     }
 
     #[track_caller]
@@ -287,7 +283,7 @@ impl Device for MockDevice {
     unsafe fn synchronize(&self, stream: RawStream, deadline: Option<Duration>) -> Result<()> {
         let named = |error: collectives_core::Error| error.with_operation("synchronize");
         let shared = self.stream(stream).map_err(named)?;
-        if !shared.is_open() {
+        if shared.is_capturing() {
             return Err(named(
                 misuse("the stream is being captured, so there is nothing to wait for")
                     .with_hint("end the capture and launch its graph"),
@@ -359,7 +355,7 @@ impl Device for MockDevice {
 
     unsafe fn is_capturing(&self, stream: RawStream) -> Result<bool> {
         let shared = self.stream(stream).map_err(|error| error.with_operation("is_capturing"))?;
-        Ok(!shared.is_open())
+        Ok(shared.is_capturing())
     }
 
     unsafe fn launch(&self, graph: RawGraph, stream: RawStream) -> Result<()> {

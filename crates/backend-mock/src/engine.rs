@@ -19,8 +19,7 @@ use std::{
     collections::HashMap,
     ffi::c_void,
     hash::{BuildHasher, RandomState},
-    hint,
-    panic::{self, Location},
+    hint, panic,
     sync::{
         Arc, Mutex, MutexGuard, TryLockError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
@@ -39,7 +38,7 @@ use crate::{
     comm_state::{Comm, EndShared, NOTHING},
     error::{BACKEND, Failure, invalid, misuse, refuse},
     fault::{Action, Who},
-    group::{self, Member},
+    group::Member,
     meeting::{JoinMeetings, SplitMeeting},
     memory::{Memory, Misuse},
     op::{Kind, Op},
@@ -72,7 +71,7 @@ pub(crate) struct Engine {
     sleepers: AtomicUsize,
     /// The size of the largest communicator so far: about as many threads are at work.
     crowd: AtomicUsize,
-    /// Whether anything is asked of it beyond running: then nothing is left in an inbox.
+    /// Whether anything is asked of it beyond running: then streams are watched.
     pub(crate) adversarial: bool,
     /// Whether large operations are done by those who come by, one after another.
     scheduled: bool,
@@ -127,18 +126,18 @@ impl Engine {
     pub(crate) fn new(config: MockConfig, info: LibraryInfo) -> Arc<Self> {
         static NEXT: AtomicUsize = AtomicUsize::new(1);
         crate::fork::arm();
+        let adversarial = config.is_adversarial();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let memory = Arc::new(Memory::new(config.devices, config.device_memory));
         let mut state = State::new(config.accumulation, Arc::clone(&memory));
         let default = |device| {
             let key = state.streams.insert_with(|key| {
-                let shared = StreamShared::new(key, RawStream::DEFAULT, device);
+                let shared = StreamShared::new(key, RawStream::DEFAULT, device, adversarial);
                 Stream::new(Arc::new(shared), false)
             });
             Arc::clone(&state.streams[key.index].shared)
         };
         let defaults = (0..config.devices).map(default).collect();
-        let adversarial = config.is_adversarial();
         let scheduled = config.schedule != Schedule::Eager;
         Arc::new_cyclic(|me| {
             state.adversary = Adversary::new(&config, me.clone());
@@ -152,8 +151,7 @@ impl Engine {
                 defaults,
                 dirty: AtomicU64::new(0),
                 pressed: AtomicBool::new(false),
-                // One that never sleeps has every call look after its work at once.
-                sleepers: AtomicUsize::new(usize::from(adversarial)),
+                sleepers: AtomicUsize::new(0),
                 crowd: AtomicUsize::new(0),
                 adversarial,
                 scheduled,
@@ -212,9 +210,6 @@ impl Engine {
     /// Sees to it that what is in the inboxes is looked at, by this thread or by the one that holds
     /// the lock.
     pub(crate) fn press(&self) {
-        if self.adversarial {
-            return self.with(|_| ());
-        }
         loop {
             self.pressed.store(true, Ordering::SeqCst);
             // Either the holder sees the flag after it let go, or this thread gets the lock.
@@ -438,6 +433,9 @@ impl Engine {
         if members.is_empty() {
             return Ok(());
         }
+        if self.adversarial {
+            self.dare(&members);
+        }
         self.with(|state| {
             check_group(state, &members)?;
             for part in parts(&members) {
@@ -507,7 +505,7 @@ impl Engine {
         self.with(|state| {
             let key = state.streams.insert_with(|key| {
                 let raw = RawStream::from_bits(self.bits(key, STREAM));
-                Stream::new(Arc::new(StreamShared::new(key, raw, device)), false)
+                Stream::new(Arc::new(StreamShared::new(key, raw, device, self.adversarial)), false)
             });
             state.streams[key.index].shared.raw
         })
@@ -594,24 +592,30 @@ impl Engine {
         drop(self.memory.take(ptr));
     }
 
-    /// Makes the calling thread panic where a fault rule kills it for the operation that it is about
+    /// Makes the calling thread panic where a fault rule kills it for an operation that it is about
     /// to issue.
     #[cold]
-    pub(crate) fn dare(
-        &self,
-        end: &EndShared,
-        kind: Kind,
-        other: u32,
-        site: &'static Location<'static>,
-    ) {
-        let key = OpKey::of(end, kind, other);
-        let key = key.plus(group::ahead(self, &key));
-        let Some(rule) = self.with(|state| state.kills(&key, kind)) else { return };
+    fn dare(&self, members: &[Member]) {
+        for (index, Member { op, stream, end }) in members.iter().enumerate() {
+            if !stream.is_capturing() {
+                let key = OpKey::new(op);
+                let before = members[..index].iter();
+                let ahead = before.filter(|other| OpKey::new(&other.op) == key).count() as u64;
+                let sequence = end.next_number(op.kind, op.other) + ahead;
+                self.dare_one(end, &Op { sequence, ..*op });
+            }
+        }
+    }
+
+    fn dare_one(&self, end: &EndShared, op: &Op) {
+        let Some(rule) = self.with(|state| state.kills(op)) else { return };
         let CommInfo { rank, size, device, .. } = end.info;
-        let (title, name, number) = (end.title(), kind.name(), key.sequence);
         let message = format!(
-            "killed by fault rule {rule}: rank {rank} of {size} in '{title}' before {name} #{number} \
-             ({site})"
+            "killed by fault rule {rule}: rank {rank} of {size} in '{}' before {} #{} ({})",
+            end.title(),
+            op.kind.name(),
+            op.sequence,
+            op.site
         );
         let failure = Failure::new(ErrorKind::Aborted, &*message);
         self.with(|state| state.kill(device, &failure));

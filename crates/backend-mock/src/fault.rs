@@ -10,7 +10,7 @@ use std::{
 use collectives_core::{ErrorKind, Rank, Version};
 
 use crate::{
-    op::{Kind, Op},
+    op::Op,
     schedule::{OpKey, mix},
     slab::Key,
 };
@@ -177,10 +177,11 @@ impl Rule {
             && self.communicator.as_deref().is_none_or(|wanted| comm == Some(wanted))
     }
 
-    fn matches(&self, who: &Who<'_>, kind: Kind, sequence: u64) -> bool {
+    fn matches(&self, who: &Who<'_>, op: &Op) -> bool {
         self.concerns(who.name, who.rank)
-            && (self.operations.is_empty() || self.operations.iter().any(|op| op == kind.name()))
-            && self.sequence.contains(sequence)
+            && (self.operations.is_empty()
+                || self.operations.iter().any(|name| name == op.kind.name()))
+            && self.sequence.contains(op.sequence)
     }
 }
 
@@ -335,10 +336,10 @@ impl Faults {
         note
     }
 
-    /// Whether a rule kills the caller for its operation. `key` has the number that it
-    /// would have.
-    pub(crate) fn kills(&mut self, who: &Who<'_>, key: &OpKey, kind: Kind) -> Option<usize> {
-        self.pick(who, (key, kind), |action| matches!(action, Action::Kill))
+    /// Whether a rule kills the caller for its operation. It has the number that
+    /// it would have.
+    pub(crate) fn kills(&mut self, who: &Who<'_>, op: &Op) -> Option<usize> {
+        self.pick(who, op, |action| matches!(action, Action::Kill))
     }
 
     /// An operation was issued: what becomes of it is decided now.
@@ -352,7 +353,7 @@ impl Faults {
         };
         let mut fate = None;
         let mut error = None;
-        if let Some(rule) = self.pick(who, (&OpKey::new(op), op.kind), acts) {
+        if let Some(rule) = self.pick(who, op, acts) {
             match self.plan.rules[rule].action {
                 Action::AsyncError { after: 0, kind } => error = Some(AsyncError { rule, kind }),
                 Action::AsyncError { after, kind } => {
@@ -444,22 +445,17 @@ impl Faults {
         Some((rule, action))
     }
 
-    fn pick(
-        &mut self,
-        who: &Who<'_>,
-        (key, kind): (&OpKey, Kind),
-        wanted: impl Fn(&Action) -> bool,
-    ) -> Option<usize> {
+    fn pick(&mut self, who: &Who<'_>, op: &Op, wanted: impl Fn(&Action) -> bool) -> Option<usize> {
         let rules = self.plan.rules.iter().enumerate();
         let rule = rules.filter(|(_, rule)| wanted(&rule.action)).find(|(index, rule)| {
-            let fired = self.times.get(&(*index, key.comm, key.rank)).copied().unwrap_or(0);
-            let [rank, class, other, sequence] = key.words();
-            rule.matches(who, kind, key.sequence)
+            let fired = self.times.get(&(*index, op.comm, op.rank)).copied().unwrap_or(0);
+            let [rank, class, other, sequence] = OpKey::new(op).words();
+            rule.matches(who, op)
                 && rule.times.is_none_or(|times| fired < times)
                 && self.dice(*index, &[who.identity, rank, class, other, sequence])
         });
         let (rule, _) = rule?;
-        *self.times.entry((rule, key.comm, key.rank)).or_default() += 1;
+        *self.times.entry((rule, op.comm, op.rank)).or_default() += 1;
         self.fire(rule);
         Some(rule)
     }

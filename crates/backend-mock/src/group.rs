@@ -10,10 +10,7 @@ use std::{
 
 use collectives_core::{CommInfo, Error, GroupEnd, Result};
 
-use crate::{
-    comm_state::EndShared, engine::Engine, error::misuse, op::Op, schedule::OpKey,
-    stream::StreamShared,
-};
+use crate::{comm_state::EndShared, engine::Engine, error::misuse, op::Op, stream::StreamShared};
 
 /// An operation in a group, without its sequence number.
 pub(crate) struct Member {
@@ -85,12 +82,6 @@ pub(crate) fn is_open(engine: &Engine) -> bool {
 /// Adds an operation to the open group.
 pub(crate) fn add(engine: &Engine, member: Member) {
     with(engine, |group| group.members.push(member));
-}
-
-/// Operations in the open group that will be numbered before that of `key`, from the same count.
-pub(crate) fn ahead(engine: &Engine, key: &OpKey) -> u64 {
-    let same = |member: &&Member| key.counts_with(&OpKey::new(&member.op));
-    with(engine, |group| group.members.iter().filter(same).count() as u64).unwrap_or(0)
 }
 
 /// Notes that a call in the open group, if there is one, was refused. `comm` is the one that it was

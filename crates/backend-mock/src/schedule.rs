@@ -23,7 +23,7 @@ use std::{
 use collectives_core::{Error, Result};
 
 use crate::{
-    comm_state::{Comm, EndShared},
+    comm_state::Comm,
     error::invalid,
     graph::{Graph, Run},
     op::{Kind, NOBODY, Op},
@@ -113,38 +113,14 @@ enum Class {
     Send,
 }
 
-impl Class {
-    /// And the peer of a message.
-    fn of(kind: Kind, other: u32) -> (Self, u32) {
-        match kind {
-            Kind::Send => (Self::Send, other),
-            Kind::Recv => (Self::Receive, other),
-            _ => (Self::Collective, NOBODY),
-        }
-    }
-}
-
 impl OpKey {
     pub(crate) fn new(op: &Op) -> Self {
-        let (kind, other) = Class::of(op.kind, op.other);
+        let (kind, other) = match op.kind {
+            Kind::Send => (Class::Send, op.other),
+            Kind::Recv => (Class::Receive, op.other),
+            _ => (Class::Collective, NOBODY),
+        };
         Self { comm: op.comm, rank: op.rank, kind, other, sequence: op.sequence }
-    }
-
-    /// The next operation of a rank.
-    pub(crate) fn of(end: &EndShared, kind: Kind, other: u32) -> Self {
-        let sequence = end.next_number(kind, other);
-        let (kind, other) = Class::of(kind, other);
-        Self { comm: end.comm, rank: end.info.rank.get(), kind, other, sequence }
-    }
-
-    /// The one so many further on in the same count.
-    pub(crate) fn plus(self, count: u64) -> Self {
-        Self { sequence: self.sequence + count, ..self }
-    }
-
-    /// Whether both are numbered from the same count.
-    pub(crate) fn counts_with(&self, other: &Self) -> bool {
-        *self == Self { sequence: self.sequence, ..*other }
     }
 
     /// A collective's.
