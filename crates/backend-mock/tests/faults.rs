@@ -153,6 +153,23 @@ fn a_straggler_is_slow_from_then_on() {
 }
 
 #[test]
+fn a_rule_fires_as_often_as_it_may_on_each_rank_of_each_communicator() {
+    let mock = mock(2, Rule::new(Action::Hang).every(2).at_most(2));
+    for name in ["one", "two"] {
+        let ends = named(&mock, 2, name);
+        for end in &ends {
+            for _ in 0..8 {
+                let buf = end.buf(&[1]);
+                let stream = end.device.stream_create().unwrap();
+                end.all_reduce_on(buf, buf, stream).unwrap();
+            }
+        }
+        assert_eq!(held(&mock), [(0, 1), (0, 3), (1, 1), (1, 3)], "{name}");
+        ends[0].comm.abort_handle().abort().unwrap();
+    }
+}
+
+#[test]
 fn what_hangs_is_named_and_an_abort_frees_it_to_join_again() {
     let mock = mock(2, Rule::new(Action::Hang).on_communicator("first").on_rank(1).at(1..2));
     let first = named(&mock, 2, "first");

@@ -144,6 +144,21 @@ fn a_changed_send_buffer_fails_the_communicator_on_all_ranks() {
 }
 
 #[test]
+fn a_send_buffer_is_watched_while_its_operation_is_put_off() {
+    let config = MockConfig::new().with_devices(1).with_guards(CHECKSUMS);
+    let mock = Mock::new(config.with_schedule(Schedule::Late));
+    let end = &ends(&mock, 1)[0];
+    let (send, recv) = (end.buf(&[1]), end.buf(&[0]));
+    end.all_reduce(send, recv).unwrap();
+    send.set(&[2]);
+    let text = end.wait().unwrap_err().to_string();
+    assert!(
+        text.contains("the send buffer of all_reduce #0") && text.contains("schedule late"),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_message_and_a_member_of_a_group_are_summed_too() {
     let mock = mock(CHECKSUMS);
     let one = ends(&mock, 2);

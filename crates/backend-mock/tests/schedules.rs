@@ -146,6 +146,29 @@ fn late_serves_finalize_destroyed_streams_and_memory_that_is_needed() {
 }
 
 #[test]
+fn random_runs_some_at_once_some_a_little_later_and_some_late() {
+    let mock = mock(Schedule::Random(1), 1);
+    let end = &ends(&mock, 1)[0];
+    let rows: Vec<_> =
+        (0..40).map(|_| (end.device.stream_create().unwrap(), end.buf(&[1; 8]))).collect();
+    let fill = |from: usize, to: usize| {
+        for &(stream, buf) in &rows {
+            (from..to).for_each(|place| end.fill(buf.part(place, 1), 0, stream));
+        }
+    };
+    let started = || rows.iter().filter(|(_, buf)| buf.now()[0] == 0).count();
+    fill(0, 1);
+    let at_once = started();
+    fill(1, 8);
+    let later = started();
+    assert!(0 < at_once && at_once < later && later < rows.len(), "{at_once}, then {later}");
+    for &(stream, buf) in &rows {
+        end.wait_on(stream).unwrap();
+        assert_eq!(buf.now(), [0; 8]);
+    }
+}
+
+#[test]
 fn what_hangs_hangs_under_every_schedule_and_says_which() {
     for (schedule, note) in [
         (Schedule::Eager, None),
