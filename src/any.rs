@@ -429,10 +429,12 @@ impl Device for AnyDevice {
         forward_device!(self, device => device.alloc(bytes))
     }
 
+    #[track_caller]
     unsafe fn free(&self, ptr: *mut c_void, after: RawStream) -> Result<()> {
         forward_device_unsafe!(self, device => device.free(ptr, after))
     }
 
+    #[track_caller]
     unsafe fn copy_to(
         &self,
         dst: *mut c_void,
@@ -443,6 +445,7 @@ impl Device for AnyDevice {
         forward_device_unsafe!(self, device => device.copy_to(dst, src, bytes, stream))
     }
 
+    #[track_caller]
     unsafe fn copy_from(
         &self,
         dst: *mut c_void,
@@ -453,6 +456,7 @@ impl Device for AnyDevice {
         forward_device_unsafe!(self, device => device.copy_from(dst, src, bytes, stream))
     }
 
+    #[track_caller]
     unsafe fn copy_between(
         &self,
         dst: *mut c_void,
@@ -463,6 +467,7 @@ impl Device for AnyDevice {
         forward_device_unsafe!(self, device => device.copy_between(dst, src, bytes, stream))
     }
 
+    #[track_caller]
     unsafe fn memset(
         &self,
         dst: *mut c_void,

@@ -233,7 +233,8 @@ pub enum Action {
     JoinHangs,
     /// Joining begins so much later.
     JoinLate(Duration),
-    /// The thread that makes the call panics, before the operation is issued, with a `String` that
+    /// The thread that makes the call panics, before the operation is issued (in a group: at its end,
+    /// with nothing of the group issued), with a `String` that
     /// begins "killed by fault rule". All communicators of the rank's device lose this rank: what
     /// others wait for from it fails with [`Remote`](ErrorKind::Remote). Operations in launched
     /// graphs don't kill.
