@@ -108,10 +108,9 @@ impl MockConfig {
             parse: impl FnOnce(&str) -> Result<T>,
         ) -> Result<Option<T>> {
             let Some(value) = value else { return Ok(None) };
-            parse(&value).map(Some).map_err(|error| {
-                let named = refuse(error.kind(), format!("{name}: {}", error.message()));
-                named.with_source(error)
-            })
+            parse(&value)
+                .map(Some)
+                .map_err(|error| refuse(error.kind(), format!("{name}: {}", error.message())))
         }
         let var = |name| (name, var(name));
         let mut config = Self::new();

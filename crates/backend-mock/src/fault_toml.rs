@@ -9,7 +9,7 @@ use serde::{
 };
 
 use crate::{
-    error::invalid,
+    error::{invalid, refuse},
     fault::{Action, FaultPlan, Rule, Sequence},
     op::Kind,
 };
@@ -35,8 +35,7 @@ impl FaultPlan {
     pub fn load(text: &str) -> Result<Self> {
         let Some(path) = text.strip_prefix('@') else { return text.parse() };
         let text = fs::read_to_string(path).map_err(|error| {
-            crate::error::refuse(ErrorKind::System, format!("cannot read the fault plan '{path}'"))
-                .with_source(error)
+            refuse(ErrorKind::System, format!("cannot read the fault plan '{path}': {error}"))
         })?;
         text.parse().map_err(|error: Error| invalid(format!("'{path}': {}", error.message())))
     }
