@@ -46,3 +46,8 @@ struct RecoveryGuide;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/pynccl.md")]
 struct PyncclGuide;
+
+/// The guide on faults, so that its code is tested.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/faults.md")]
+struct FaultsGuide;

@@ -42,20 +42,22 @@ pub use collectives_backend_mock::*;
 pub struct World(collectives_backend_mock::World);
 
 impl World {
-    /// So many ranks, rank i on device i, with a minute for all they do.
+    /// So many ranks, rank i on device i, with a minute for all they do. The machine is as the
+    /// environment says: see [`MockConfig::from_env`].
     pub const fn new(ranks: usize) -> Self {
         Self(collectives_backend_mock::World::new(ranks))
     }
 
     /// Sets how long all of it may take.
     #[must_use]
-    pub const fn with_deadline(self, deadline: Duration) -> Self {
+    pub fn with_deadline(self, deadline: Duration) -> Self {
         Self(self.0.with_deadline(deadline))
     }
 
-    /// Sets the machine. It gets as many devices as there are ranks, if it has fewer.
+    /// Sets the machine, whatever the environment says. It gets as many devices as there are ranks, if
+    /// it has fewer.
     #[must_use]
-    pub const fn with_config(self, config: MockConfig) -> Self {
+    pub fn with_config(self, config: MockConfig) -> Self {
         Self(self.0.with_config(config))
     }
 

@@ -11,7 +11,7 @@ use std::{
 
 use collectives::{
     Communicator, Error, ErrorKind, ReduceOp, Result, SplitConfig,
-    mock::{self, Cause, MockConfig, RunFailure, VerdictKind, World},
+    mock::{self, Action, Cause, FaultPlan, MockConfig, Rule, RunFailure, VerdictKind, World},
 };
 
 fn sum(comm: &Communicator) -> Result<f32> {
@@ -214,4 +214,47 @@ fn verdicts_are_data_too() {
     });
     let verdicts = verdicts.unwrap().remove(0);
     assert_eq!(verdicts[0].kind, VerdictKind::MissingRank);
+}
+
+#[test]
+fn a_failure_says_how_to_have_the_run_again() {
+    let plan = FaultPlan::new().with_rule(Rule::new(Action::Kill).on_rank(1).at(2..3));
+    let config = MockConfig::adversarial(7).with_faults(plan);
+    let train = |comm: Communicator| (0..5).try_for_each(|_| sum(&comm).map(|_| ()));
+    let failure = fails(
+        World::new(3).with_config(config).run(train),
+        &[
+            "3 of 3 ranks failed after ",
+            ", under schedule random(7), fault rule 0 (kill)\n  rank 1: panicked at ",
+            "killed by fault rule 0: rank 1 of 3 in 'world' before all_reduce #2",
+        ],
+    );
+    assert!(matches!(failure.failures()[0].cause, Cause::Panic { .. }));
+}
+
+/// Runs itself once more, as from the outside.
+#[test]
+fn the_environment_reaches_worlds() {
+    const INSIDE: &str = "MOCK_RUN_INSIDE";
+    if std::env::var_os(INSIDE).is_some() {
+        println!("{}", mock::run(2, |comm| sum(&comm)).unwrap_err());
+        return;
+    }
+    let run = |plan: &str| {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "the_environment_reaches_worlds", "--nocapture"])
+            .env(INSIDE, "1")
+            .env("COLLECTIVES_MOCK_SCHEDULE", "late")
+            .env("COLLECTIVES_MOCK_FAULTS", plan)
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let text = run("[[rule]]\nrank = 1\naction = 'kill'");
+    for part in ["2 of 2 ranks failed", "under schedule late, fault rule 0 (kill)", "rank 1: panic"]
+    {
+        assert!(text.contains(part), "'{part}' is not in: {text}");
+    }
+    let text = run("rule = 5");
+    assert!(text.contains("COLLECTIVES_MOCK_FAULTS: "), "{text}");
 }

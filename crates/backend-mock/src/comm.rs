@@ -23,7 +23,7 @@ use crate::{
     alive::AliveKind,
     comm_state::EndShared,
     engine::Engine,
-    error::{invalid, misuse, refuse},
+    error::{invalid, misuse},
     fork, group,
     op::{Factor, Kind, NOBODY, Op, Reduction},
     stream::{Entry, StreamShared},
@@ -197,7 +197,7 @@ impl MockComm {
                 self.engine.enqueue(stream, Entry::Op(Op { sequence, ..op }), urgent);
                 return Ok(());
             }
-            // Being captured, which is rare enough for the long way.
+            // Being captured or watched, which is rare enough for the long way.
             let (stream, end) = (Arc::clone(stream), Arc::clone(&self.shared));
             self.engine.launch_group(vec![group::Member { op, stream, end }])
         })
@@ -262,11 +262,13 @@ impl MockComm {
                 let Some(comm) = state.comms.get_mut(key) else { return Ok(true) };
                 let end = &mut comm.ends[rank];
                 if end.outstanding == 0 {
+                    state.saw_rank(key, self.shared.info.rank);
                     return Ok(true);
                 }
                 if !end.waiters.iter().any(|other| Arc::ptr_eq(other, parker)) {
                     end.waiters.push(Arc::clone(parker));
                 }
+                state.want_rank(key, self.shared.info.rank);
                 Err(None)
             },
         );
@@ -494,15 +496,7 @@ impl Collectives for MockComm {
         let named = self.named("mem_alloc");
         fork::check()?;
         let device = self.shared.info.device;
-        let memory = self.engine.memory.alloc(device, bytes);
-        let ptr = memory.ok_or_else(|| {
-            named(refuse(
-                ErrorKind::OutOfMemory,
-                format!("device {device} has no {bytes} bytes left"),
-            ))
-        })?;
-        self.engine.ledger.add(AliveKind::Buffer, ptr.addr().get(), device, Some(bytes));
-        Ok(ptr.as_ptr().cast())
+        self.engine.alloc(device, bytes).map_err(named)
     }
 
     unsafe fn mem_free(&self, ptr: *mut c_void) -> Result<()> {
@@ -521,8 +515,7 @@ impl Collectives for MockComm {
                     .with_hint("deregister it first"),
             ));
         }
-        self.engine.ledger.remove(AliveKind::Buffer, ptr.addr());
-        drop(self.engine.memory.take(ptr.addr()));
+        self.engine.free(ptr.addr());
         Ok(())
     }
 
@@ -586,6 +579,9 @@ impl Collectives for MockComm {
         self.note_caller();
         // What is enqueued may be what fails.
         self.engine.press();
+        if self.engine.adversarial {
+            self.engine.with(|state| state.poll(&self.shared));
+        }
         self.shared.check()
     }
 

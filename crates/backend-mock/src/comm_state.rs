@@ -296,12 +296,21 @@ impl EndShared {
     /// The next number for an operation.
     #[inline]
     pub(crate) fn number(&self, kind: Kind, other: u32) -> u64 {
-        let counter = match kind {
+        self.counter(kind, other).fetch_add(1, COUNT)
+    }
+
+    /// The number that the next operation will have.
+    pub(crate) fn next_number(&self, kind: Kind, other: u32) -> u64 {
+        self.counter(kind, other).load(COUNT)
+    }
+
+    #[inline]
+    fn counter(&self, kind: Kind, other: u32) -> &AtomicU64 {
+        match kind {
             Kind::Send => &self.sent[other as usize],
             Kind::Recv => &self.received[other as usize],
             _ => &self.sequence,
-        };
-        counter.fetch_add(1, COUNT)
+        }
     }
 
     /// Refuses where the communicator was aborted or failed.

@@ -17,23 +17,29 @@
 use std::{
     cell::RefCell,
     collections::HashMap,
+    ffi::c_void,
     hash::{BuildHasher, RandomState},
-    hint,
+    hint, panic,
     sync::{
         Arc, Mutex, MutexGuard, Once, TryLockError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
     },
+    thread,
     time::{Duration, Instant},
 };
 
-use collectives_core::{CommInfo, LibraryInfo, Rank, RawEvent, RawGraph, RawStream, Result};
+use collectives_core::{
+    CommInfo, ErrorKind, LibraryInfo, Rank, RawEvent, RawGraph, RawStream, Result,
+};
 
 use crate::{
-    alive::Ledger,
+    adversary::Adversary,
+    alive::{AliveKind, Ledger},
     asleep::Sleepers,
     backend::MockConfig,
     comm_state::{Comm, EndShared, NOTHING},
-    error::{BACKEND, invalid, misuse},
+    error::{BACKEND, Failure, invalid, misuse, refuse},
+    fault::{Action, Held, Who},
     group::Member,
     judge::Waited,
     meeting::{JoinMeetings, SplitMeeting},
@@ -41,6 +47,7 @@ use crate::{
     op::{Kind, Op},
     pending::PendingOp,
     pool::{Pool, Task},
+    schedule::{OpKey, Schedule},
     slab::Key,
     state::{COUNT, Job, State},
     stream::{Entry, Stream, StreamShared},
@@ -78,6 +85,10 @@ pub(crate) struct Engine {
     sleepers: AtomicUsize,
     /// The size of the largest communicator so far: about as many threads are at work.
     crowd: AtomicUsize,
+    /// Whether anything is asked of it beyond running: then streams are watched.
+    pub(crate) adversarial: bool,
+    /// Whether large operations are done by those who come by, one after another.
+    scheduled: bool,
     state: Mutex<State>,
     pub(crate) me: Weak<Self>,
 }
@@ -129,37 +140,44 @@ impl Engine {
     pub(crate) fn new(config: MockConfig, info: LibraryInfo) -> Arc<Self> {
         static NEXT: AtomicUsize = AtomicUsize::new(1);
         crate::fork::arm();
+        let adversarial = config.is_adversarial();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let memory = Arc::new(Memory::new(config.devices, config.device_memory));
         let mut state = State::new(config.accumulation, Arc::clone(&memory));
         let default = |device| {
             let key = state.streams.insert_with(|key| {
-                let shared = StreamShared::new(key, RawStream::DEFAULT, device);
+                let shared = StreamShared::new(key, RawStream::DEFAULT, device, adversarial);
                 Stream::new(Arc::new(shared), false)
             });
             Arc::clone(&state.streams[key.index].shared)
         };
         let defaults = (0..config.devices).map(default).collect();
         let nonce = RandomState::new().hash_one(number);
-        Arc::new_cyclic(|me| Self {
-            config,
-            info,
-            nonce,
-            tag: number & TAG_MASK,
-            memory,
-            ledger: Ledger::default(),
-            meetings: JoinMeetings::new(),
-            threads: Arc::new(Threads::new(nonce)),
-            enrolled: Once::new(),
-            sleepers_seen: Mutex::default(),
-            last_look: Mutex::default(),
-            defaults,
-            dirty: AtomicU64::new(0),
-            pressed: AtomicBool::new(false),
-            sleepers: AtomicUsize::new(0),
-            crowd: AtomicUsize::new(0),
-            state: Mutex::new(state),
-            me: me.clone(),
+        let scheduled = config.schedule != Schedule::Eager;
+        Arc::new_cyclic(|me| {
+            state.adversary = Adversary::new(&config, me.clone());
+            Self {
+                config,
+                info,
+                nonce,
+                tag: number & TAG_MASK,
+                memory,
+                ledger: Ledger::default(),
+                meetings: JoinMeetings::new(),
+                threads: Arc::new(Threads::new(nonce)),
+                enrolled: Once::new(),
+                sleepers_seen: Mutex::default(),
+                last_look: Mutex::default(),
+                defaults,
+                dirty: AtomicU64::new(0),
+                pressed: AtomicBool::new(false),
+                sleepers: AtomicUsize::new(0),
+                crowd: AtomicUsize::new(0),
+                adversarial,
+                scheduled,
+                state: Mutex::new(state),
+                me: me.clone(),
+            }
         })
     }
 
@@ -212,6 +230,10 @@ impl Engine {
     /// Sees to it that what is in the inboxes is looked at, by this thread or by the one that holds
     /// the lock.
     pub(crate) fn press(&self) {
+        if self.scheduled {
+            // What runs when must not depend on who held the lock.
+            return self.with(|_| ());
+        }
         loop {
             self.pressed.store(true, Ordering::SeqCst);
             // Either the holder sees the flag after it let go, or this thread gets the lock.
@@ -236,6 +258,19 @@ impl Engine {
         let result = act(&mut state);
         self.let_go(state);
         result
+    }
+
+    /// As [`with`](Self::with), for the thread that watches over others. Where a schedule says what
+    /// runs when, nothing runs for its sake: what `look` has done is settled by the next who comes.
+    /// There is nothing in the inboxes then, since streams are watched.
+    pub(crate) fn watch<R>(&self, look: impl FnOnce(&mut State) -> R) -> R {
+        if self.scheduled {
+            return look(&mut lock(&self.state));
+        }
+        self.with(|state| {
+            state.advance();
+            look(state)
+        })
     }
 
     /// Settles, and looks once more where somebody asked for it meanwhile.
@@ -360,8 +395,8 @@ impl Engine {
             }
             drop(garbage);
             let traffic = job.transfer.traffic();
-            if traffic <= budget {
-                budget -= traffic;
+            if traffic <= budget || self.scheduled {
+                budget = budget.saturating_sub(traffic);
                 let (length, _) = job.transfer.span();
                 // SAFETY: the callers' buffers are the engine's until the streams have passed, and
                 // this thread does the whole span.
@@ -428,6 +463,7 @@ impl Engine {
                 let ends = seats.into_iter().enumerate().map(end).collect();
                 Comm::new(ends, meeting)
             });
+            state.introduce(key);
             let ends = &state.comms[key.index].ends;
             ends.iter().map(|end| Arc::clone(&end.shared)).collect()
         })
@@ -437,6 +473,9 @@ impl Engine {
     pub(crate) fn launch_group(&self, members: Vec<Member>) -> Result<()> {
         if members.is_empty() {
             return Ok(());
+        }
+        if self.adversarial {
+            self.dare(&members);
         }
         self.with(|state| {
             check_group(state, &members)?;
@@ -507,7 +546,7 @@ impl Engine {
         self.with(|state| {
             let key = state.streams.insert_with(|key| {
                 let raw = RawStream::from_bits(self.bits(key, STREAM));
-                Stream::new(Arc::new(StreamShared::new(key, raw, device)), false)
+                Stream::new(Arc::new(StreamShared::new(key, raw, device, self.adversarial)), false)
             });
             state.streams[key.index].shared.raw
         })
@@ -563,6 +602,119 @@ impl Engine {
                 invalid(format!("{name} is {bytes} bytes at {ptr:p}, and runs into an allocation"))
             }
         })
+    }
+
+    /// Memory of a device.
+    #[track_caller]
+    pub(crate) fn alloc(&self, device: usize, bytes: usize) -> Result<*mut c_void> {
+        let none = || {
+            let message = format!("device {device} has no {bytes} bytes left");
+            refuse(ErrorKind::OutOfMemory, message)
+        };
+        if self.adversarial
+            && let Some(rule) = self.with(|state| state.exhausted(device))
+        {
+            return Err(none().with_hint(format!("by fault rule {rule}")));
+        }
+        let mut memory = self.memory.alloc(device, bytes);
+        if memory.is_none() && self.scheduled {
+            // What was freed may only have been put off.
+            self.with(|state| state.want_device(device));
+            memory = self.memory.alloc(device, bytes);
+        }
+        let ptr = memory.ok_or_else(none)?;
+        self.ledger.add(AliveKind::Buffer, ptr.addr().get(), device, Some(bytes));
+        Ok(ptr.as_ptr().cast())
+    }
+
+    /// Gives memory back at once.
+    pub(crate) fn free(&self, ptr: usize) {
+        if self.adversarial {
+            let range = ptr..ptr + self.memory.extent(ptr);
+            self.with(|state| state.forget_memory(&range));
+        }
+        self.ledger.remove(AliveKind::Buffer, ptr);
+        drop(self.memory.take(ptr));
+    }
+
+    /// Makes the calling thread panic where a fault rule kills it for an operation that it is about
+    /// to issue.
+    #[cold]
+    fn dare(&self, members: &[Member]) {
+        for (index, Member { op, stream, end }) in members.iter().enumerate() {
+            if !stream.is_capturing() {
+                let key = OpKey::new(op);
+                let before = members[..index].iter();
+                let ahead = before.filter(|other| OpKey::new(&other.op) == key).count() as u64;
+                let sequence = end.next_number(op.kind, op.other) + ahead;
+                self.dare_one(end, &Op { sequence, ..*op });
+            }
+        }
+    }
+
+    fn dare_one(&self, end: &EndShared, op: &Op) {
+        let Some(rule) = self.with(|state| state.kills(op)) else { return };
+        let CommInfo { rank, size, device, .. } = end.info;
+        let message = format!(
+            "killed by fault rule {rule}: rank {rank} of {size} in '{}' before {} #{} ({})",
+            end.title(),
+            op.kind.name(),
+            op.sequence,
+            op.site
+        );
+        let failure = Failure::new(ErrorKind::Aborted, &*message);
+        self.with(|state| state.kill(device, &failure));
+        panic::panic_any(message);
+    }
+
+    /// What the fault plan has for a rank that joins. `identity` tells the join from others.
+    ///
+    /// # Errors
+    /// Where joining fails.
+    pub(crate) fn join_fault(
+        &self,
+        name: Option<&str>,
+        rank: Rank,
+        identity: u64,
+    ) -> Result<Option<Held>> {
+        if !self.adversarial {
+            return Ok(None);
+        }
+        match self.with(|state| state.join_fault(&Who { name, rank, identity })) {
+            Some((rule, Action::JoinFails)) => {
+                Err(refuse(ErrorKind::System, format!("joining failed by fault rule {rule}")))
+            }
+            Some((rule, Action::JoinHangs)) => Ok(Some(Held { rule, by: None })),
+            Some((rule, Action::JoinLate(by))) => Ok(Some(Held { rule, by: Some(by) })),
+            _ => Ok(None),
+        }
+    }
+
+    /// Keeps a rank from joining, up to its deadline. The answer is what is left of that.
+    pub(crate) fn sit_out(
+        &self,
+        held: Held,
+        rank: Rank,
+        deadline: Option<Duration>,
+    ) -> Result<Option<Duration>> {
+        let _wait = self.begin_wait(What::Fault { rule: held.rule }, None);
+        match (held.by, deadline) {
+            (None, None) => loop {
+                thread::park();
+            },
+            (Some(by), None) => {
+                thread::sleep(by);
+                Ok(None)
+            }
+            (Some(by), Some(deadline)) if by < deadline => {
+                thread::sleep(by);
+                Ok(Some(deadline - by))
+            }
+            (_, Some(deadline)) => {
+                thread::sleep(deadline);
+                Err(held.late(rank))
+            }
+        }
     }
 
     /// What has been enqueued and not passed, by stream, that of `first` first.

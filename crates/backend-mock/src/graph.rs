@@ -300,8 +300,9 @@ impl State {
 
     /// Makes a hidden stream.
     fn make_branch(&mut self, device: usize) -> u32 {
+        let watched = self.adversary.is_some();
         let make = |key| {
-            let shared = StreamShared::new(key, RawStream::DEFAULT, device);
+            let shared = StreamShared::new(key, RawStream::DEFAULT, device, watched);
             Stream::new(Arc::new(shared), true)
         };
         self.streams.insert_with(make).index
@@ -312,7 +313,7 @@ impl State {
         if let Some(stream) = self.streams.at_mut(stream) {
             stream.capture = None;
             if !stream.shared.is_destroyed() {
-                stream.shared.set_mode(Mode::Open);
+                stream.shared.reopen();
             }
         }
     }

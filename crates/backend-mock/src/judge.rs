@@ -61,8 +61,7 @@ impl Engine {
             *lock(&self.last_look) = waits;
             return Found::Progress;
         }
-        let suspect = self.with(|state| {
-            state.advance();
+        let suspect = self.watch(|state| {
             let waits = self.waits_at(state);
             let same = waits.iter().any(|wait| last.contains(wait));
             *lock(&self.last_look) = waits;
@@ -80,8 +79,7 @@ impl Engine {
         let own = Thread::current().tid();
         let look = || Look::take(|tid| Some(tid) == own);
         let before = look();
-        self.with(|state| {
-            state.advance();
+        let found = self.watch(|state| {
             let outside = before.as_ref().map_or(Outside::Unseen, Outside::Seen);
             let mut judge = Judge::new(self, state, outside);
             // What was seen holds only if it held all the time since before the lock was taken.
@@ -99,7 +97,12 @@ impl Engine {
                 case.close(self, state);
             }
             Found::Progress
-        })
+        });
+        if found == Found::Progress {
+            // Those who were told wake up.
+            self.with(|_| ());
+        }
+        found
     }
 
     /// Whether the threads that sleep have really nobody to wake them.
@@ -142,7 +145,8 @@ impl Engine {
                     .comms
                     .get(comm)
                     .map_or(0, |comm| comm.ends[rank as usize].outstanding as u64),
-                What::GrowId { .. }
+                What::Fault { .. }
+                | What::GrowId { .. }
                 | What::Join { .. }
                 | What::Shrink { .. }
                 | What::Split { .. } => 0,
@@ -409,6 +413,8 @@ impl<'a> Judge<'a> {
                 let comes = !open || self.somebody_may_join(index);
                 if comes { Vec::new() } else { vec![Node::Meeting(id)] }
             }
+            // It ends, or an abort or a deadline does.
+            What::Fault { .. } => Vec::new(),
             What::GrowId { comm: key, rank } => {
                 let Some(comm) = self.state.comms.get(key).filter(|comm| !comm.broken) else {
                     return Vec::new();
@@ -456,7 +462,7 @@ impl<'a> Judge<'a> {
         match *entry {
             Entry::Copy { .. }
             | Entry::Fill { .. }
-            | Entry::Free(_)
+            | Entry::Free { .. }
             | Entry::GraphEnd { .. }
             | Entry::Record { .. } => {}
             Entry::Op(op) => self.causes_of_op(&op, any, &mut causes),

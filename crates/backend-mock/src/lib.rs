@@ -94,6 +94,10 @@
 //!   waits there is taken for one that may come back, except where no thread of the process can act at
 //!   all and no wait of the mock has a deadline. For the rest there is the world's deadline
 //!   ([`World::with_deadline`]).
+//! * **Asked-for trouble** ([below](#making-it-hard)). What a schedule puts off runs when somebody waits
+//!   for it, so it is no reason for a verdict; to look whether one is due runs nothing. What a fault rule
+//!   holds up counts as something that can still happen, even where it hangs: such faults are there to
+//!   try out deadlines and watchdogs, which a verdict would forestall.
 //! * **Not seen**: a rank that polls for ever ([`query`](collectives_core::Device::query),
 //!   [`poll_error`](collectives_core::Collectives::poll_error)) is never blocked. A communicator that
 //!   is given to a thread that has called on another rank's devices, or only on another mock, is not
@@ -128,6 +132,14 @@
 //! one multiplication of the sum, as in NCCL's symmetric kernels. NCCL's own order rotates with the
 //! chunk, so results agree with a GPU's to the bit only where every order does.
 //!
+//! # Making it hard
+//! [`MockConfig::strict`] and [`MockConfig::adversarial`] find programs that are right only by luck.
+//! A [`Schedule`] puts work off as long as is legal, or as a seed says; [`Guards`] poison what is to
+//! be received, sum what is sent, and compare what streams access. A [`FaultPlan`] has delays, hangs,
+//! deaths and errors where a program shall survive them. All are functions of seeds and of places in
+//! the program, never of time, and errors name the seed and the rules, so that a run can be had again.
+//! [`MockConfig::from_env`] has them from outside, and so have [`Mock::shared`] and [`World`]. The guide `docs/faults.md` has recipes.
+//!
 //! # Where it is stricter than a GPU
 //! Streams and handles of other devices or other mocks, memory of other devices and ranges past an
 //! allocation's end are always refused. Two ranks of a communicator on one device are refused, as NCCL
@@ -135,6 +147,7 @@
 //! ([`Remote`](collectives_core::ErrorKind::Remote)) instead of leaving them to hang. Memory that the
 //! engine does not know is taken for host memory that devices can reach.
 
+mod adversary;
 mod alive;
 mod asleep;
 mod backend;
@@ -143,9 +156,13 @@ mod comm_state;
 mod device;
 mod engine;
 mod error;
+mod fault;
+mod fault_toml;
+mod footprint;
 mod fork;
 mod graph;
 mod group;
+mod guard;
 mod judge;
 mod lifecycle;
 mod meeting;
@@ -154,12 +171,15 @@ mod numerics;
 mod op;
 mod pending;
 mod pool;
+mod race;
 mod reduce;
+mod schedule;
 mod slab;
 mod state;
 mod stream;
 mod sync;
 mod threads;
+mod timer;
 mod transfer;
 mod verdict;
 mod watch;
@@ -169,7 +189,10 @@ pub use alive::{Alive, AliveKind, AliveThing};
 pub use backend::{Accumulation, Mock, MockConfig};
 pub use comm::MockComm;
 pub use device::MockDevice;
+pub use fault::{Action, FaultPlan, Rule, Sequence};
+pub use guard::Guards;
 pub use lifecycle::{JoinState, PendingJoin};
 pub use pending::{PendingOp, PendingStatus};
+pub use schedule::Schedule;
 pub use verdict::{RankState, Verdict, VerdictKind};
 pub use world::{Cause, RankFailure, RunFailure, World};

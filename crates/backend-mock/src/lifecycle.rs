@@ -14,7 +14,7 @@ use std::{
 };
 
 use collectives_core::{
-    AbortControl, ErrorKind, GrowConfig, JoinConfig, Rank, Result, ShrinkConfig, UniqueId,
+    AbortControl, Error, ErrorKind, GrowConfig, JoinConfig, Rank, Result, ShrinkConfig, UniqueId,
 };
 
 use crate::{
@@ -22,6 +22,7 @@ use crate::{
     comm_state::EndShared,
     engine::{Engine, Seat},
     error::{Failure, misuse, refuse},
+    fault::Held,
     meeting::wait,
     slab::Key,
     state::State,
@@ -429,6 +430,8 @@ pub struct PendingJoin {
     config: JoinConfig,
     until: Option<Instant>,
     site: &'static std::panic::Location<'static>,
+    /// What keeps it from coming to where the ranks meet, and since when.
+    held: Option<(Held, Instant)>,
     outcome: Option<Result<Arc<EndShared>>>,
 }
 
@@ -449,15 +452,28 @@ impl PendingJoin {
     #[track_caller]
     pub(crate) fn start(engine: Arc<Engine>, id: u64, config: JoinConfig) -> Result<Self> {
         let until = config.deadline.and_then(|deadline| Instant::now().checked_add(deadline));
-        engine.meetings.arrive("join", &engine, id, &config)?;
+        let (rank, size) = (config.rank, config.size);
+        let refused = |error: Error| error.with_operation("join").with_rank(rank.get(), size);
+        let held = engine.join_fault(config.name.as_deref(), rank, id).map_err(refused)?;
+        let held = held.map(|held| (held, Instant::now()));
+        if held.is_none() {
+            engine.meetings.arrive("join", &engine, id, &config)?;
+        }
         let site = std::panic::Location::caller();
-        Ok(Self { engine, id, config, until, site, outcome: None })
+        Ok(Self { engine, id, config, until, site, held, outcome: None })
     }
 
     /// Looks whether the other ranks have come, without waiting. Past its deadline, the join fails.
     pub fn poll(&mut self) -> JoinState {
-        if self.outcome.is_none() {
-            let meetings = &self.engine.meetings;
+        let over = |&mut (held, since): &mut (Held, Instant)| {
+            held.by.is_some_and(|by| since.elapsed() >= by)
+        };
+        let meetings = &self.engine.meetings;
+        if self.held.take_if(over).is_some() {
+            let arrived = meetings.arrive("join", &self.engine, self.id, &self.config);
+            self.outcome = arrived.err().map(Err);
+        }
+        if self.outcome.is_none() && self.held.is_none() {
             self.outcome = meetings.take("join", self.id, self.config.rank);
         }
         if self.outcome.is_none() && self.until.is_some_and(|until| until <= Instant::now()) {
@@ -501,6 +517,10 @@ impl PendingJoin {
     }
 
     fn give_up(&self) -> Result<Arc<EndShared>> {
+        if let Some((held, _)) = self.held {
+            let JoinConfig { rank, size, .. } = self.config;
+            return Err(held.late(rank).with_operation("join").with_rank(rank.get(), size));
+        }
         let waited = self.config.deadline.unwrap_or_default();
         self.engine.meetings.give_up("join", self.id, self.config.rank, waited)
     }

@@ -18,6 +18,7 @@ use collectives_core::{ErrorKind, Rank};
 
 use crate::{
     Accumulation,
+    adversary::Adversary,
     comm_state::{Comm, EndShared},
     engine::Lag,
     error::Failure,
@@ -40,9 +41,9 @@ pub(crate) struct State {
     pub(crate) captures: Slab<Capture>,
     pub(crate) graphs: Slab<Graph>,
     pub(crate) runs: Slab<Run>,
-    units: Slab<Unit>,
+    pub(crate) units: Slab<Unit>,
     /// Streams whose head may be ready to start.
-    worklist: Vec<u32>,
+    pub(crate) worklist: Vec<u32>,
     /// Data to move without the lock.
     pub(crate) jobs: VecDeque<Job>,
     /// Sleepers to wake once the lock is released.
@@ -53,8 +54,10 @@ pub(crate) struct State {
     pub(crate) verdicts: VecDeque<Verdict>,
     /// Whether a stream waited for an event that was never recorded.
     pub(crate) warned_of_event: bool,
+    /// Schedules, guards and faults, where any are asked for.
+    pub(crate) adversary: Option<Box<Adversary>>,
     accumulation: Accumulation,
-    memory: Arc<Memory>,
+    pub(crate) memory: Arc<Memory>,
 }
 
 /// One rank's operation where it meets its peers, and what it holds up.
@@ -79,11 +82,11 @@ pub(crate) struct Job {
 }
 
 /// Operations of a group that share a stream or a communicator, and so start and end together.
-struct Unit {
-    ops: Vec<Op>,
-    streams: Vec<u32>,
+pub(crate) struct Unit {
+    pub(crate) ops: Vec<Op>,
+    pub(crate) streams: Vec<u32>,
     /// Streams of which it is the head.
-    at_head: usize,
+    pub(crate) at_head: usize,
     /// Operations not done.
     left: usize,
 }
@@ -105,6 +108,7 @@ impl State {
             garbage: Vec::new(),
             verdicts: VecDeque::new(),
             warned_of_event: false,
+            adversary: None,
             accumulation,
             memory,
         }
@@ -148,6 +152,9 @@ impl State {
         if !state.started && known == 0 && !state.queue.is_empty() {
             self.worklist.push(stream);
         }
+        if self.adversary.is_some() {
+            self.meet(stream, known);
+        }
     }
 
     /// Enqueues one entry.
@@ -158,8 +165,12 @@ impl State {
         }
         let state = &mut self.streams[stream];
         state.queue.push_back(entry);
-        if !state.started && state.queue.len() == 1 {
+        let known = state.queue.len() - 1;
+        if !state.started && known == 0 {
             self.worklist.push(stream);
+        }
+        if self.adversary.is_some() {
+            self.meet(stream, known);
         }
     }
 
@@ -241,6 +252,9 @@ impl State {
 
     /// Starts the head of a stream.
     fn start(&mut self, index: u32) {
+        if self.adversary.is_some() && !self.may_start(index) {
+            return;
+        }
         let Some(stream) = self.streams.at_mut(index) else { return };
         if stream.started {
             return;
@@ -253,14 +267,14 @@ impl State {
         match entry {
             Entry::Op(op) => self.arrive(Arrival { op, owner: Owner::Stream(index) }),
             Entry::Unit { unit } => self.start_unit(unit),
-            Entry::Copy { from, to, bytes } => {
+            Entry::Copy { from, to, bytes, .. } => {
                 self.transfer(Transfer::Copy { from, to, bytes }, Some(index));
             }
-            Entry::Fill { to, value, bytes } => {
+            Entry::Fill { to, value, bytes, .. } => {
                 self.transfer(Transfer::Fill { to, value, bytes }, Some(index));
             }
-            Entry::Free(ptr) => {
-                self.garbage.extend(self.memory.take(ptr));
+            Entry::Free { start, .. } => {
+                self.garbage.extend(self.memory.take(start));
                 self.pass(index);
             }
             Entry::Record { signal } => {
@@ -443,7 +457,9 @@ impl State {
             return;
         }
         let arrivals = comm.take_slot(op.sequence);
-        self.fire(arrivals);
+        if self.adversary.is_none() || self.admit(&arrivals) {
+            self.fire(arrivals);
+        }
     }
 
     /// Does a collective for which all ranks have come. Small ones often come in series, and a
@@ -483,7 +499,8 @@ impl State {
     /// Ends a collective. Where the next of its communicator heads the streams of all ranks, that is
     /// put into `arrivals`.
     fn follow(&mut self, arrivals: &mut [Arrival]) -> bool {
-        let mut streams = true;
+        // With an adversary, each of them has to be looked at.
+        let mut streams = self.adversary.is_none();
         for &Arrival { op, owner } in &*arrivals {
             self.discount(&op);
             match owner {
@@ -543,7 +560,9 @@ impl State {
             }
             return;
         }
-        self.transfer(Transfer::Exchange(pair), None);
+        if self.adversary.is_none() || self.admit(&pair) {
+            self.transfer(Transfer::Exchange(pair), None);
+        }
     }
 
     fn fail_departed(&mut self, key: Key, missing: Rank, op: &Op) {
@@ -634,7 +653,7 @@ impl State {
 
     /// As [`finish`](Self::finish), for an operation whose communicator failed first. Its stream
     /// keeps the failure, except where this very rank was aborted: who aborts knows.
-    fn finish_failed(&mut self, arrival: Arrival) {
+    pub(crate) fn finish_failed(&mut self, arrival: Arrival) {
         let op = &arrival.op;
         let end = self.comms.get(op.comm).map(|comm| &*comm.ends[op.rank as usize].shared);
         if let Some(failure) = end.and_then(EndShared::remote_failure) {
@@ -658,13 +677,17 @@ impl State {
             if !end.departed
                 && let Some(failure) = why(Rank::new(rank as u32))
             {
-                end.shared.fail(failure);
+                end.shared.fail(match &self.adversary {
+                    Some(adversary) => adversary.noted(failure),
+                    None => failure,
+                });
             }
         }
         comm.meeting.wake();
         for arrival in comm.take_pending() {
             self.finish_failed(arrival);
         }
+        self.forget_guards(key);
     }
 
     /// A rank leaves: what others wait for from it will never come.
@@ -687,6 +710,7 @@ impl State {
         let Some(comm) = self.comms.get(key) else { return };
         if comm.departed == comm.ends.len() && comm.ends.iter().all(|end| end.outstanding == 0) {
             self.comms.remove(key.index);
+            self.forget_identity(key);
         }
     }
 }

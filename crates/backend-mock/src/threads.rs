@@ -49,6 +49,9 @@ pub(crate) struct Waiting {
 /// What a thread waits for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum What {
+    /// That a fault rule lets it join. Whatever the rule, this counts as a wait that ends: such faults
+    /// are there to try out the deadlines of others.
+    Fault { rule: usize },
     /// That nothing of a rank is outstanding. A drop is only polite: it goes on without.
     Flush { comm: Key, rank: u32, is_drop: bool },
     /// That a member makes an id with which the communicator grows.

@@ -324,7 +324,7 @@ impl State {
                 Owner::Stream(stream) => stream,
                 Owner::Unit(unit) => self.unit_streams(unit).first().copied().unwrap_or(0),
             };
-            PendingOp::of(self, &self.streams[stream], &arrival.op, false)
+            PendingOp::of(self, &self.streams[stream], &arrival.op, 0, false)
         };
         let ops: Vec<_> = arrivals.iter().map(pending).collect();
         let first = &ops[0];
@@ -336,7 +336,10 @@ impl State {
     /// Logs a verdict and keeps it for [`Mock::verdicts`](crate::Mock::verdicts).
     pub(crate) fn pronounce(&mut self, verdict: Verdict) -> Failure {
         tracing::error!("{verdict}");
-        let failure = verdict.failure();
+        let failure = match &self.adversary {
+            Some(adversary) => adversary.noted(verdict.failure()),
+            None => verdict.failure(),
+        };
         if self.verdicts.len() == KEPT {
             self.verdicts.pop_front();
         }
@@ -395,6 +398,7 @@ fn disagreement(place: &str, ops: Vec<PendingOp>) -> Verdict {
 fn doing(op: &PendingOp) -> String {
     let mut text = format!("{} ({})", op.call(true), op.site);
     match &op.status {
+        PendingStatus::Held(by) => text += &format!(", held by {by}"),
         PendingStatus::Queued => text += ", behind other work",
         PendingStatus::Running => {}
         PendingStatus::Waiting(ranks) => {
@@ -635,7 +639,7 @@ impl Report<'_> {
         let stream = self.judge.state.streams.at(stream)?;
         let entry = stream.queue.get(index)?;
         let arrived = index == 0 && stream.started && self.judge.state.has_arrived(entry);
-        Some(PendingOp::of(self.judge.state, stream, &op, arrived))
+        Some(PendingOp::of(self.judge.state, stream, &op, index, arrived))
     }
 
     fn rank(&self, key: Key, rank: u32) -> RankState {
@@ -798,6 +802,7 @@ fn wait_of(state: &State, what: What) -> String {
             let call = if is_drop { "drop" } else { "finalize" };
             format!("in {call} for its operations in '{}'", title(comm))
         }
+        What::Fault { rule } => format!("in a join, held by fault rule {rule}"),
         What::GrowId { comm, .. } => format!("in grow of '{}'", title(comm)),
         What::Join { call, .. } => format!("in {call}"),
         What::Shrink { comm, .. } => format!("in shrink of '{}'", title(comm)),

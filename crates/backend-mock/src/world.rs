@@ -38,14 +38,16 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct World {
     ranks: usize,
-    config: MockConfig,
+    /// As the environment says, where `None`.
+    config: Option<MockConfig>,
     deadline: Duration,
 }
 
 impl World {
-    /// So many ranks, rank i on device i, with a minute for all they do.
+    /// So many ranks, rank i on device i, with a minute for all they do. The machine is as the
+    /// environment says: see [`MockConfig::from_env`].
     pub const fn new(ranks: usize) -> Self {
-        Self { ranks, config: MockConfig::new(), deadline: Duration::from_secs(60) }
+        Self { ranks, config: None, deadline: Duration::from_secs(60) }
     }
 
     /// Sets how long all of it may take.
@@ -55,10 +57,11 @@ impl World {
         self
     }
 
-    /// Sets the machine. It gets as many devices as there are ranks, if it has fewer.
+    /// Sets the machine, whatever the environment says. It gets as many devices as there are ranks, if
+    /// it has fewer.
     #[must_use]
-    pub const fn with_config(mut self, config: MockConfig) -> Self {
-        self.config = config;
+    pub fn with_config(mut self, config: MockConfig) -> Self {
+        self.config = Some(config);
         self
     }
 
@@ -79,9 +82,15 @@ impl World {
         let Self { ranks, config, deadline } = self;
         note_panics();
         let start = Instant::now();
-        let failed =
-            |failures| RunFailure { ranks, elapsed: start.elapsed(), late: None, failures };
-        let whole = |cause| failed(vec![RankFailure { rank: None, cause }]);
+        let whole = |cause| RunFailure {
+            ranks,
+            elapsed: start.elapsed(),
+            late: None,
+            note: None,
+            failures: vec![RankFailure { rank: None, cause }],
+        };
+        let config = config.map_or_else(MockConfig::from_env, Ok);
+        let config = config.map_err(|error| whole(Cause::Error(error)))?;
         let devices = config.devices.max(ranks);
         let mock = Mock::new(config.with_devices(devices));
         let id = mock.unique_id().map_err(|error| whole(Cause::Error(error)))?;
@@ -197,7 +206,8 @@ impl<T> Watched<T> {
             return Ok(values);
         }
         failures.sort_by_key(|failure| failure.cause.weight());
-        Err(RunFailure { ranks, elapsed: self.start.elapsed(), late, failures })
+        let note = self.mock.engine.with(|state| state.adversary.as_ref()?.note());
+        Err(RunFailure { ranks, elapsed: self.start.elapsed(), late, note, failures })
     }
 
     /// Notes what each rank that has not ended does, and frees those that wait in the engine.
@@ -233,6 +243,8 @@ pub struct RunFailure {
     ranks: usize,
     elapsed: Duration,
     late: Option<Duration>,
+    /// Schedule, faults and seeds, with which the run can be had again.
+    note: Option<String>,
     failures: Vec<RankFailure>,
 }
 
@@ -327,10 +339,13 @@ impl Cause {
 
 impl fmt::Display for RunFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { ranks, elapsed, late, failures } = self;
+        let Self { ranks, elapsed, late, note, failures } = self;
         match late {
             Some(deadline) => write!(f, "the world is not done after {deadline:?}")?,
             None => write!(f, "{} of {ranks} ranks failed after {elapsed:.1?}", failures.len())?,
+        }
+        if let Some(note) = note {
+            write!(f, ", {note}")?;
         }
         let mut lines: Vec<(String, Vec<u32>, Option<&str>)> = Vec::new();
         for RankFailure { rank, cause } in failures {

@@ -63,7 +63,7 @@ const STEPS: usize = 12;
 
 fn world(seed: u64, steps: &AtomicUsize) {
     let ranks = 2 + Random(seed).below(4) as usize;
-    let mock = Mock::new(MockConfig::new().with_devices(ranks));
+    let mock = Mock::new(MockConfig::from_env().unwrap().with_devices(ranks));
     let ids: Vec<_> = (0..=STEPS).map(|_| mock.unique_id().unwrap()).collect();
     thread::scope(|scope| {
         for rank in 0..ranks {

@@ -6,7 +6,7 @@
 use std::{
     ffi::c_void,
     sync::{
-        Arc, Mutex,
+        Arc, Barrier, Mutex,
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
@@ -14,7 +14,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use collectives_backend_mock::{Mock, MockComm, MockConfig, MockDevice, Verdict, VerdictKind};
+use collectives_backend_mock::{
+    Action, FaultPlan, Mock, MockComm, MockConfig, MockDevice, Rule, Schedule, Verdict, VerdictKind,
+};
 use collectives_core::{
     Backend, BackendExt, Collectives, DType, Device, Error, ErrorKind, GrowConfig, JoinAllConfig,
     JoinConfig, Launch, Rank, RawStream, RecvBuf, ReduceOp, Result, SendBuf, ShrinkConfig, Split,
@@ -119,7 +121,7 @@ impl Outcome {
             let error = error.as_ref().unwrap_or_else(|| panic!("a rank got no error: {text}"));
             assert_eq!(error.kind(), kind, "{error}");
             assert!(error.poisons_communicator());
-            assert_eq!(error.message(), text);
+            assert!(error.message().starts_with(&text), "{error}");
             assert!(error.hint().is_some());
         }
         println!("{}\n", self.errors[0].as_ref().unwrap());
@@ -133,7 +135,17 @@ fn world(
     ranks: usize,
     body: impl Fn(End) -> Result<()> + Send + Sync + 'static,
 ) -> Outcome {
-    let mock = Mock::new(MockConfig::new().with_devices(ranks));
+    // So that all of it can be run under any schedule.
+    world_of(name, MockConfig::from_env().unwrap(), ranks, body)
+}
+
+fn world_of(
+    name: &str,
+    config: MockConfig,
+    ranks: usize,
+    body: impl Fn(End) -> Result<()> + Send + Sync + 'static,
+) -> Outcome {
+    let mock = Mock::new(config.with_devices(ranks));
     let (id, clock) = (mock.unique_id().unwrap(), Arc::new(Clock(Mutex::new(Instant::now()))));
     let (body, (tell, told)) = (Arc::new(body), mpsc::channel());
     for rank in 0..ranks {
@@ -290,7 +302,7 @@ fn a_rank_that_sleeps_outside_the_library() {
 
 #[test]
 fn a_rank_that_waits_at_a_barrier_of_its_own() {
-    let barrier = Arc::new(std::sync::Barrier::new(2));
+    let barrier = Arc::new(Barrier::new(2));
     let outcome = world("own barrier", 2, move |end| {
         if end.rank() == 0 {
             end.all_reduce()?;
@@ -641,7 +653,7 @@ fn a_shrink_that_a_survivor_never_calls() {
                 "rank 0: nothing; its thread 'rank 0' waits in shrink of 'world'",
                 "rank 1: nothing; its thread 'rank 1' has ended",
                 "rank 3: has left the communicator",
-                "thread 'rank 0' waits in shrink of 'world' for rank 1",
+                " waits in shrink of 'world' for rank 1",
             ],
         );
     }
@@ -696,6 +708,74 @@ fn a_grow_for_which_nobody_makes_an_id() {
             "rank 1: recv #0 of 1 × f32, from rank 0",
         ],
     );
+}
+
+#[test]
+fn a_cycle_under_a_schedule_says_which() {
+    for schedule in [Schedule::Late, Schedule::Random(3)] {
+        let config = MockConfig::strict().with_schedule(schedule);
+        let outcome = world_of("schedule", config, 2, |end| {
+            let peer = 1 - end.rank() as u32;
+            end.all_reduce()?;
+            end.send(peer, 1)?;
+            end.recv(peer, 1)?;
+            end.wait()
+        });
+        let (verdict, _) = outcome.verdict(ErrorKind::Deadlock);
+        assert_eq!(verdict.kind, VerdictKind::Cycle);
+        let note = format!("\nunder schedule {schedule}");
+        for error in outcome.errors.iter().flatten() {
+            assert!(error.message().ends_with(&note), "{error}");
+        }
+    }
+}
+
+#[test]
+fn what_a_fault_holds_up_gets_no_verdict() {
+    // A verdict would take a few milliseconds.
+    let a_while = Duration::from_millis(300);
+    let plan = |action| FaultPlan::new().with_rule(Rule::new(action).on_rank(1).at_most(1));
+    let config = |action| MockConfig::new().with_faults(plan(action));
+    let meet = |end: End| {
+        end.all_reduce()?;
+        end.wait_for(end.stream, Some(PATIENCE))
+    };
+    let outcome = world_of("delay", config(Action::Delay(a_while)), 2, meet);
+    assert!(outcome.verdicts.is_empty() && outcome.errors.iter().all(Option::is_none));
+    let outcome = world_of("join_late", config(Action::JoinLate(a_while)), 2, meet);
+    assert!(outcome.verdicts.is_empty() && outcome.errors.iter().all(Option::is_none));
+    // What hangs is there to try out deadlines, not to be told.
+    let barrier = Barrier::new(2);
+    let outcome = world_of("hang", config(Action::Hang), 2, move |end| {
+        end.all_reduce()?;
+        let outcome = end.wait_for(end.stream, Some(a_while));
+        barrier.wait();
+        // Else the drop would wait a second for it.
+        end.comm.abort_handle().abort()?;
+        outcome
+    });
+    assert!(outcome.verdicts.is_empty(), "{:#?}", outcome.verdicts);
+    for error in outcome.errors {
+        let error = error.unwrap();
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+        contains(&error.to_string(), &["held by fault rule 0"]);
+    }
+    let outcome = hung_join(config(Action::JoinHangs), a_while);
+    assert!(outcome.iter().all(|error| error.kind() == ErrorKind::Timeout), "{outcome:?}");
+}
+
+/// The errors of two ranks that join with a deadline.
+fn hung_join(config: MockConfig, deadline: Duration) -> Vec<Error> {
+    let mock = Mock::new(config.with_devices(2));
+    let id = mock.unique_id().unwrap();
+    let join = |rank: u32| {
+        let config = JoinConfig::new(Rank::new(rank), 2).with_device(rank as usize);
+        mock.join(&id, config.with_deadline(deadline)).unwrap_err()
+    };
+    thread::scope(|scope| {
+        let other = scope.spawn(|| join(1));
+        vec![join(0), other.join().unwrap()]
+    })
 }
 
 #[test]
