@@ -473,10 +473,12 @@ impl Device for AnyDevice {
         forward_device!(self, device => device.alloc(bytes))
     }
 
+    #[track_caller]
     unsafe fn free(&self, ptr: *mut c_void, after: RawStream) -> Result<()> {
         forward_device_unsafe!(self, device => device.free(ptr, after))
     }
 
+    #[track_caller]
     unsafe fn copy_to(
         &self,
         dst: *mut c_void,
@@ -487,6 +489,7 @@ impl Device for AnyDevice {
         forward_device_unsafe!(self, device => device.copy_to(dst, src, bytes, stream))
     }
 
+    #[track_caller]
     unsafe fn copy_from(
         &self,
         dst: *mut c_void,
@@ -497,6 +500,7 @@ impl Device for AnyDevice {
         forward_device_unsafe!(self, device => device.copy_from(dst, src, bytes, stream))
     }
 
+    #[track_caller]
     unsafe fn copy_between(
         &self,
         dst: *mut c_void,
@@ -507,6 +511,7 @@ impl Device for AnyDevice {
         forward_device_unsafe!(self, device => device.copy_between(dst, src, bytes, stream))
     }
 
+    #[track_caller]
     unsafe fn memset(
         &self,
         dst: *mut c_void,

@@ -179,6 +179,7 @@ impl<T: Element> Buffer<T> {
     /// # Errors
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) for another length or device; as
     /// [`Stream::synchronize`].
+    #[track_caller]
     pub fn copy_from_slice(&mut self, values: &[T], stream: &Stream) -> Result<()> {
         self.view_mut().copy_from_slice(values, stream)
     }
@@ -187,6 +188,7 @@ impl<T: Element> Buffer<T> {
     ///
     /// # Errors
     /// As [`SliceMut::copy_from`].
+    #[track_caller]
     pub fn copy_from<'b>(&mut self, from: impl Into<Slice<'b, T>>, stream: &Stream) -> Result<()> {
         self.view_mut().copy_from(from, stream)
     }
@@ -195,6 +197,7 @@ impl<T: Element> Buffer<T> {
     ///
     /// # Errors
     /// As [`Slice::to_vec`].
+    #[track_caller]
     pub fn to_vec(&self, stream: &Stream) -> Result<Vec<T>> {
         self.view().to_vec(stream)
     }
@@ -203,6 +206,7 @@ impl<T: Element> Buffer<T> {
     ///
     /// # Errors
     /// As [`Slice::copy_to_slice`].
+    #[track_caller]
     pub fn copy_to_slice(&self, values: &mut [T], stream: &Stream) -> Result<()> {
         self.view().copy_to_slice(values, stream)
     }
@@ -249,6 +253,7 @@ impl<'a, T: Element> Slice<'a, T> {
     ///
     /// # Errors
     /// As [`copy_to_slice`](Self::copy_to_slice).
+    #[track_caller]
     pub fn to_vec(self, stream: &Stream) -> Result<Vec<T>> {
         let mut values = vec![T::ZERO; self.len];
         self.copy_to_slice(&mut values, stream)?;
@@ -260,6 +265,7 @@ impl<'a, T: Element> Slice<'a, T> {
     /// # Errors
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) for another length or device; as
     /// [`Stream::synchronize`].
+    #[track_caller]
     pub fn copy_to_slice(self, values: &mut [T], stream: &Stream) -> Result<()> {
         same_len(self.len, values.len())?;
         // Waited for first, since a copy to pageable host memory blocks in the driver, where no
@@ -365,6 +371,7 @@ impl<'a, T: Element> SliceMut<'a, T> {
     ///
     /// # Errors
     /// As [`Buffer::copy_from_slice`].
+    #[track_caller]
     pub fn copy_from_slice(&mut self, values: &[T], stream: &Stream) -> Result<()> {
         same_len(self.len, values.len())?;
         // As in the other direction.
@@ -390,6 +397,7 @@ impl<'a, T: Element> SliceMut<'a, T> {
     /// # Errors
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) for another length or device; what the
     /// device's runtime reports.
+    #[track_caller]
     pub fn copy_from<'b>(&mut self, from: impl Into<Slice<'b, T>>, stream: &Stream) -> Result<()> {
         let from = from.into();
         same_len(self.len, from.len)?;

@@ -5,6 +5,7 @@ mod buffer;
 mod communicator;
 mod graph;
 mod group;
+pub mod mock;
 mod operation;
 mod place;
 mod platform;
@@ -31,11 +32,6 @@ pub use collectives_core::{
     bf16, f16, shape,
 };
 
-/// The CPU mock: ranks as threads, real data, no GPU.
-pub mod mock {
-    pub use collectives_backend_mock::*;
-}
-
 /// NCCL on CUDA, opened at run time.
 pub mod nccl {
     pub use collectives_backend_nccl::*;
@@ -55,3 +51,8 @@ struct TestingGuide;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/pynccl.md")]
 struct PyncclGuide;
+
+/// The guide on faults, so that its code is tested.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/faults.md")]
+struct FaultsGuide;

@@ -11,7 +11,7 @@
 use std::process::ExitCode;
 
 use collectives::AnyBackend;
-use collectives_backend_mock::{Accumulation, Mock, MockConfig};
+use collectives_backend_mock::{Accumulation, Mock, MockConfig, Schedule};
 use collectives_backend_nccl::Nccl;
 use collectives_conformance::{Harness, KnownFault, trials};
 use collectives_core::{Backend, Version};
@@ -23,6 +23,16 @@ fn main() -> ExitCode {
     let mut all =
         trials(OnMock { name: "mock", config: MockConfig::new(), worlds: &[1, 2, 3, 4, 8] });
     all.extend(trials(OnMock { name: "mock f32", config: wide, worlds: &[1, 3] }));
+    // Correct programs have the same results whatever the schedule, and set off no guard.
+    for (name, config) in [
+        ("mock late", MockConfig::new().with_schedule(Schedule::Late)),
+        ("mock random(1)", MockConfig::new().with_schedule(Schedule::Random(1))),
+        ("mock strict", MockConfig::strict()),
+        ("mock strict late", MockConfig::strict().with_schedule(Schedule::Late)),
+        ("mock adversarial(2)", MockConfig::adversarial(2)),
+    ] {
+        all.extend(trials(OnMock { name, config, worlds: &[2, 3] }));
+    }
     all.extend(trials(OnAny));
     match std::env::var("COLLECTIVES_TEST_NCCL") {
         Ok(libraries) => {

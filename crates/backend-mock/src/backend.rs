@@ -8,12 +8,12 @@ use std::{
 };
 
 use collectives_core::{
-    Backend, Capabilities, GroupEnd, JoinAllConfig, JoinConfig, LibraryInfo, Result, UniqueId,
-    Version,
+    Backend, Capabilities, Error, GroupEnd, JoinAllConfig, JoinConfig, LibraryInfo, Rank, Result,
+    UniqueId, Version,
 };
 
 use crate::{
-    Alive, MockComm, MockDevice, PendingJoin, PendingOp,
+    Alive, FaultPlan, Guards, MockComm, MockDevice, PendingJoin, PendingOp, Schedule, Verdict,
     engine::{Engine, Seat},
     error::{BACKEND, invalid, misuse, refuse},
     fork, group,
@@ -22,7 +22,7 @@ use crate::{
 /// One machine of fake devices. Clones are the same machine; another [`new`](Self::new) is another.
 #[derive(Clone, Debug)]
 pub struct Mock {
-    engine: Arc<Engine>,
+    pub(crate) engine: Arc<Engine>,
 }
 
 /// How a [`Mock`] is made.
@@ -40,6 +40,12 @@ pub struct MockConfig {
     pub device_memory: usize,
     /// How small floats are reduced.
     pub accumulation: Accumulation,
+    /// When work runs that could run.
+    pub schedule: Schedule,
+    /// What is watched of the buffers that operations work on.
+    pub guards: Guards,
+    /// What shall go wrong.
+    pub faults: FaultPlan,
 }
 
 /// How f16, bf16 and fp8 are reduced. See the crate's page for all numerics.
@@ -54,9 +60,95 @@ pub enum Accumulation {
 }
 
 impl MockConfig {
-    /// Eight devices of 16 GiB, with [`Accumulation::Element`].
+    /// Eight devices of 16 GiB, with [`Accumulation::Element`], [`Schedule::Eager`], no guards and no
+    /// faults.
     pub const fn new() -> Self {
-        Self { devices: 8, device_memory: 16 << 30, accumulation: Accumulation::Element }
+        Self {
+            devices: 8,
+            device_memory: 16 << 30,
+            accumulation: Accumulation::Element,
+            schedule: Schedule::Eager,
+            guards: Guards::NONE,
+            faults: FaultPlan::new(),
+        }
+    }
+
+    /// All guards, on work that runs as soon as it can.
+    pub const fn strict() -> Self {
+        Self::new().with_guards(Guards::ALL)
+    }
+
+    /// All guards, on work that runs when the seed says so.
+    pub const fn adversarial(seed: u64) -> Self {
+        Self::strict().with_schedule(Schedule::Random(seed))
+    }
+
+    /// What the environment asks for: `COLLECTIVES_MOCK_DEVICES`, `COLLECTIVES_MOCK_SCHEDULE`,
+    /// `COLLECTIVES_MOCK_GUARDS` and `COLLECTIVES_MOCK_FAULTS`; the rest is as [`new`](Self::new) has
+    /// it.
+    ///
+    /// | variable | value |
+    /// |---|---|
+    /// | `COLLECTIVES_MOCK_DEVICES` | a number from 1 to 4096 |
+    /// | `COLLECTIVES_MOCK_SCHEDULE` | `eager`, `late`, `random:SEED` |
+    /// | `COLLECTIVES_MOCK_GUARDS` | `all`, `none`, or a list of `poison`, `poison=BYTE`, `checksums`, `races` |
+    /// | `COLLECTIVES_MOCK_FAULTS` | a [`FaultPlan`] as TOML, or `@` and the path of a file that has one |
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](collectives_core::ErrorKind::InvalidArgument) naming the variable, its
+    /// value and what is wanted; [`System`](collectives_core::ErrorKind::System) where the file of a
+    /// fault plan cannot be read.
+    pub fn from_env() -> Result<Self> {
+        Self::from_vars(|name| env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
+    }
+
+    fn from_vars(var: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        /// Parses a variable that is set; errors name it.
+        fn parsed<T>(
+            (name, value): (&str, Option<String>),
+            parse: impl FnOnce(&str) -> Result<T>,
+        ) -> Result<Option<T>> {
+            let Some(value) = value else { return Ok(None) };
+            parse(&value)
+                .map(Some)
+                .map_err(|error| refuse(error.kind(), format!("{name}: {}", error.message())))
+        }
+        let var = |name| (name, var(name));
+        let mut config = Self::new();
+        if let (_, Some(value)) = var(DEVICES) {
+            config.devices = parse_devices(&value)?;
+        }
+        config.schedule = parsed(var(SCHEDULE), str::parse)?.unwrap_or_default();
+        config.guards = parsed(var(GUARDS), str::parse)?.unwrap_or_default();
+        config.faults = parsed(var(FAULTS), FaultPlan::load)?.unwrap_or_default();
+        Ok(config)
+    }
+
+    /// Whether anything but the plain engine is asked for.
+    pub(crate) fn is_adversarial(&self) -> bool {
+        let faults = !self.faults.rules.is_empty();
+        self.schedule != Schedule::Eager || self.guards != Guards::NONE || faults
+    }
+
+    /// Sets when work runs that could run.
+    #[must_use]
+    pub const fn with_schedule(mut self, schedule: Schedule) -> Self {
+        self.schedule = schedule;
+        self
+    }
+
+    /// Sets what is watched of the buffers that operations work on.
+    #[must_use]
+    pub const fn with_guards(mut self, guards: Guards) -> Self {
+        self.guards = guards;
+        self
+    }
+
+    /// Sets what shall go wrong.
+    #[must_use]
+    pub fn with_faults(mut self, faults: FaultPlan) -> Self {
+        self.faults = faults;
+        self
     }
 
     /// Sets the number of devices.
@@ -93,27 +185,25 @@ impl Mock {
         let info = LibraryInfo {
             backend: BACKEND,
             path: None,
-            version: VERSION,
+            version: config.faults.version().unwrap_or(VERSION),
             found_by: "built in".into(),
         };
-        Self { engine: Engine::new(config, info) }
+        let engine = Engine::new(config, info);
+        engine.threads.note(None);
+        Self { engine }
     }
 
     /// The machine of this process: the same for all callers, so that parts of a program that know
-    /// nothing of each other meet. `COLLECTIVES_MOCK_DEVICES` sets its number of devices.
+    /// nothing of each other meet. It is made as the environment says: see [`MockConfig::from_env`].
     ///
     /// # Errors
-    /// [`InvalidArgument`](collectives_core::ErrorKind::InvalidArgument) naming the variable's
-    /// value where it is no number from 1 to 4096.
+    /// Those of [`MockConfig::from_env`].
     pub fn shared() -> Result<Self> {
         static SHARED: OnceLock<Mock> = OnceLock::new();
         if let Some(mock) = SHARED.get() {
             return Ok(mock.clone());
         }
-        let mut config = MockConfig::new();
-        if let Some(value) = env::var_os(DEVICES) {
-            config.devices = parse_devices(&value.to_string_lossy())?;
-        }
+        let config = MockConfig::from_env()?;
         Ok(SHARED.get_or_init(|| Self::new(config)).clone())
     }
 
@@ -121,6 +211,13 @@ impl Mock {
     /// a program hangs. A wait whose deadline passes has it in its error.
     pub fn pending(&self) -> Vec<PendingOp> {
         self.engine.pending(None)
+    }
+
+    /// What was found wrong: ranks that disagree, and ranks that can never go on. The latest 64.
+    ///
+    /// Each is also the error of the ranks that it concerns; here it is data, for tests.
+    pub fn verdicts(&self) -> Vec<Verdict> {
+        self.engine.with(|state| state.verdicts.iter().cloned().collect())
     }
 
     /// Everything that was made on this machine and not given back: communicators, buffers, streams,
@@ -164,6 +261,27 @@ impl Mock {
         PendingJoin::start(Arc::clone(&self.engine), number, config)
     }
 
+    /// Meets the other ranks, by one of the calls that do.
+    fn join_as(
+        &self,
+        call: &'static str,
+        id: &UniqueId,
+        mut config: JoinConfig,
+        site: &'static Location<'static>,
+    ) -> Result<MockComm> {
+        let number = self.check_join(call, id, &config)?;
+        let (rank, size) = (config.rank, config.size);
+        let refused = |error: Error| error.with_operation(call).with_rank(rank.get(), size);
+        let held = self.engine.join_fault(config.name.as_deref(), rank, number).map_err(refused)?;
+        if let Some(held) = held {
+            let left = self.engine.sit_out(held, rank, config.deadline);
+            config.deadline = left.map_err(refused)?;
+        }
+        let noted = |error| self.engine.with(|state| state.noted(error));
+        let end = self.engine.meetings.join(call, &self.engine, number, config).map_err(noted)?;
+        MockComm::new(Arc::clone(&self.engine), end, site)
+    }
+
     /// What is wrong with a join; else the number of its id.
     fn check_join(
         &self,
@@ -173,7 +291,7 @@ impl Mock {
     ) -> Result<u64> {
         fork::check()?;
         let (rank, size) = (config.rank, config.size);
-        let refuse = |error: collectives_core::Error| {
+        let refuse = |error: Error| {
             let error = error.with_operation(operation).with_rank(rank.get(), size);
             group::refuse(&self.engine, None, &error);
             error
@@ -205,6 +323,7 @@ impl Mock {
             }
         }
         self.check_device(config.device).map_err(refuse)?;
+        self.engine.threads.note(Some(config.device));
         Ok(number)
     }
 
@@ -237,31 +356,29 @@ impl Backend for Mock {
     fn device(&self, ordinal: usize) -> Result<MockDevice> {
         fork::check()?;
         self.check_device(ordinal).map_err(|error| error.with_operation("device"))?;
+        self.engine.threads.note(Some(ordinal));
         Ok(MockDevice::new(Arc::clone(&self.engine), ordinal))
     }
 
     fn unique_id(&self) -> Result<UniqueId> {
         fork::check()?;
+        self.engine.threads.note(None);
         Ok(Self::id(&self.engine, self.engine.meetings.issue(), 0))
     }
 
     fn join(&self, id: &UniqueId, config: JoinConfig) -> Result<MockComm> {
-        let number = self.check_join("join", id, &config)?;
-        let end = self.engine.meetings.join("join", &self.engine, number, config)?;
-        MockComm::new(Arc::clone(&self.engine), end, Location::caller())
+        self.join_as("join", id, config, Location::caller())
     }
 
     fn join_grown(&self, id: &UniqueId, config: JoinConfig) -> Result<MockComm> {
-        let number = self.check_join("join_grown", id, &config)?;
-        let end = self.engine.meetings.join("join_grown", &self.engine, number, config)?;
-        MockComm::new(Arc::clone(&self.engine), end, Location::caller())
+        self.join_as("join_grown", id, config, Location::caller())
     }
 
     fn join_all(&self, config: JoinAllConfig) -> Result<Vec<MockComm>> {
         fork::check()?;
         let site = Location::caller();
         let JoinAllConfig { devices, name, .. } = config;
-        let named = |error: collectives_core::Error| error.with_operation("join_all");
+        let named = |error: Error| error.with_operation("join_all");
         if devices.is_empty() {
             return Err(named(invalid("no devices were given, want at least one")));
         }
@@ -271,6 +388,11 @@ impl Backend for Mock {
                 return Err(named(invalid(format!(
                     "ranks {other} and {rank} are both on device {device}"
                 ))));
+            }
+        }
+        for rank in (0..devices.len() as u32).map(Rank::new) {
+            if let Some(held) = self.engine.join_fault(name.as_deref(), rank, 0).map_err(named)? {
+                self.engine.sit_out(held, rank, None).map_err(named)?;
             }
         }
         let seats = devices.iter().map(|&device| Seat { device, name: name.clone() }).collect();
@@ -344,6 +466,10 @@ fn parse_devices(text: &str) -> Result<usize> {
 
 /// The number of devices of the shared machine.
 const DEVICES: &str = "COLLECTIVES_MOCK_DEVICES";
+/// And what else it is asked for.
+const SCHEDULE: &str = "COLLECTIVES_MOCK_SCHEDULE";
+const GUARDS: &str = "COLLECTIVES_MOCK_GUARDS";
+const FAULTS: &str = "COLLECTIVES_MOCK_FAULTS";
 /// The NCCL whose semantics these are.
 const VERSION: Version = Version::new(2, 32, 3);
 /// As long as NCCL's.
@@ -360,6 +486,30 @@ mod tests {
         for text in ["", "0", "-1", "4097", "two"] {
             let error = parse_devices(text).unwrap_err();
             assert!(error.to_string().contains(&format!("'{text}'")), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_environment_is_read_and_what_is_wrong_in_it_is_named() {
+        let read = |name: &'static str, value: &'static str| {
+            MockConfig::from_vars(|asked| (asked == name).then(|| value.into()))
+        };
+        assert!(!MockConfig::from_vars(|_| None).unwrap().is_adversarial());
+        assert_eq!(read(DEVICES, "3").unwrap().devices, 3);
+        assert_eq!(read(SCHEDULE, "random:5").unwrap().schedule, Schedule::Random(5));
+        assert_eq!(read(GUARDS, "all").unwrap().guards, Guards::ALL);
+        assert_eq!(read(FAULTS, "[[rule]]\naction = 'kill'").unwrap().faults.rules.len(), 1);
+        for (name, value, wanted) in [
+            (DEVICES, "none", "a number from 1"),
+            (SCHEDULE, "lazy", "'random:SEED'"),
+            (GUARDS, "some", "'checksums'"),
+            (FAULTS, "rule = 5", "invalid type"),
+            (FAULTS, "@/nowhere", "cannot read"),
+        ] {
+            let error = read(name, value).unwrap_err().to_string();
+            for part in [name, value.trim_start_matches('@'), wanted] {
+                assert!(error.contains(part), "'{part}' is not in: {error}");
+            }
         }
     }
 }

@@ -23,15 +23,17 @@ use crate::{
     alive::AliveKind,
     comm_state::EndShared,
     engine::Engine,
-    error::{invalid, misuse, refuse},
+    error::{invalid, misuse},
     fork, group,
     op::{Factor, Kind, NOBODY, Op, Reduction},
     stream::{Entry, StreamShared},
+    threads::{self, Thread, What},
 };
 
 /// One rank's end of a communicator of the mock. Made by [`Mock`](crate::Mock).
 ///
-/// Dropping it waits at most a second for its operations, not at all where the thread panics; what
+/// Dropping it waits at most a second for its operations, not at all where the thread panics, and no
+/// longer where nobody else can bring them about; what
 /// is pending then stays valid, and fails with
 /// [`Remote`](collectives_core::ErrorKind::Remote) on ranks that wait for more than this rank
 /// had issued.
@@ -51,6 +53,8 @@ pub struct MockComm {
     next_registration: Cell<usize>,
     /// Whether it was finalized or aborted.
     ended: Cell<bool>,
+    /// The number of the thread that called last.
+    caller: Cell<u64>,
 }
 
 /// Memory of this device, or of nobody, as of an epoch of the memory map.
@@ -70,6 +74,8 @@ impl MockComm {
     ) -> Result<Self> {
         let stream = engine.stream(collectives_core::RawStream::DEFAULT, shared.info.device)?;
         engine.ledger.add_comm(&shared.info, site);
+        engine.threads.note(Some(shared.info.device));
+        shared.set_caller();
         let nothing = || Cell::new(Known { epoch: 0, start: 1, end: 0 });
         Ok(Self {
             engine,
@@ -82,6 +88,7 @@ impl MockComm {
             registrations: RefCell::default(),
             next_registration: Cell::new(1),
             ended: Cell::new(false),
+            caller: Cell::new(threads::own_number()),
         })
     }
 
@@ -100,6 +107,21 @@ impl MockComm {
         }
     }
 
+    /// Notes a change of the thread that calls.
+    #[inline]
+    fn note_caller(&self) {
+        if self.caller.get() != threads::own_number() {
+            self.change_caller();
+        }
+    }
+
+    #[cold]
+    fn change_caller(&self) {
+        self.engine.threads.note(Some(self.shared.info.device));
+        self.shared.set_caller();
+        self.caller.set(threads::own_number());
+    }
+
     #[inline]
     pub(crate) fn rules(&self) -> Rules<'_> {
         Rules::new(&self.shared.info, &Capabilities::FULL)
@@ -108,6 +130,7 @@ impl MockComm {
     /// Runs a call; a refusal drops the group around it.
     #[inline]
     fn call(&self, operation: &'static str, body: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.note_caller();
         let outcome = fork::check().and_then(|()| self.shared.check()).and_then(|()| body());
         outcome.map_err(|error| self.refused(operation, error))
     }
@@ -125,6 +148,7 @@ impl MockComm {
     #[inline]
     fn issue(&self, asked: Asked, launch: Launch<'_>) -> Result<()> {
         let Asked { kind, shape, other, send, recv, reduction, factor } = asked;
+        self.shared.note_site(launch.site());
         if shape.count == 0 && !kind.is_point_to_point() {
             // NCCL: succeeds after the checks, without synchronising.
             return self.with_stream(launch, |_| Ok(()));
@@ -173,7 +197,7 @@ impl MockComm {
                 self.engine.enqueue(stream, Entry::Op(Op { sequence, ..op }), urgent);
                 return Ok(());
             }
-            // Being captured, which is rare enough for the long way.
+            // Being captured or watched, which is rare enough for the long way.
             let (stream, end) = (Arc::clone(stream), Arc::clone(&self.shared));
             self.engine.launch_group(vec![group::Member { op, stream, end }])
         })
@@ -223,24 +247,32 @@ impl MockComm {
         factor.ok_or_else(|| invalid("the reduce op was destroyed"))
     }
 
-    /// Waits until nothing of this rank is outstanding.
-    fn flush(&self, until: Option<Instant>) -> Option<()> {
+    /// Waits until nothing of this rank is outstanding. The answer is whether that came.
+    fn flush(&self, until: Option<Instant>, is_drop: bool) -> bool {
+        self.note_caller();
         let (key, rank) = (self.shared.comm, self.shared.info.rank.index());
-        self.engine.wait(
+        let drained = self.engine.wait(
             until,
+            || What::Flush { comm: key, rank: rank as u32, is_drop },
             || None,
             |state, parker| {
-                let Some(comm) = state.comms.get_mut(key) else { return Ok(()) };
+                if is_drop && Thread::current().is_released() {
+                    return Ok(false);
+                }
+                let Some(comm) = state.comms.get_mut(key) else { return Ok(true) };
                 let end = &mut comm.ends[rank];
                 if end.outstanding == 0 {
-                    return Ok(());
+                    state.saw_rank(key, self.shared.info.rank);
+                    return Ok(true);
                 }
                 if !end.waiters.iter().any(|other| Arc::ptr_eq(other, parker)) {
                     end.waiters.push(Arc::clone(parker));
                 }
+                state.want_rank(key, self.shared.info.rank);
                 Err(None)
             },
-        )
+        );
+        drained == Some(true)
     }
 
     fn depart(&self) {
@@ -464,15 +496,7 @@ impl Collectives for MockComm {
         let named = self.named("mem_alloc");
         fork::check()?;
         let device = self.shared.info.device;
-        let memory = self.engine.memory.alloc(device, bytes);
-        let ptr = memory.ok_or_else(|| {
-            named(refuse(
-                ErrorKind::OutOfMemory,
-                format!("device {device} has no {bytes} bytes left"),
-            ))
-        })?;
-        self.engine.ledger.add(AliveKind::Buffer, ptr.addr().get(), device, Some(bytes));
-        Ok(ptr.as_ptr().cast())
+        self.engine.alloc(device, bytes).map_err(named)
     }
 
     unsafe fn mem_free(&self, ptr: *mut c_void) -> Result<()> {
@@ -491,8 +515,7 @@ impl Collectives for MockComm {
                     .with_hint("deregister it first"),
             ));
         }
-        self.engine.ledger.remove(AliveKind::Buffer, ptr.addr());
-        drop(self.engine.memory.take(ptr.addr()));
+        self.engine.free(ptr.addr());
         Ok(())
     }
 
@@ -541,18 +564,24 @@ impl Collectives for MockComm {
 
     fn grow_id(&self) -> Result<UniqueId> {
         fork::check()?;
+        self.note_caller();
         self.make_grow_id().map_err(self.named("grow_id"))
     }
 
     fn revoke(&self) -> Result<()> {
         fork::check()?;
+        self.note_caller();
         self.revoke_all().map_err(|error| self.refused("revoke", error))
     }
 
     fn poll_error(&self) -> Result<()> {
         fork::check()?;
+        self.note_caller();
         // What is enqueued may be what fails.
         self.engine.press();
+        if self.engine.adversarial {
+            self.engine.with(|state| state.poll(&self.shared));
+        }
         self.shared.check()
     }
 
@@ -566,7 +595,7 @@ impl Collectives for MockComm {
 
     fn finalize(self: Box<Self>) -> Result<()> {
         fork::check()?;
-        self.flush(None);
+        self.flush(None, false);
         let revoked = self.shared.meeting.lifecycle.revoked().is_some();
         let outcome = match self.shared.check() {
             // It comes to its end as it should.
@@ -598,6 +627,7 @@ impl MockComm {
 impl Split for MockComm {
     fn split(&self, config: SplitConfig) -> Result<Option<Self>> {
         fork::check()?;
+        self.note_caller();
         self.shared.check().map_err(|error| error.with_operation("split"))?;
         let refuse = |error| Err(self.refused("split", error));
         if group::is_open(&self.engine) {
@@ -615,12 +645,14 @@ impl Split for MockComm {
 
     fn shrink(&self, config: ShrinkConfig) -> Result<Self> {
         fork::check()?;
+        self.note_caller();
         let end = self.shrunk(config).map_err(|error| self.refused("shrink", error))?;
         Self::new(Arc::clone(&self.engine), end, Location::caller())
     }
 
     fn grow(&self, config: GrowConfig) -> Result<Self> {
         fork::check()?;
+        self.note_caller();
         let end = self.grown(config).map_err(|error| self.refused("grow", error))?;
         Self::new(Arc::clone(&self.engine), end, Location::caller())
     }
@@ -633,10 +665,10 @@ impl Drop for MockComm {
         }
         if !thread::panicking() {
             let until = Instant::now() + PATIENCE;
-            if self.flush(Some(until)).is_none() {
+            if !self.flush(Some(until), true) {
                 let comm = self.shared.title();
                 let rank = self.shared.info.rank;
-                tracing::warn!(%comm, %rank, "dropped with operations pending after {PATIENCE:?}");
+                tracing::warn!(%comm, %rank, "dropped with operations pending");
             }
         }
         self.depart();

@@ -2,9 +2,10 @@
 
 use std::{
     collections::VecDeque,
+    panic::Location,
     sync::{
-        Arc, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, OnceLock, Weak,
+        atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering},
     },
 };
 
@@ -17,7 +18,8 @@ use crate::{
     op::{Kind, Op},
     slab::Key,
     state::{Arrival, COUNT},
-    sync::Parker,
+    sync::{Parker, lock},
+    threads::Thread,
 };
 
 /// A communicator: all ranks' ends of it.
@@ -149,7 +151,7 @@ impl Comm {
     }
 
     /// Whether `rank` has not issued its side of `op`.
-    fn lacks(&self, rank: Rank, op: &Op) -> bool {
+    pub(crate) fn lacks(&self, rank: Rank, op: &Op) -> bool {
         let end = &self.ends[rank.index()].shared;
         let issued = match op.kind {
             Kind::Send if op.other == rank.get() => &end.received[op.rank as usize],
@@ -220,6 +222,10 @@ pub(crate) struct EndShared {
     pub(crate) received: Box<[AtomicU64]>,
     /// The collective that a thread sleeps for until it is issued, or [`NOTHING`].
     pub(crate) wanted: AtomicU64,
+    /// Where the last operation was called.
+    site: AtomicPtr<Location<'static>>,
+    /// The thread that called on it last.
+    caller: Mutex<Option<Arc<Thread>>>,
     /// Whether there is a failure or an abort to report.
     failed: AtomicBool,
     aborted: AtomicBool,
@@ -243,10 +249,34 @@ impl EndShared {
             meeting,
             sequence: AtomicU64::new(0),
             wanted: AtomicU64::new(NOTHING),
+            site: AtomicPtr::new(std::ptr::null_mut()),
+            caller: Mutex::new(None),
             failed: AtomicBool::new(false),
             aborted: AtomicBool::new(false),
             failure: OnceLock::new(),
         }
+    }
+
+    /// Notes where an operation is called.
+    #[inline]
+    pub(crate) fn note_site(&self, site: &'static Location<'static>) {
+        self.site.store(std::ptr::from_ref(site).cast_mut(), COUNT);
+    }
+
+    /// Where the last operation was called.
+    pub(crate) fn site(&self) -> Option<&'static Location<'static>> {
+        // SAFETY: null, or from a reference that lives as long as the process, and only read.
+        unsafe { self.site.load(COUNT).as_ref() }
+    }
+
+    /// The thread that called on it last.
+    pub(crate) fn caller(&self) -> Option<Arc<Thread>> {
+        lock(&self.caller).clone()
+    }
+
+    /// The calling thread is now the one that called last.
+    pub(crate) fn set_caller(&self) {
+        *lock(&self.caller) = Some(Thread::current());
     }
 
     /// The communicator's name, or a number.
@@ -266,12 +296,21 @@ impl EndShared {
     /// The next number for an operation.
     #[inline]
     pub(crate) fn number(&self, kind: Kind, other: u32) -> u64 {
-        let counter = match kind {
+        self.counter(kind, other).fetch_add(1, COUNT)
+    }
+
+    /// The number that the next operation will have.
+    pub(crate) fn next_number(&self, kind: Kind, other: u32) -> u64 {
+        self.counter(kind, other).load(COUNT)
+    }
+
+    #[inline]
+    fn counter(&self, kind: Kind, other: u32) -> &AtomicU64 {
+        match kind {
             Kind::Send => &self.sent[other as usize],
             Kind::Recv => &self.received[other as usize],
             _ => &self.sequence,
-        };
-        counter.fetch_add(1, COUNT)
+        }
     }
 
     /// Refuses where the communicator was aborted or failed.

@@ -4,6 +4,7 @@ use std::{
     cell::Cell,
     ffi::c_void,
     fmt,
+    panic::Location,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,13 +14,14 @@ use collectives_core::{Device, DeviceInfo, ErrorKind, RawEvent, RawGraph, RawStr
 use crate::{
     alive::AliveKind,
     engine::Engine,
-    error::{BACKEND, Failure, invalid, misuse, refuse},
+    error::{BACKEND, Failure, invalid, misuse},
     fork,
     graph::{Event, Recording},
     pending::PendingOp,
     slab::Key,
     state::State,
     stream::{Entry, Mode, StreamShared},
+    threads::What,
 };
 
 /// A fake device: streams, events and graphs that are asynchronous as a GPU's, on host memory.
@@ -44,6 +46,7 @@ impl MockDevice {
 
     fn stream(&self, stream: RawStream) -> Result<Arc<StreamShared>> {
         fork::check()?;
+        self.engine.threads.note(Some(self.info.ordinal));
         self.engine.stream(stream, self.info.ordinal)
     }
 
@@ -119,15 +122,10 @@ impl Device for MockDevice {
     fn alloc(&self, bytes: usize) -> Result<*mut c_void> {
         fork::check()?;
         let device = self.info.ordinal;
-        let memory = self.engine.memory.alloc(device, bytes);
-        let ptr = memory.ok_or_else(|| {
-            refuse(ErrorKind::OutOfMemory, format!("device {device} has no {bytes} bytes left"))
-                .with_operation("alloc")
-        })?;
-        self.engine.ledger.add(AliveKind::Buffer, ptr.addr().get(), device, Some(bytes));
-        Ok(ptr.as_ptr().cast())
+        self.engine.alloc(device, bytes).map_err(|error| error.with_operation("alloc"))
     }
 
+    #[track_caller]
     unsafe fn free(&self, ptr: *mut c_void, after: RawStream) -> Result<()> {
         let shared = self.stream(after).map_err(|error| error.with_operation("free"))?;
         if self.engine.memory.owner(ptr.addr()) != Some(self.info.ordinal) {
@@ -137,16 +135,17 @@ impl Device for MockDevice {
             ))
             .with_operation("free"));
         }
-        if !shared.is_open() {
+        if shared.is_capturing() {
             return Err(misuse("memory cannot be freed after work that is only being captured")
                 .with_operation("free")
                 .with_hint("free it after a stream that runs"));
         }
         self.engine.ledger.remove(AliveKind::Buffer, ptr.addr());
-        self.engine.enqueue(&shared, Entry::Free(ptr.addr()), || true);
-        Ok(())
+        let site = Location::caller();
+        self.enqueue("free", after, Entry::Free { start: ptr.addr(), site })
     }
 
+    #[track_caller]
     unsafe fn copy_to(
         &self,
         dst: *mut c_void,
@@ -157,10 +156,12 @@ impl Device for MockDevice {
         let device = Some(self.info.ordinal);
         self.check("copy_to", "dst", device, dst, bytes)?;
         self.check("copy_to", "src", device, src, bytes)?;
-        let entry = Entry::Copy { from: src.cast(), to: dst.cast(), bytes };
+        let site = Location::caller();
+        let entry = Entry::Copy { from: src.cast(), to: dst.cast(), bytes, site };
         self.enqueue("copy_to", stream, entry)
     }
 
+    #[track_caller]
     unsafe fn copy_from(
         &self,
         dst: *mut c_void,
@@ -171,10 +172,12 @@ impl Device for MockDevice {
         let device = Some(self.info.ordinal);
         self.check("copy_from", "dst", device, dst, bytes)?;
         self.check("copy_from", "src", device, src, bytes)?;
-        let entry = Entry::Copy { from: src.cast(), to: dst.cast(), bytes };
+        let site = Location::caller();
+        let entry = Entry::Copy { from: src.cast(), to: dst.cast(), bytes, site };
         self.enqueue("copy_from", stream, entry)
     }
 
+    #[track_caller]
     unsafe fn copy_between(
         &self,
         dst: *mut c_void,
@@ -184,10 +187,12 @@ impl Device for MockDevice {
     ) -> Result<()> {
         self.check("copy_between", "dst", None, dst, bytes)?;
         self.check("copy_between", "src", None, src, bytes)?;
-        let entry = Entry::Copy { from: src.cast(), to: dst.cast(), bytes };
+        let site = Location::caller();
+        let entry = Entry::Copy { from: src.cast(), to: dst.cast(), bytes, site };
         self.enqueue("copy_between", stream, entry)
     }
 
+    #[track_caller]
     unsafe fn memset(
         &self,
         dst: *mut c_void,
@@ -196,7 +201,8 @@ impl Device for MockDevice {
         stream: RawStream,
     ) -> Result<()> {
         self.check("memset", "dst", Some(self.info.ordinal), dst, bytes)?;
-        self.enqueue("memset", stream, Entry::Fill { to: dst.cast(), value, bytes })
+        let site = Location::caller();
+        self.enqueue("memset", stream, Entry::Fill { to: dst.cast(), value, bytes, site })
     }
 
     fn stream_create(&self) -> Result<RawStream> {
@@ -215,6 +221,8 @@ impl Device for MockDevice {
         self.engine.ledger.remove(AliveKind::Stream, stream.bits());
         self.engine.with(|state| {
             state.drop_capture(shared.key.index);
+            // Nobody can ask for its work any more.
+            state.want(shared.key.index, u64::MAX);
             shared.set_mode(Mode::Destroyed);
             // Gives the place up now where nothing is pending, else when that has been passed.
             state.look_at(shared.key.index);
@@ -269,7 +277,11 @@ impl Device for MockDevice {
                 Err(misuse("the event was recorded in a capture, where nothing runs"))
             }
             Recording::Signal { signal, stream } => {
+                state.want_signal(signal);
                 let reached = state.signals[signal].reached;
+                if reached {
+                    state.saw_signal(signal);
+                }
                 let stream = state.streams.get(stream);
                 match stream.and_then(|stream| stream.failure.as_ref()) {
                     Some(failure) if reached => Err(failure.plain().with_poison(true)),
@@ -282,7 +294,7 @@ impl Device for MockDevice {
     unsafe fn synchronize(&self, stream: RawStream, deadline: Option<Duration>) -> Result<()> {
         let named = |error: collectives_core::Error| error.with_operation("synchronize");
         let shared = self.stream(stream).map_err(named)?;
-        if !shared.is_open() {
+        if shared.is_capturing() {
             return Err(named(
                 misuse("the stream is being captured, so there is nothing to wait for")
                     .with_hint("end the capture and launch its graph"),
@@ -290,19 +302,24 @@ impl Device for MockDevice {
         }
         let until = deadline.and_then(|deadline| Instant::now().checked_add(deadline));
         let target = Cell::new(None);
-        let clean = || target.get().filter(|&target| shared.has_passed(target)).map(|_| None);
-        let passed = self.engine.wait(until, clean, |state, parker| {
+        let known = |&target: &u64| shared.has_passed(target) && !self.engine.adversarial;
+        let clean = || target.get().filter(known).map(|_| None);
+        let what = || What::Stream { stream: shared.key, target: target.get().unwrap_or(u64::MAX) };
+        let passed = self.engine.wait(until, what, clean, |state, parker| {
             let Some(stream) = state.streams.get_mut(shared.key) else { return Ok(None) };
             let enqueued = target.get().unwrap_or_else(|| stream.enqueued());
             target.set(Some(enqueued));
             if stream.passed >= enqueued {
-                return Ok(stream.failure.take());
+                let failure = stream.failure.take();
+                state.saw(shared.key.index, enqueued);
+                return Ok(failure);
             }
             match stream.waiters.iter_mut().find(|(_, other)| Arc::ptr_eq(other, parker)) {
                 Some((known, _)) => *known = enqueued,
                 None => stream.waiters.push((enqueued, Arc::clone(parker))),
             }
             let left = enqueued - stream.passed;
+            state.want(shared.key.index, enqueued);
             Err(state.lag(shared.key.index, left as usize))
         });
         match passed {
@@ -315,7 +332,8 @@ impl Device for MockDevice {
                     stream.queue.front().map(|entry| (entry.name(), stream.queue.len()))
                 });
                 let waited = deadline.unwrap_or_default();
-                Err(named(late(&shared, head, &pending, waited).plain()))
+                let late = named(late(&shared, head, &pending, waited).plain());
+                Err(self.engine.with(|state| state.noted(late)))
             }
         }
     }
@@ -351,7 +369,7 @@ impl Device for MockDevice {
 
     unsafe fn is_capturing(&self, stream: RawStream) -> Result<bool> {
         let shared = self.stream(stream).map_err(|error| error.with_operation("is_capturing"))?;
-        Ok(!shared.is_open())
+        Ok(shared.is_capturing())
     }
 
     unsafe fn launch(&self, graph: RawGraph, stream: RawStream) -> Result<()> {

@@ -17,32 +17,42 @@
 use std::{
     cell::RefCell,
     collections::HashMap,
+    ffi::c_void,
     hash::{BuildHasher, RandomState},
-    hint,
+    hint, panic,
     sync::{
-        Arc, Mutex, MutexGuard, TryLockError, Weak,
+        Arc, Mutex, MutexGuard, Once, TryLockError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
     },
+    thread,
     time::{Duration, Instant},
 };
 
-use collectives_core::{CommInfo, LibraryInfo, Rank, RawEvent, RawGraph, RawStream, Result};
+use collectives_core::{
+    CommInfo, ErrorKind, LibraryInfo, Rank, RawEvent, RawGraph, RawStream, Result,
+};
 
 use crate::{
-    alive::Ledger,
+    adversary::Adversary,
+    alive::{AliveKind, Ledger},
+    asleep::Sleepers,
     backend::MockConfig,
     comm_state::{Comm, EndShared, NOTHING},
-    error::{BACKEND, invalid, misuse},
+    error::{BACKEND, Failure, invalid, misuse, refuse},
+    fault::{Action, Held, Who},
     group::Member,
+    judge::Waited,
     meeting::{JoinMeetings, SplitMeeting},
     memory::{Memory, Misuse},
     op::{Kind, Op},
     pending::PendingOp,
     pool::{Pool, Task},
+    schedule::{OpKey, Schedule},
     slab::Key,
     state::{COUNT, Job, State},
     stream::{Entry, Stream, StreamShared},
     sync::{Parker, lock},
+    threads::{Threads, What},
 };
 
 /// One machine of fake devices.
@@ -57,6 +67,14 @@ pub(crate) struct Engine {
     /// What users made and have not given back.
     pub(crate) ledger: Ledger,
     pub(crate) meetings: JoinMeetings,
+    /// Who calls on it, and waits.
+    pub(crate) threads: Arc<Threads>,
+    /// Whether those who wait are looked after.
+    pub(crate) enrolled: Once,
+    /// The threads that were seen asleep.
+    pub(crate) sleepers_seen: Mutex<Sleepers>,
+    /// The waits that were seen last.
+    pub(crate) last_look: Mutex<Vec<Waited>>,
     /// The default stream of each device.
     defaults: Vec<Arc<StreamShared>>,
     /// Inboxes with something in them: bit `index % 64` of their streams.
@@ -67,8 +85,12 @@ pub(crate) struct Engine {
     sleepers: AtomicUsize,
     /// The size of the largest communicator so far: about as many threads are at work.
     crowd: AtomicUsize,
+    /// Whether anything is asked of it beyond running: then streams are watched.
+    pub(crate) adversarial: bool,
+    /// Whether large operations are done by those who come by, one after another.
+    scheduled: bool,
     state: Mutex<State>,
-    me: Weak<Self>,
+    pub(crate) me: Weak<Self>,
 }
 
 /// A rank that has many operations to issue before a thread that waits can go on.
@@ -118,32 +140,44 @@ impl Engine {
     pub(crate) fn new(config: MockConfig, info: LibraryInfo) -> Arc<Self> {
         static NEXT: AtomicUsize = AtomicUsize::new(1);
         crate::fork::arm();
+        let adversarial = config.is_adversarial();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let memory = Arc::new(Memory::new(config.devices, config.device_memory));
         let mut state = State::new(config.accumulation, Arc::clone(&memory));
         let default = |device| {
             let key = state.streams.insert_with(|key| {
-                let shared = StreamShared::new(key, RawStream::DEFAULT, device);
+                let shared = StreamShared::new(key, RawStream::DEFAULT, device, adversarial);
                 Stream::new(Arc::new(shared), false)
             });
             Arc::clone(&state.streams[key.index].shared)
         };
         let defaults = (0..config.devices).map(default).collect();
-        Arc::new_cyclic(|me| Self {
-            config,
-            info,
-            nonce: RandomState::new().hash_one(number),
-            tag: number & TAG_MASK,
-            memory,
-            ledger: Ledger::default(),
-            meetings: JoinMeetings::new(),
-            defaults,
-            dirty: AtomicU64::new(0),
-            pressed: AtomicBool::new(false),
-            sleepers: AtomicUsize::new(0),
-            crowd: AtomicUsize::new(0),
-            state: Mutex::new(state),
-            me: me.clone(),
+        let nonce = RandomState::new().hash_one(number);
+        let scheduled = config.schedule != Schedule::Eager;
+        Arc::new_cyclic(|me| {
+            state.adversary = Adversary::new(&config, me.clone());
+            Self {
+                config,
+                info,
+                nonce,
+                tag: number & TAG_MASK,
+                memory,
+                ledger: Ledger::default(),
+                meetings: JoinMeetings::new(),
+                threads: Arc::new(Threads::new(nonce)),
+                enrolled: Once::new(),
+                sleepers_seen: Mutex::default(),
+                last_look: Mutex::default(),
+                defaults,
+                dirty: AtomicU64::new(0),
+                pressed: AtomicBool::new(false),
+                sleepers: AtomicUsize::new(0),
+                crowd: AtomicUsize::new(0),
+                adversarial,
+                scheduled,
+                state: Mutex::new(state),
+                me: me.clone(),
+            }
         })
     }
 
@@ -196,6 +230,10 @@ impl Engine {
     /// Sees to it that what is in the inboxes is looked at, by this thread or by the one that holds
     /// the lock.
     pub(crate) fn press(&self) {
+        if self.scheduled {
+            // What runs when must not depend on who held the lock.
+            return self.with(|_| ());
+        }
         loop {
             self.pressed.store(true, Ordering::SeqCst);
             // Either the holder sees the flag after it let go, or this thread gets the lock.
@@ -222,6 +260,19 @@ impl Engine {
         result
     }
 
+    /// As [`with`](Self::with), for the thread that watches over others. Where a schedule says what
+    /// runs when, nothing runs for its sake: what `look` has done is settled by the next who comes.
+    /// There is nothing in the inboxes then, since streams are watched.
+    pub(crate) fn watch<R>(&self, look: impl FnOnce(&mut State) -> R) -> R {
+        if self.scheduled {
+            return look(&mut lock(&self.state));
+        }
+        self.with(|state| {
+            state.advance();
+            look(state)
+        })
+    }
+
     /// Settles, and looks once more where somebody asked for it meanwhile.
     fn let_go(&self, state: MutexGuard<'_, State>) {
         self.settle(state);
@@ -231,11 +282,13 @@ impl Engine {
     }
 
     /// Waits until `ready` answers. It is asked with the lock held; where it has no answer it leaves
-    /// the parker with what it waits for, and may name a rank that lags. `known` may have the answer without the lock. `None` where
-    /// time is up first.
+    /// the parker with what it waits for, and may name a rank that lags; from then on `what` says
+    /// what the wait is for. `known` may have the answer without the lock. `None` where time is up
+    /// first.
     pub(crate) fn wait<R>(
         &self,
         until: Option<Instant>,
+        what: impl Fn() -> What,
         known: impl Fn() -> Option<R>,
         mut ready: impl FnMut(&mut State, &Arc<Parker>) -> Result<R, Option<Lag>>,
     ) -> Option<R> {
@@ -244,6 +297,7 @@ impl Engine {
         let mut spins = if crowded { 0 } else { SPINS };
         let mut stance = Stance::Awake;
         let mut in_time = true;
+        let mut noted = None;
         let result = loop {
             parker.reset();
             let look = self.with(|state| {
@@ -264,6 +318,7 @@ impl Engine {
                 continue;
             }
             spins = 0;
+            noted.get_or_insert_with(|| self.begin_wait(what(), until));
             // Either way there is one more look before it sleeps.
             stance = match stance {
                 Stance::Awake => match lag.filter(Lag::arm) {
@@ -340,8 +395,8 @@ impl Engine {
             }
             drop(garbage);
             let traffic = job.transfer.traffic();
-            if traffic <= budget {
-                budget -= traffic;
+            if traffic <= budget || self.scheduled {
+                budget = budget.saturating_sub(traffic);
                 let (length, _) = job.transfer.span();
                 // SAFETY: the callers' buffers are the engine's until the streams have passed, and
                 // this thread does the whole span.
@@ -408,6 +463,7 @@ impl Engine {
                 let ends = seats.into_iter().enumerate().map(end).collect();
                 Comm::new(ends, meeting)
             });
+            state.introduce(key);
             let ends = &state.comms[key.index].ends;
             ends.iter().map(|end| Arc::clone(&end.shared)).collect()
         })
@@ -417,6 +473,9 @@ impl Engine {
     pub(crate) fn launch_group(&self, members: Vec<Member>) -> Result<()> {
         if members.is_empty() {
             return Ok(());
+        }
+        if self.adversarial {
+            self.dare(&members);
         }
         self.with(|state| {
             check_group(state, &members)?;
@@ -487,7 +546,7 @@ impl Engine {
         self.with(|state| {
             let key = state.streams.insert_with(|key| {
                 let raw = RawStream::from_bits(self.bits(key, STREAM));
-                Stream::new(Arc::new(StreamShared::new(key, raw, device)), false)
+                Stream::new(Arc::new(StreamShared::new(key, raw, device, self.adversarial)), false)
             });
             state.streams[key.index].shared.raw
         })
@@ -543,6 +602,119 @@ impl Engine {
                 invalid(format!("{name} is {bytes} bytes at {ptr:p}, and runs into an allocation"))
             }
         })
+    }
+
+    /// Memory of a device.
+    #[track_caller]
+    pub(crate) fn alloc(&self, device: usize, bytes: usize) -> Result<*mut c_void> {
+        let none = || {
+            let message = format!("device {device} has no {bytes} bytes left");
+            refuse(ErrorKind::OutOfMemory, message)
+        };
+        if self.adversarial
+            && let Some(rule) = self.with(|state| state.exhausted(device))
+        {
+            return Err(none().with_hint(format!("by fault rule {rule}")));
+        }
+        let mut memory = self.memory.alloc(device, bytes);
+        if memory.is_none() && self.scheduled {
+            // What was freed may only have been put off.
+            self.with(|state| state.want_device(device));
+            memory = self.memory.alloc(device, bytes);
+        }
+        let ptr = memory.ok_or_else(none)?;
+        self.ledger.add(AliveKind::Buffer, ptr.addr().get(), device, Some(bytes));
+        Ok(ptr.as_ptr().cast())
+    }
+
+    /// Gives memory back at once.
+    pub(crate) fn free(&self, ptr: usize) {
+        if self.adversarial {
+            let range = ptr..ptr + self.memory.extent(ptr);
+            self.with(|state| state.forget_memory(&range));
+        }
+        self.ledger.remove(AliveKind::Buffer, ptr);
+        drop(self.memory.take(ptr));
+    }
+
+    /// Makes the calling thread panic where a fault rule kills it for an operation that it is about
+    /// to issue.
+    #[cold]
+    fn dare(&self, members: &[Member]) {
+        for (index, Member { op, stream, end }) in members.iter().enumerate() {
+            if !stream.is_capturing() {
+                let key = OpKey::new(op);
+                let before = members[..index].iter();
+                let ahead = before.filter(|other| OpKey::new(&other.op) == key).count() as u64;
+                let sequence = end.next_number(op.kind, op.other) + ahead;
+                self.dare_one(end, &Op { sequence, ..*op });
+            }
+        }
+    }
+
+    fn dare_one(&self, end: &EndShared, op: &Op) {
+        let Some(rule) = self.with(|state| state.kills(op)) else { return };
+        let CommInfo { rank, size, device, .. } = end.info;
+        let message = format!(
+            "killed by fault rule {rule}: rank {rank} of {size} in '{}' before {} #{} ({})",
+            end.title(),
+            op.kind.name(),
+            op.sequence,
+            op.site
+        );
+        let failure = Failure::new(ErrorKind::Aborted, &*message);
+        self.with(|state| state.kill(device, &failure));
+        panic::panic_any(message);
+    }
+
+    /// What the fault plan has for a rank that joins. `identity` tells the join from others.
+    ///
+    /// # Errors
+    /// Where joining fails.
+    pub(crate) fn join_fault(
+        &self,
+        name: Option<&str>,
+        rank: Rank,
+        identity: u64,
+    ) -> Result<Option<Held>> {
+        if !self.adversarial {
+            return Ok(None);
+        }
+        match self.with(|state| state.join_fault(&Who { name, rank, identity })) {
+            Some((rule, Action::JoinFails)) => {
+                Err(refuse(ErrorKind::System, format!("joining failed by fault rule {rule}")))
+            }
+            Some((rule, Action::JoinHangs)) => Ok(Some(Held { rule, by: None })),
+            Some((rule, Action::JoinLate(by))) => Ok(Some(Held { rule, by: Some(by) })),
+            _ => Ok(None),
+        }
+    }
+
+    /// Keeps a rank from joining, up to its deadline. The answer is what is left of that.
+    pub(crate) fn sit_out(
+        &self,
+        held: Held,
+        rank: Rank,
+        deadline: Option<Duration>,
+    ) -> Result<Option<Duration>> {
+        let _wait = self.begin_wait(What::Fault { rule: held.rule }, None);
+        match (held.by, deadline) {
+            (None, None) => loop {
+                thread::park();
+            },
+            (Some(by), None) => {
+                thread::sleep(by);
+                Ok(None)
+            }
+            (Some(by), Some(deadline)) if by < deadline => {
+                thread::sleep(by);
+                Ok(Some(deadline - by))
+            }
+            (_, Some(deadline)) => {
+                thread::sleep(deadline);
+                Err(held.late(rank))
+            }
+        }
     }
 
     /// What has been enqueued and not passed, by stream, that of `first` first.

@@ -24,6 +24,17 @@ impl Failure {
         self
     }
 
+    /// With what it takes to have the same run again.
+    #[must_use]
+    pub(crate) fn with_note(mut self, note: &str) -> Self {
+        if !self.message.ends_with(note) {
+            // Behind a table it would be lost.
+            let gap = if self.message.contains('\n') { "\n" } else { "; " };
+            self.message = format!("{}{gap}{note}", self.message).into();
+        }
+        self
+    }
+
     /// As an error of the communicator, which is of no more use.
     pub(crate) fn of(&self, comm: &CommInfo) -> Error {
         self.plain().with_comm(comm).with_poison(true)

@@ -205,7 +205,15 @@ impl State {
     pub(crate) fn wait_event(&mut self, stream: u32, latest: Recording) -> Result<()> {
         let membership = self.streams[stream].capture;
         match (latest, membership) {
-            (Recording::Never, _) => Ok(()),
+            (Recording::Never, _) => {
+                if !std::mem::replace(&mut self.warned_of_event, true) {
+                    tracing::warn!(
+                        "a stream waits for an event that was never recorded, which holds up \
+                         nothing: record it first"
+                    );
+                }
+                Ok(())
+            }
             (Recording::Signal { .. }, Some(_)) => Err(misuse(
                 "a stream that is being captured cannot wait for an event recorded outside the \
                  capture",
@@ -292,8 +300,9 @@ impl State {
 
     /// Makes a hidden stream.
     fn make_branch(&mut self, device: usize) -> u32 {
+        let watched = self.adversary.is_some();
         let make = |key| {
-            let shared = StreamShared::new(key, RawStream::DEFAULT, device);
+            let shared = StreamShared::new(key, RawStream::DEFAULT, device, watched);
             Stream::new(Arc::new(shared), true)
         };
         self.streams.insert_with(make).index
@@ -304,7 +313,7 @@ impl State {
         if let Some(stream) = self.streams.at_mut(stream) {
             stream.capture = None;
             if !stream.shared.is_destroyed() {
-                stream.shared.set_mode(Mode::Open);
+                stream.shared.reopen();
             }
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! [`Mock`] implements [`Backend`](collectives_core::Backend) on the memory and the cores of this
 //! process. It is not a stub: operations are asynchronous, streams, events, groups and graphs behave
-//! as on a GPU, and what would hang or be refused there hangs or is refused here, with a message.
+//! as on a GPU; what would be refused there is refused here, and what would hang is told apart from
+//! what is slow ([verdicts](#verdicts)). [`World`] runs ranks for a test.
 //! Ranks are threads, or communicators that one thread drives.
 //!
 //! ```
@@ -46,8 +47,8 @@
 //! 3. **An operation fires when all ranks' parts of it are at the head of their streams.** Collectives
 //!    meet by communicator and sequence, whatever the stream; a send and its receive meet by source,
 //!    destination and sequence. Nothing is buffered: a send completes when its receive is at a head.
-//!    A mismatch in operation, count, dtype, reduce op or root is an error on all ranks that names
-//!    both call sites, and moves nothing. (NCCL hangs or corrupts; this is stricter.)
+//!    A mismatch in operation, count, dtype, reduce op or root is an error on all ranks that shows
+//!    all calls side by side, and moves nothing. (NCCL hangs or corrupts; this is stricter.)
 //! 4. **A group falls into units**: operations that share a stream or a rank's end. A unit arrives
 //!    when it is the head of every stream it uses, and ends when all its operations have.
 //! 5. **The last to arrive does the work.** A few kilobytes are moved at once, more without the lock,
@@ -61,6 +62,49 @@
 //!
 //! Every pending operation keeps its arguments, sequence and call site: [`Mock::pending`] lists them,
 //! and a wait whose deadline passes has them in its error.
+//!
+//! # Verdicts
+//! Ranks that can never go on are told so, without any timeout: all of them, with one report, within
+//! some 10 milliseconds, or 200 where other threads of the process are busy. It says what is wrong,
+//! what each rank has pending (arguments, number, stream, call site) or what its thread does instead,
+//! and what waits for what. [`Mock::verdicts`] has the same as data. Communicators that have no part
+//! in it stay usable.
+//!
+//! | what happens | kind | error |
+//! |---|---|---|
+//! | ranks disagree on operation, count, dtype, reduce op or root; one calls a collective, others messages | [`Mismatch`](VerdictKind::Mismatch) | [`InvalidUsage`](collectives_core::ErrorKind::InvalidUsage) |
+//! | sends that cross, communicators in another order, a wrong peer | [`Cycle`](VerdictKind::Cycle) | [`Deadlock`](collectives_core::ErrorKind::Deadlock) |
+//! | a rank that issues nothing more, and waits itself | [`MissingRank`](VerdictKind::MissingRank) | `Deadlock` |
+//! | ranks that never come to a join, a split, a shrink or a grow | [`JoinIncomplete`](VerdictKind::JoinIncomplete), [`SplitIncomplete`](VerdictKind::SplitIncomplete), [`ShrinkIncomplete`](VerdictKind::ShrinkIncomplete), [`GrowIncomplete`](VerdictKind::GrowIncomplete) | `Deadlock` |
+//! | a rank whose thread has ended, while its communicator lives on | [`RankEnded`](VerdictKind::RankEnded) | [`Remote`](collectives_core::ErrorKind::Remote) |
+//! | a rank that dropped its communicator: it returned, or panicked | none, an error at once | `Remote` |
+//!
+//! A rank that is only slow is left alone. A rank is *blocked* when the thread that called on its
+//! communicator last waits here for what can never come, or has ended; and no other thread of the
+//! process that may hold the communicator can act: none of those that called on its device, and none
+//! that has never called on a mock (on Linux: none but those that sleep until another thread wakes
+//! them). So while such a thread computes or sleeps for a time there is no verdict, however long that
+//! takes; that includes threads that have nothing to do with the ranks, such as other tests of the
+//! process that have not called on a mock yet.
+//!
+//! * **Deadlines.** A wait with a deadline counts as one without, unless the deadline is nearer than
+//!   50 ms: then the caller is told soon enough, and may have other plans. So a program that polls with
+//!   short waits gets no verdict, and one that waits for a minute needs no minute.
+//! * **Waits that are not the mock's**, such as a barrier or a channel of the program: a rank that
+//!   waits there is taken for one that may come back, except where no thread of the process can act at
+//!   all and no wait of the mock has a deadline. For the rest there is the world's deadline
+//!   ([`World::with_deadline`]).
+//! * **Asked-for trouble** ([below](#making-it-hard)). What a schedule puts off runs when somebody waits
+//!   for it, so it is no reason for a verdict; to look whether one is due runs nothing. What a fault rule
+//!   holds up counts as something that can still happen, even where it hangs: such faults are there to
+//!   try out deadlines and watchdogs, which a verdict would forestall.
+//! * **Not seen**: a rank that polls for ever ([`query`](collectives_core::Device::query),
+//!   [`poll_error`](collectives_core::Collectives::poll_error)) is never blocked. A communicator that
+//!   is given to a thread that has called on another rank's devices, or only on another mock, is not
+//!   known to be there before that thread calls on it. What stands deeper than 256 entries in a stream
+//!   is looked at when it has come nearer.
+//! * **Elsewhere than on Linux** threads that never called are not seen, and neither are ends of
+//!   threads and joins that nobody comes to.
 //!
 //! # Loss and leaks
 //! A [revoke](collectives_core::Collectives::revoke) stops the operations of all ranks, where NCCL's
@@ -88,6 +132,14 @@
 //! one multiplication of the sum, as in NCCL's symmetric kernels. NCCL's own order rotates with the
 //! chunk, so results agree with a GPU's to the bit only where every order does.
 //!
+//! # Making it hard
+//! [`MockConfig::strict`] and [`MockConfig::adversarial`] find programs that are right only by luck.
+//! A [`Schedule`] puts work off as long as is legal, or as a seed says; [`Guards`] poison what is to
+//! be received, sum what is sent, and compare what streams access. A [`FaultPlan`] has delays, hangs,
+//! deaths and errors where a program shall survive them. All are functions of seeds and of places in
+//! the program, never of time, and errors name the seed and the rules, so that a run can be had again.
+//! [`MockConfig::from_env`] has them from outside, and so have [`Mock::shared`] and [`World`]. The guide `docs/faults.md` has recipes.
+//!
 //! # Where it is stricter than a GPU
 //! Streams and handles of other devices or other mocks, memory of other devices and ranges past an
 //! allocation's end are always refused. Two ranks of a communicator on one device are refused, as NCCL
@@ -95,16 +147,23 @@
 //! ([`Remote`](collectives_core::ErrorKind::Remote)) instead of leaving them to hang. Memory that the
 //! engine does not know is taken for host memory that devices can reach.
 
+mod adversary;
 mod alive;
+mod asleep;
 mod backend;
 mod comm;
 mod comm_state;
 mod device;
 mod engine;
 mod error;
+mod fault;
+mod fault_toml;
+mod footprint;
 mod fork;
 mod graph;
 mod group;
+mod guard;
+mod judge;
 mod lifecycle;
 mod meeting;
 mod memory;
@@ -112,16 +171,28 @@ mod numerics;
 mod op;
 mod pending;
 mod pool;
+mod race;
 mod reduce;
+mod schedule;
 mod slab;
 mod state;
 mod stream;
 mod sync;
+mod threads;
+mod timer;
 mod transfer;
+mod verdict;
+mod watch;
+mod world;
 
 pub use alive::{Alive, AliveKind, AliveThing};
 pub use backend::{Accumulation, Mock, MockConfig};
 pub use comm::MockComm;
 pub use device::MockDevice;
+pub use fault::{Action, FaultPlan, Rule, Sequence};
+pub use guard::Guards;
 pub use lifecycle::{JoinState, PendingJoin};
 pub use pending::{PendingOp, PendingStatus};
+pub use schedule::Schedule;
+pub use verdict::{RankState, Verdict, VerdictKind};
+pub use world::{Cause, RankFailure, RunFailure, World};

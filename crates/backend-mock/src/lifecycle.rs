@@ -14,7 +14,7 @@ use std::{
 };
 
 use collectives_core::{
-    AbortControl, ErrorKind, GrowConfig, JoinConfig, Rank, Result, ShrinkConfig, UniqueId,
+    AbortControl, Error, ErrorKind, GrowConfig, JoinConfig, Rank, Result, ShrinkConfig, UniqueId,
 };
 
 use crate::{
@@ -22,10 +22,12 @@ use crate::{
     comm_state::EndShared,
     engine::{Engine, Seat},
     error::{Failure, misuse, refuse},
+    fault::Held,
     meeting::wait,
     slab::Key,
     state::State,
     sync::lock,
+    threads::What,
 };
 
 /// The part of a communicator that survives its failure.
@@ -68,6 +70,13 @@ impl Shrink {
     /// Whether all ranks that stay have come.
     fn is_complete(&self) -> bool {
         self.present + self.exclude.len() == self.tickets.len()
+    }
+
+    /// The ranks that stay and have not come.
+    fn missing(&self) -> Vec<Rank> {
+        let ranks = (0..self.tickets.len() as u32).map(Rank::new);
+        let stays = |rank: &Rank| self.exclude.binary_search(rank).is_err();
+        ranks.filter(|rank| stays(rank) && self.tickets[rank.index()].is_none()).collect()
     }
 }
 
@@ -145,14 +154,13 @@ impl Lifecycle {
             lives.shrink(number).outcome = Some(Ok(ends));
             self.changed.notify_all();
         }
+        let what = What::Shrink { comm: end.comm, rank: end.info.rank.get(), number };
+        let _wait = engine.begin_wait(what, None);
         loop {
             let gone = lives.gone.clone();
             let shrink = lives.shrink(number);
-            let is_lost = |&other: &Rank| {
-                let stays = exclude.binary_search(&other).is_err();
-                gone[other.index()] && stays && shrink.tickets[other.index()].is_none()
-            };
-            let lost: Vec<Rank> = (0..size as u32).map(Rank::new).filter(is_lost).collect();
+            let mut lost = shrink.missing();
+            lost.retain(|rank| gone[rank.index()]);
             if shrink.outcome.is_none() && !lost.is_empty() {
                 let s = if lost.len() == 1 { "" } else { "s" };
                 let message = format!(
@@ -185,6 +193,33 @@ impl Lifecycle {
         }
     }
 
+    /// Ranks that have not come to shrink `number`, as long as it is open and they still can.
+    pub(crate) fn missing(&self, number: u64) -> Option<Vec<Rank>> {
+        let lives = lock(&self.state);
+        let shrink = lives.shrinks.iter().find(|shrink| shrink.number == number)?;
+        let missing = shrink.missing();
+        let open = shrink.outcome.is_none() && !shrink.is_complete();
+        let lost = missing.iter().any(|rank| lives.gone[rank.index()]);
+        (open && !lost).then_some(missing)
+    }
+
+    /// Ends a shrink for all who came, if it is open.
+    pub(crate) fn call_off(&self, number: u64, failure: Failure) {
+        let mut lives = lock(&self.state);
+        let open = lives.shrinks.iter_mut().find(|shrink| shrink.number == number);
+        if let Some(shrink) = open.filter(|it| it.outcome.is_none() && !it.is_complete()) {
+            shrink.outcome = Some(Err(failure));
+            self.changed.notify_all();
+        }
+    }
+
+    /// Whether `rank` waits for an id that somebody has to make, and all who could are there.
+    pub(crate) fn lacks_grow_id(&self, rank: Rank) -> bool {
+        let lives = lock(&self.state);
+        let all_wait = lives.waiting == lives.gone.len();
+        lives.ids.len() <= lives.used[rank.index()] && !lives.gone.contains(&true) && !all_wait
+    }
+
     /// Makes an id for growing; `make` is asked for its number.
     fn grow_id(&self, rank: Rank, make: impl FnOnce() -> u64) -> Result<u64> {
         let mut lives = lock(&self.state);
@@ -201,7 +236,7 @@ impl Lifecycle {
 
     /// Takes the id with which the communicator grows next, and waits for one of the members to
     /// make it.
-    fn take_grow_id(&self, end: &EndShared) -> Result<u64> {
+    fn take_grow_id(&self, engine: &Engine, end: &EndShared) -> Result<u64> {
         let rank = end.info.rank.index();
         let mut lives = lock(&self.state);
         let stalls = lives.stalls;
@@ -210,6 +245,8 @@ impl Lifecycle {
             lives.stalls += 1;
             self.changed.notify_all();
         }
+        let what = What::GrowId { comm: end.comm, rank: end.info.rank.get() };
+        let _wait = engine.begin_wait(what, None);
         let outcome = loop {
             let (used, lost) = (lives.used[rank], lives.gone.iter().position(|&gone| gone));
             if let Some(&id) = lives.ids.get(used) {
@@ -349,7 +386,7 @@ impl MockComm {
         end.check()?;
         self.rules().grow(&config)?;
         self.not_in_group("grow blocks until all ranks have called")?;
-        let id = end.meeting.lifecycle.take_grow_id(end)?;
+        let id = end.meeting.lifecycle.take_grow_id(self.engine(), end)?;
         let mut join = JoinConfig::new(end.info.rank, config.size).with_device(end.info.device);
         join.name = config.name;
         self.engine().meetings.join("grow", self.engine(), id, join)
@@ -393,6 +430,8 @@ pub struct PendingJoin {
     config: JoinConfig,
     until: Option<Instant>,
     site: &'static std::panic::Location<'static>,
+    /// What keeps it from coming to where the ranks meet, and since when.
+    held: Option<(Held, Instant)>,
     outcome: Option<Result<Arc<EndShared>>>,
 }
 
@@ -413,15 +452,28 @@ impl PendingJoin {
     #[track_caller]
     pub(crate) fn start(engine: Arc<Engine>, id: u64, config: JoinConfig) -> Result<Self> {
         let until = config.deadline.and_then(|deadline| Instant::now().checked_add(deadline));
-        engine.meetings.arrive("join", &engine, id, &config)?;
+        let (rank, size) = (config.rank, config.size);
+        let refused = |error: Error| error.with_operation("join").with_rank(rank.get(), size);
+        let held = engine.join_fault(config.name.as_deref(), rank, id).map_err(refused)?;
+        let held = held.map(|held| (held, Instant::now()));
+        if held.is_none() {
+            engine.meetings.arrive("join", &engine, id, &config)?;
+        }
         let site = std::panic::Location::caller();
-        Ok(Self { engine, id, config, until, site, outcome: None })
+        Ok(Self { engine, id, config, until, site, held, outcome: None })
     }
 
     /// Looks whether the other ranks have come, without waiting. Past its deadline, the join fails.
     pub fn poll(&mut self) -> JoinState {
-        if self.outcome.is_none() {
-            let meetings = &self.engine.meetings;
+        let over = |&mut (held, since): &mut (Held, Instant)| {
+            held.by.is_some_and(|by| since.elapsed() >= by)
+        };
+        let meetings = &self.engine.meetings;
+        if self.held.take_if(over).is_some() {
+            let arrived = meetings.arrive("join", &self.engine, self.id, &self.config);
+            self.outcome = arrived.err().map(Err);
+        }
+        if self.outcome.is_none() && self.held.is_none() {
             self.outcome = meetings.take("join", self.id, self.config.rank);
         }
         if self.outcome.is_none() && self.until.is_some_and(|until| until <= Instant::now()) {
@@ -465,6 +517,10 @@ impl PendingJoin {
     }
 
     fn give_up(&self) -> Result<Arc<EndShared>> {
+        if let Some((held, _)) = self.held {
+            let JoinConfig { rank, size, .. } = self.config;
+            return Err(held.late(rank).with_operation("join").with_rank(rank.get(), size));
+        }
         let waited = self.config.deadline.unwrap_or_default();
         self.engine.meetings.give_up("join", self.id, self.config.rank, waited)
     }

@@ -17,6 +17,7 @@ use crate::{
     error::{Failure, invalid, misuse, refuse},
     lifecycle::Lifecycle,
     sync::lock,
+    threads::What,
 };
 
 /// The ids of one engine, and who waits under each.
@@ -66,6 +67,7 @@ impl JoinMeetings {
         let JoinConfig { rank, deadline, .. } = config;
         let until = deadline.and_then(|deadline| Instant::now().checked_add(deadline));
         self.arrive(operation, engine, id, &config)?;
+        let _wait = engine.begin_wait(What::Join { call: operation, id, rank: rank.get() }, until);
         let mut joins = lock(&self.state);
         loop {
             if let Some(own) = self.take_from(&mut joins, operation, id, rank) {
@@ -205,6 +207,35 @@ impl JoinMeetings {
         }
     }
 
+    /// Who came under `id` and who did not, as long as that is open.
+    pub(crate) fn gathered(&self, id: u64) -> Option<Gathered> {
+        let joins = lock(&self.state);
+        let join = joins.open.get(&id)?;
+        if join.outcome.is_some() || join.present == join.seats.len() {
+            return None;
+        }
+        let name = join.seats.iter().flatten().find_map(|seat| seat.name.clone());
+        let came = join.seats.iter().map(Option::is_some).collect();
+        Some(Gathered { name, came })
+    }
+
+    /// Ends all open meetings.
+    pub(crate) fn call_off_all(&self, why: &str) {
+        let mut joins = lock(&self.state);
+        for join in joins.open.values_mut().filter(|join| join.outcome.is_none()) {
+            self.fail(join, Failure::new(ErrorKind::Aborted, why));
+        }
+    }
+
+    /// Ends the meeting under `id`, if it is open.
+    pub(crate) fn call_off(&self, id: u64, failure: Failure) {
+        if let Some(join) = lock(&self.state).open.get_mut(&id)
+            && join.outcome.is_none()
+        {
+            self.fail(join, failure);
+        }
+    }
+
     /// Ends a meeting for all who came and will come.
     fn fail(&self, join: &mut Join, failure: Failure) -> Error {
         let error = failure.plain();
@@ -212,6 +243,14 @@ impl JoinMeetings {
         self.changed.notify_all();
         error
     }
+}
+
+/// How far a meeting has come.
+pub(crate) struct Gathered {
+    /// The name of the communicator to be.
+    pub(crate) name: Option<String>,
+    /// By rank.
+    pub(crate) came: Vec<bool>,
 }
 
 fn late(seats: &[Option<Seat>], deadline: Duration) -> Error {
@@ -280,6 +319,17 @@ impl SplitMeeting {
         self.lifecycle.depart(rank);
     }
 
+    /// Ranks that have not come to split number `round`, as long as that is open.
+    pub(crate) fn missing(&self, round: u64) -> Option<Vec<u32>> {
+        let splits = lock(&self.state);
+        let round = splits.rounds.get(round.checked_sub(splits.base)? as usize)?;
+        if round.ends.is_some() || round.came == round.tickets.len() {
+            return None;
+        }
+        let missing = round.tickets.iter().enumerate().filter(|(_, ticket)| ticket.is_none());
+        Some(missing.map(|(rank, _)| rank as u32).collect())
+    }
+
     /// Meets the other ranks of `end`'s communicator, and divides it.
     pub(crate) fn split(
         &self,
@@ -309,6 +359,8 @@ impl SplitMeeting {
             splits.rounds[at].ends = Some(ends);
             self.changed.notify_all();
         }
+        let what = What::Split { comm: end.comm, rank: end.info.rank.get(), round: number };
+        let _wait = engine.begin_wait(what, None);
         loop {
             let at = index(&splits);
             let departed = splits.departed.clone();

@@ -93,6 +93,11 @@ impl Memory {
         lock(&self.map).allocations.get(&ptr).map(|allocation| allocation.device)
     }
 
+    /// Bytes of the allocation that starts at `ptr`; none where none does.
+    pub(crate) fn extent(&self, ptr: usize) -> usize {
+        lock(&self.map).allocations.get(&ptr).map_or(0, |allocation| allocation.layout.size())
+    }
+
     /// A number that changes when the map does.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)

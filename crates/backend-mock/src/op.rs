@@ -68,6 +68,20 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// All of them.
+    pub(crate) const ALL: [Self; 10] = [
+        Self::AllGather,
+        Self::AllReduce,
+        Self::AllToAll,
+        Self::Broadcast,
+        Self::Gather,
+        Self::Recv,
+        Self::Reduce,
+        Self::ReduceScatter,
+        Self::Scatter,
+        Self::Send,
+    ];
+
     /// The name of the trait method.
     pub(crate) const fn name(self) -> &'static str {
         match self {

@@ -50,6 +50,8 @@ pub struct PendingOp {
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum PendingStatus {
+    /// At the head of its stream, and kept from starting by this: a schedule, or a rule for a fault.
+    Held(String),
     /// Behind other work on its stream.
     Queued,
     /// All ranks have arrived; data is being moved.
@@ -73,17 +75,23 @@ impl PendingOp {
                     continue;
                 }
                 let arrived = place == 0 && stream.started && state.has_arrived(entry);
-                all.extend(state.ops(entry).iter().map(|op| Self::of(state, stream, op, arrived)));
+                all.extend(
+                    state.ops(entry).iter().map(|op| Self::of(state, stream, op, place, arrived)),
+                );
             }
         }
         all
     }
 
-    fn of(state: &State, stream: &Stream, op: &Op, arrived: bool) -> Self {
+    pub(crate) fn of(state: &State, stream: &Stream, op: &Op, place: usize, arrived: bool) -> Self {
         let comm = state.comms.get(op.comm);
         let status = match comm {
             Some(comm) if arrived && comm.waits(op) => PendingStatus::Waiting(comm.missing(op)),
             _ if arrived => PendingStatus::Running,
+            _ if place == 0 && !stream.started => {
+                let by = state.held_by(stream.shared.key.index);
+                by.map_or(PendingStatus::Queued, PendingStatus::Held)
+            }
             _ => PendingStatus::Queued,
         };
         Self {
@@ -114,23 +122,61 @@ impl PendingOp {
     }
 }
 
+impl PendingOp {
+    /// Whether it is a send or a receive.
+    pub(crate) fn is_message(&self) -> bool {
+        [Kind::Send.name(), Kind::Recv.name()].contains(&self.operation)
+    }
+
+    /// The operation as in a call, with its number where `numbered`.
+    pub(crate) fn call(&self, numbered: bool) -> String {
+        let number = if numbered { format!(" #{}", self.sequence) } else { String::new() };
+        let what = (self.count, self.dtype);
+        call(self.operation, &number, what, self.reduce_op, self.other)
+    }
+
+    /// Its stream, for people.
+    pub(crate) fn stream_name(&self) -> String {
+        stream_name(self.stream, self.in_graph)
+    }
+}
+
+/// An operation as in a call; `number` stands behind its name.
+pub(crate) fn call(
+    name: &str,
+    number: &str,
+    (count, dtype): (usize, DType),
+    reduction: Option<&str>,
+    other: Option<Rank>,
+) -> String {
+    let is = |kind: Kind| name == kind.name();
+    let other = match other {
+        Some(peer) if is(Kind::Send) => format!(", to rank {peer}"),
+        Some(peer) if is(Kind::Recv) => format!(", from rank {peer}"),
+        Some(root) => format!(", root {root}"),
+        None => String::new(),
+    };
+    let reduction = reduction.map_or_else(String::new, |op| format!(", {op}"));
+    format!("{name}{number} of {count} × {dtype}{reduction}{other}")
+}
+
+/// A stream, for people.
+pub(crate) fn stream_name(stream: RawStream, in_graph: bool) -> String {
+    match stream {
+        _ if in_graph => "a graph's stream".into(),
+        RawStream::DEFAULT => "the default stream".into(),
+        stream => format!("stream {:#x}", stream.bits()),
+    }
+}
+
 /// One line: who, what, where, and what for.
 impl fmt::Display for PendingOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rank, size, communicator, operation, count, dtype, sequence, .. } = self;
-        write!(f, "rank {rank} of {size} in '{communicator}': {operation} #{sequence}")?;
-        write!(f, " of {count} × {dtype}")?;
-        if let Some(op) = self.reduce_op {
-            write!(f, ", {op}")?;
-        }
-        match self.other {
-            Some(peer) if self.operation == Kind::Send.name() => write!(f, ", to rank {peer}")?,
-            Some(peer) if self.operation == Kind::Recv.name() => write!(f, ", from rank {peer}")?,
-            Some(root) => write!(f, ", root {root}")?,
-            None => {}
-        }
+        let Self { rank, size, communicator, .. } = self;
+        write!(f, "rank {rank} of {size} in '{communicator}': {}", self.call(true))?;
         write!(f, " ({})", self.site)?;
         match &self.status {
+            PendingStatus::Held(by) => write!(f, ", held by {by}"),
             PendingStatus::Queued => f.write_str(", behind other work"),
             PendingStatus::Running => f.write_str(", running"),
             PendingStatus::Waiting(ranks) => {

@@ -159,6 +159,8 @@ impl Pool {
     }
 
     fn work(&self) {
+        // So that no engine takes this thread for one that may act.
+        crate::threads::enlist();
         loop {
             if self.help() || self.look_out() {
                 continue;

@@ -18,6 +18,7 @@ use collectives_core::{ErrorKind, Rank};
 
 use crate::{
     Accumulation,
+    adversary::Adversary,
     comm_state::{Comm, EndShared},
     engine::Lag,
     error::Failure,
@@ -28,6 +29,7 @@ use crate::{
     stream::{Entry, Stream},
     sync::{Parker, lock},
     transfer::Transfer,
+    verdict::Verdict,
 };
 
 /// The state of one engine.
@@ -39,17 +41,23 @@ pub(crate) struct State {
     pub(crate) captures: Slab<Capture>,
     pub(crate) graphs: Slab<Graph>,
     pub(crate) runs: Slab<Run>,
-    units: Slab<Unit>,
+    pub(crate) units: Slab<Unit>,
     /// Streams whose head may be ready to start.
-    worklist: Vec<u32>,
+    pub(crate) worklist: Vec<u32>,
     /// Data to move without the lock.
     pub(crate) jobs: VecDeque<Job>,
     /// Sleepers to wake once the lock is released.
     pub(crate) wake: Vec<Arc<Parker>>,
     /// Memory to free once the lock is released.
     pub(crate) garbage: Vec<Allocation>,
+    /// The latest verdicts.
+    pub(crate) verdicts: VecDeque<Verdict>,
+    /// Whether a stream waited for an event that was never recorded.
+    pub(crate) warned_of_event: bool,
+    /// Schedules, guards and faults, where any are asked for.
+    pub(crate) adversary: Option<Box<Adversary>>,
     accumulation: Accumulation,
-    memory: Arc<Memory>,
+    pub(crate) memory: Arc<Memory>,
 }
 
 /// One rank's operation where it meets its peers, and what it holds up.
@@ -74,11 +82,11 @@ pub(crate) struct Job {
 }
 
 /// Operations of a group that share a stream or a communicator, and so start and end together.
-struct Unit {
-    ops: Vec<Op>,
-    streams: Vec<u32>,
+pub(crate) struct Unit {
+    pub(crate) ops: Vec<Op>,
+    pub(crate) streams: Vec<u32>,
     /// Streams of which it is the head.
-    at_head: usize,
+    pub(crate) at_head: usize,
     /// Operations not done.
     left: usize,
 }
@@ -98,6 +106,9 @@ impl State {
             jobs: VecDeque::new(),
             wake: Vec::new(),
             garbage: Vec::new(),
+            verdicts: VecDeque::new(),
+            warned_of_event: false,
+            adversary: None,
             accumulation,
             memory,
         }
@@ -141,6 +152,9 @@ impl State {
         if !state.started && known == 0 && !state.queue.is_empty() {
             self.worklist.push(stream);
         }
+        if self.adversary.is_some() {
+            self.meet(stream, known);
+        }
     }
 
     /// Enqueues one entry.
@@ -151,8 +165,12 @@ impl State {
         }
         let state = &mut self.streams[stream];
         state.queue.push_back(entry);
-        if !state.started && state.queue.len() == 1 {
+        let known = state.queue.len() - 1;
+        if !state.started && known == 0 {
             self.worklist.push(stream);
+        }
+        if self.adversary.is_some() {
+            self.meet(stream, known);
         }
     }
 
@@ -205,6 +223,21 @@ impl State {
         }
     }
 
+    /// The streams that a unit stands in.
+    pub(crate) fn unit_streams(&self, unit: u32) -> &[u32] {
+        self.units.at(unit).map_or(&[], |unit| &unit.streams)
+    }
+
+    /// Has those look again who wait until nothing of a rank is outstanding.
+    pub(crate) fn wake_flushes(&mut self, comm: Key, rank: u32) {
+        let Some(comm) = self.comms.get_mut(comm) else { return };
+        for parker in comm.ends[rank as usize].waiters.drain(..) {
+            if parker.set() {
+                self.wake.push(parker);
+            }
+        }
+    }
+
     /// Has the head of a stream looked at when the state next advances.
     pub(crate) fn look_at(&mut self, stream: u32) {
         self.worklist.push(stream);
@@ -219,6 +252,9 @@ impl State {
 
     /// Starts the head of a stream.
     fn start(&mut self, index: u32) {
+        if self.adversary.is_some() && !self.may_start(index) {
+            return;
+        }
         let Some(stream) = self.streams.at_mut(index) else { return };
         if stream.started {
             return;
@@ -231,14 +267,14 @@ impl State {
         match entry {
             Entry::Op(op) => self.arrive(Arrival { op, owner: Owner::Stream(index) }),
             Entry::Unit { unit } => self.start_unit(unit),
-            Entry::Copy { from, to, bytes } => {
+            Entry::Copy { from, to, bytes, .. } => {
                 self.transfer(Transfer::Copy { from, to, bytes }, Some(index));
             }
-            Entry::Fill { to, value, bytes } => {
+            Entry::Fill { to, value, bytes, .. } => {
                 self.transfer(Transfer::Fill { to, value, bytes }, Some(index));
             }
-            Entry::Free(ptr) => {
-                self.garbage.extend(self.memory.take(ptr));
+            Entry::Free { start, .. } => {
+                self.garbage.extend(self.memory.take(start));
                 self.pass(index);
             }
             Entry::Record { signal } => {
@@ -421,15 +457,18 @@ impl State {
             return;
         }
         let arrivals = comm.take_slot(op.sequence);
-        self.fire(arrivals);
+        if self.adversary.is_none() || self.admit(&arrivals) {
+            self.fire(arrivals);
+        }
     }
 
     /// Does a collective for which all ranks have come. Small ones often come in series, and a
     /// series is done in one go: where the next one heads the streams of all ranks, it need not meet.
     fn fire(&mut self, mut arrivals: Vec<Arrival>) {
         let key = arrivals[0].op.comm;
-        while let Some(comm) = self.comms.get(key) {
-            if let Some(failure) = mismatch(comm, &arrivals) {
+        while self.comms.get(key).is_some() {
+            if let Some(verdict) = self.mismatch(&arrivals) {
+                let failure = self.pronounce(verdict);
                 self.fail_comm(key, |_| Some(failure.clone()));
                 for arrival in arrivals {
                     self.finish_failed(arrival);
@@ -460,7 +499,8 @@ impl State {
     /// Ends a collective. Where the next of its communicator heads the streams of all ranks, that is
     /// put into `arrivals`.
     fn follow(&mut self, arrivals: &mut [Arrival]) -> bool {
-        let mut streams = true;
+        // With an adversary, each of them has to be looked at.
+        let mut streams = self.adversary.is_none();
         for &Arrival { op, owner } in &*arrivals {
             self.discount(&op);
             match owner {
@@ -512,14 +552,17 @@ impl State {
             return;
         };
         let pair = if op.kind == Kind::Send { [arrival, other] } else { [other, arrival] };
-        if let Some(failure) = mismatch(comm, &pair) {
+        if let Some(verdict) = self.mismatch(&pair) {
+            let failure = self.pronounce(verdict);
             self.fail_comm(op.comm, |_| Some(failure.clone()));
             for arrival in pair {
                 self.finish_failed(arrival);
             }
             return;
         }
-        self.transfer(Transfer::Exchange(pair), None);
+        if self.adversary.is_none() || self.admit(&pair) {
+            self.transfer(Transfer::Exchange(pair), None);
+        }
     }
 
     fn fail_departed(&mut self, key: Key, missing: Rank, op: &Op) {
@@ -610,7 +653,7 @@ impl State {
 
     /// As [`finish`](Self::finish), for an operation whose communicator failed first. Its stream
     /// keeps the failure, except where this very rank was aborted: who aborts knows.
-    fn finish_failed(&mut self, arrival: Arrival) {
+    pub(crate) fn finish_failed(&mut self, arrival: Arrival) {
         let op = &arrival.op;
         let end = self.comms.get(op.comm).map(|comm| &*comm.ends[op.rank as usize].shared);
         if let Some(failure) = end.and_then(EndShared::remote_failure) {
@@ -634,13 +677,17 @@ impl State {
             if !end.departed
                 && let Some(failure) = why(Rank::new(rank as u32))
             {
-                end.shared.fail(failure);
+                end.shared.fail(match &self.adversary {
+                    Some(adversary) => adversary.noted(failure),
+                    None => failure,
+                });
             }
         }
         comm.meeting.wake();
         for arrival in comm.take_pending() {
             self.finish_failed(arrival);
         }
+        self.forget_guards(key);
     }
 
     /// A rank leaves: what others wait for from it will never come.
@@ -663,48 +710,9 @@ impl State {
         let Some(comm) = self.comms.get(key) else { return };
         if comm.departed == comm.ends.len() && comm.ends.iter().all(|end| end.outstanding == 0) {
             self.comms.remove(key.index);
+            self.forget_identity(key);
         }
     }
-}
-
-/// Compares what the ranks asked for. A failure names the first two that differ.
-fn mismatch(comm: &Comm, arrivals: &[Arrival]) -> Option<Failure> {
-    let first = &arrivals[0].op;
-    let other = arrivals[1..].iter().map(|arrival| &arrival.op).find(|op| {
-        let same_kind = op.kind == first.kind || op.kind.is_point_to_point();
-        let same_root = op.kind.is_point_to_point() || op.other == first.other;
-        let same_data = (op.count, op.dtype) == (first.count, first.dtype);
-        !(same_kind && same_root && same_data && op.reduction == first.reduction)
-    })?;
-    let number = if first.kind.is_point_to_point() { "message" } else { "collective" };
-    let message = format!(
-        "ranks disagree on {number} #{}: rank {} calls {} ({}), rank {} calls {} ({})",
-        first.sequence,
-        first.rank,
-        describe(first),
-        first.site,
-        other.rank,
-        describe(other),
-        other.site,
-    );
-    tracing::error!(communicator = %comm.title(), "{message}");
-    let hint = "make all ranks issue the same operations in the same order";
-    Some(Failure::new(ErrorKind::InvalidUsage, message).with_hint(hint))
-}
-
-/// An operation as in a call.
-pub(crate) fn describe(op: &Op) -> String {
-    let mut text = format!("{} of {} × {}", op.kind.name(), op.count, op.dtype);
-    if let Some(reduction) = op.reduction.name() {
-        text += &format!(", {reduction}");
-    }
-    match (op.kind, op.other()) {
-        (Kind::Send, Some(peer)) => text += &format!(", to rank {peer}"),
-        (Kind::Recv, Some(peer)) => text += &format!(", from rank {peer}"),
-        (_, Some(root)) => text += &format!(", root {root}"),
-        (_, None) => {}
-    }
-    text
 }
 
 /// Data up to this traffic is moved with the lock held, which is cheaper than letting go of it.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    panic::Location,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU8, AtomicU64, Ordering},
@@ -19,6 +20,8 @@ pub(crate) struct StreamShared {
     pub(crate) raw: RawStream,
     pub(crate) device: usize,
     mode: AtomicU8,
+    /// Whether the engine has to see each piece of work as it comes.
+    watched: bool,
     /// Entries that were passed while there was no failure to report.
     passed: AtomicU64,
     /// Work that the engine has not seen yet, in order.
@@ -26,16 +29,27 @@ pub(crate) struct StreamShared {
 }
 
 impl StreamShared {
-    pub(crate) fn new(key: Key, raw: RawStream, device: usize) -> Self {
-        let mode = AtomicU8::new(Mode::Open as u8);
+    pub(crate) fn new(key: Key, raw: RawStream, device: usize, watched: bool) -> Self {
+        let mode = if watched { Mode::Watched } else { Mode::Open };
+        let mode = AtomicU8::new(mode as u8);
         let (passed, inbox) = (AtomicU64::new(0), Mutex::new(VecDeque::new()));
-        Self { key, raw, device, mode, passed, inbox }
+        Self { key, raw, device, mode, watched, passed, inbox }
     }
 
     /// Whether work can go straight to the inbox.
     #[inline]
     pub(crate) fn is_open(&self) -> bool {
         self.mode.load(Ordering::Acquire) == Mode::Open as u8
+    }
+
+    /// Whether work is recorded.
+    pub(crate) fn is_capturing(&self) -> bool {
+        self.mode.load(Ordering::Acquire) == Mode::Capturing as u8
+    }
+
+    /// Ends a capture.
+    pub(crate) fn reopen(&self) {
+        self.set_mode(if self.watched { Mode::Watched } else { Mode::Open });
     }
 
     /// Whether the handle was destroyed.
@@ -63,6 +77,8 @@ pub(crate) enum Mode {
     Capturing,
     /// It is refused.
     Destroyed,
+    /// It is run, and goes to the engine at once.
+    Watched,
 }
 
 /// The engine's part of a stream.
@@ -125,11 +141,11 @@ impl Stream {
 #[derive(Clone, Copy)]
 pub(crate) enum Entry {
     /// Bytes to copy.
-    Copy { from: *const u8, to: *mut u8, bytes: usize },
+    Copy { from: *const u8, to: *mut u8, bytes: usize, site: &'static Location<'static> },
     /// Bytes to fill.
-    Fill { to: *mut u8, value: u8, bytes: usize },
+    Fill { to: *mut u8, value: u8, bytes: usize, site: &'static Location<'static> },
     /// Memory to give back.
-    Free(usize),
+    Free { start: usize, site: &'static Location<'static> },
     /// The start of a run, in a branch of its graph.
     GraphBegin { run: u32 },
     /// The end of a run, in a branch of its graph.
@@ -155,7 +171,7 @@ impl Entry {
         match self {
             Self::Copy { .. } => "copy",
             Self::Fill { .. } => "memset",
-            Self::Free(_) => "free",
+            Self::Free { .. } => "free",
             Self::GraphBegin { .. } | Self::GraphEnd { .. } | Self::GraphRun { .. } => "graph",
             Self::Op(op) => op.kind.name(),
             Self::Record { .. } => "record",

@@ -14,8 +14,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// What went wrong, on which rank, with which values and library, and what to do about it.
 ///
 /// Code branches on [`kind`](Self::kind), [`is_caller_bug`](Self::is_caller_bug) and
-/// [`poisons_communicator`](Self::poisons_communicator); people read the one-line `Display`. `Debug`
-/// shows every field.
+/// [`poisons_communicator`](Self::poisons_communicator); people read the `Display`, which is one line
+/// except where several ranks are reported on. `Debug` shows every field.
 ///
 /// ```
 /// use collectives_core::{DType, ErrorKind};
@@ -235,7 +235,9 @@ impl fmt::Display for Error {
             write!(f, ": \"{}\"", text.trim_end())?;
         }
         if let Some(hint) = &inner.hint {
-            write!(f, "; {hint}")?;
+            // Behind a table it would be lost.
+            f.write_str(if inner.message.contains('\n') { "\n" } else { "; " })?;
+            f.write_str(hint)?;
         }
         Ok(())
     }
@@ -271,6 +273,8 @@ impl fmt::Display for VendorCode {
 pub enum ErrorKind {
     /// The communicator was aborted, here or by another holder of its abort handle.
     Aborted,
+    /// No rank can go on: they wait for each other, or for one that waits itself.
+    Deadlock,
     /// The vendor's device runtime failed: driver missing, illegal access, lost device.
     Device,
     /// A library loaded before `fork` was used in the child.
@@ -303,7 +307,7 @@ impl ErrorKind {
     /// Whether changing the calling code is what cures an error of this kind.
     pub const fn is_caller_bug(self) -> bool {
         match self {
-            Self::Forked | Self::InvalidArgument | Self::InvalidUsage => true,
+            Self::Deadlock | Self::Forked | Self::InvalidArgument | Self::InvalidUsage => true,
             Self::Aborted
             | Self::Device
             | Self::Internal
@@ -321,6 +325,7 @@ impl ErrorKind {
     const fn poisons_communicator(self) -> bool {
         match self {
             Self::Aborted
+            | Self::Deadlock
             | Self::Device
             | Self::Forked
             | Self::Internal
