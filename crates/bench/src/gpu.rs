@@ -301,11 +301,11 @@ impl Contender for Python {
     }
 
     fn absent(&self, case: Case) -> Option<String> {
-        if self.interpreter.is_none() {
-            return Some("--python was not given".into());
-        }
         if case.series.is_registered() {
             return Some("does not register buffers".into());
+        }
+        if self.interpreter.is_none() {
+            return Some("--python was not given".into());
         }
         (!self.source.is_file()).then(|| format!("no {}", self.source.display()))
     }
