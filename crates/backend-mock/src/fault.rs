@@ -225,12 +225,15 @@ pub enum Action {
     },
     /// The operation arrives so much later where it meets its peers.
     Delay(Duration),
-    /// The operation never arrives where it meets its peers, until the communicator is aborted.
+    /// The operation never arrives where it meets its peers, until the communicator fails: by an abort
+    /// or a revoke. There is no [verdict](crate#verdicts) on it.
     Hang,
     /// Joining fails, with an error that names the rule. The other ranks wait for a rank that does
-    /// not come.
+    /// not come. This and the next two are for `join`, `join_all`, `join_grown` and
+    /// [`join_start`](crate::Mock::join_start), where they are seen by polling.
     JoinFails,
     /// Joining never comes to where the ranks meet: it ends with the deadline, and without one never.
+    /// As for [`Hang`](Self::Hang), there is no verdict on it.
     JoinHangs,
     /// Joining begins so much later.
     JoinLate(Duration),

@@ -250,9 +250,31 @@ fn step(end: &End, streams: &[RawStream], bufs: &[Buf], dice: &mut Dice) {
 }
 
 /// What is pending after every call of a program that one thread runs for all ranks.
-fn history(schedule: Schedule, program: u64) -> (Vec<Vec<String>>, Vec<Vec<i32>>) {
+fn history(schedule: Schedule, program: u64) -> History {
+    history_on(&mock(schedule, 3), program)
+}
+
+/// The same while somebody else waits, so that whether anything can still happen is looked at.
+fn watched_history(schedule: Schedule, program: u64) -> History {
     let mock = mock(schedule, 3);
-    let ends = ends(&mock, 3);
+    let id = mock.unique_id().unwrap();
+    let join = |rank: u32| {
+        let config = JoinConfig::new(Rank::new(rank), 2).with_device(rank as usize);
+        mock.join(&id, config.with_deadline(kit::PATIENCE)).unwrap();
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| join(1));
+        let history = history_on(&mock, program);
+        join(0);
+        history
+    })
+}
+
+/// What was pending after each call, and what the buffers came to.
+type History = (Vec<Vec<String>>, Vec<Vec<i32>>);
+
+fn history_on(mock: &Mock, program: u64) -> History {
+    let ends = ends(mock, 3);
     let streams: Vec<Vec<_>> = ends
         .iter()
         .map(|end| (0..3).map(|_| end.device.stream_create().unwrap()).collect())
@@ -267,11 +289,11 @@ fn history(schedule: Schedule, program: u64) -> (Vec<Vec<String>>, Vec<Vec<i32>>
     for turn in 0..40 {
         for (rank, end) in ends.iter().enumerate() {
             step(end, &streams[rank], &bufs[rank], &mut dice[rank]);
-            history.push(pending(&mock));
+            history.push(pending(mock));
         }
         if turn % 10 == 9 {
             ends[1].wait_on(streams[1][turn / 10 % 3]).unwrap();
-            history.push(pending(&mock));
+            history.push(pending(mock));
         }
     }
     for (end, streams) in ends.iter().zip(&streams) {
@@ -296,6 +318,8 @@ fn one_seed_is_one_order_of_completion_and_no_schedule_changes_a_result() {
             assert_eq!(values, want, "seed {seed}, program {program}");
             for _ in 0..2 {
                 assert_eq!(history(Schedule::Random(seed), program).0, first, "seed {seed}");
+                let watched = watched_history(Schedule::Random(seed), program).0;
+                assert_eq!(watched, first, "seed {seed}, watched");
             }
             different.push(first);
         }
