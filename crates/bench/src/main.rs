@@ -48,7 +48,7 @@ enum Command {
     Render(render::Args),
 }
 
-/// Put the reports of several runs on one machine together; later files replace earlier figures
+/// Put the reports of several runs on one machine together; later figures replace earlier ones
 #[derive(clap::Args, Debug)]
 struct Merge {
     /// Reports, the oldest first

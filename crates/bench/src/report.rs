@@ -224,7 +224,7 @@ impl Report {
         }
     }
 
-    /// Takes the configurations of a later run in, in place of the same ones measured before.
+    /// Takes the figures of a later run in, in place of the same ones measured before.
     ///
     /// # Errors
     /// Figures of another machine or of other versions do not belong into one report.
@@ -242,7 +242,10 @@ impl Report {
             }
         }
         self.configurations.sort_by_key(Configuration::case);
-        for configuration in configurations {
+        for mut configuration in configurations {
+            if let Some(earlier) = self.configuration(configuration.case()) {
+                configuration.keep_sizes_of(earlier);
+            }
             self.insert(configuration);
         }
         self.unmeasured.extend(unmeasured);
@@ -257,6 +260,20 @@ impl Report {
 impl Configuration {
     pub(crate) const fn case(&self) -> Case {
         Case { op: self.op, ranks: self.ranks, series: self.series }
+    }
+
+    /// Takes in the sizes that were measured before and not again, where the same sides ran as often.
+    fn keep_sizes_of(&mut self, earlier: &Self) {
+        let ran = |sides: &[Side]| -> Vec<_> {
+            sides.iter().map(|side| (side.name.clone(), side.rounds)).collect()
+        };
+        if ran(&self.sides) != ran(&earlier.sides) {
+            return;
+        }
+        let is_new = |row: &&Row| self.rows.iter().all(|own| own.bytes != row.bytes);
+        let kept: Vec<_> = earlier.rows.iter().filter(is_new).cloned().collect();
+        self.rows.extend(kept);
+        self.rows.sort_by_key(|row| row.bytes);
     }
 
     /// The sides that were measured, ours first.
@@ -396,6 +413,22 @@ mod tests {
         first.merge(report(vec![all_reduce(8)])).expect("the same machine");
         assert_eq!(first.configurations, [again, all_reduce(4), all_reduce(8)]);
         assert_eq!(first.unmeasured, []);
+    }
+
+    #[test]
+    fn merging_adds_sizes_where_the_same_sides_ran_as_often() {
+        let sizes = |report: &Report| -> Vec<_> {
+            report.configurations[0].rows.iter().map(|row| row.bytes).collect()
+        };
+        let mut larger = all_reduce(2);
+        larger.rows = vec![row(1 << 20, 90.0, &[]), row(1 << 30, 1e5, &[])];
+        let mut first = report(vec![all_reduce(2)]);
+        first.merge(report(vec![larger.clone()])).expect("the same machine");
+        assert_eq!(sizes(&first), [8, 1 << 20, 1 << 30]);
+        assert_eq!(first.configurations[0].rows[1..], larger.rows);
+        larger.sides[1].rounds = 1;
+        first.merge(report(vec![larger])).expect("the same machine");
+        assert_eq!(sizes(&first), [1 << 20, 1 << 30]);
     }
 
     #[test]
