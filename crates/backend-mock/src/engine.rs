@@ -294,7 +294,7 @@ impl Engine {
     ) -> Option<R> {
         let parker = Parker::current();
         let crowded = self.crowd.load(Ordering::Relaxed) > Pool::global().cores();
-        let mut spins = if crowded { 0 } else { SPINS };
+        let mut tries = if crowded { YIELDS } else { SPINS };
         let mut stance = Stance::Awake;
         let mut in_time = true;
         let mut noted = None;
@@ -310,14 +310,14 @@ impl Engine {
                 Err(_) if !in_time => break None,
                 Err(lag) => lag,
             };
-            if self.linger(&parker, until, spins) {
+            if self.linger(&parker, until, crowded, tries) {
                 let result = known();
                 if result.is_some() {
                     break result;
                 }
                 continue;
             }
-            spins = 0;
+            tries = 0;
             noted.get_or_insert_with(|| self.begin_wait(what(), until));
             // Either way there is one more look before it sleeps.
             stance = match stance {
@@ -422,25 +422,27 @@ impl Engine {
     }
 
     /// Puts off sleeping: helps the pool, and looks after the inboxes until nothing has come for so
-    /// many `spins`. The answer is whether the parker was set.
-    fn linger(&self, parker: &Parker, until: Option<Instant>, spins: usize) -> bool {
+    /// many `tries`. Where threads outnumber the cores, each of them lets the others run. The answer is
+    /// whether the parker was set.
+    fn linger(&self, parker: &Parker, until: Option<Instant>, crowded: bool, tries: usize) -> bool {
         let pool = Pool::global();
-        let mut spun = 0;
+        let mut tried = 0;
         while !parker.is_set() {
             if pool.help() {
-                spun = 0;
-            } else if spun == spins {
+                tried = 0;
+            } else if tried == tries {
                 return false;
             } else {
-                spun += 1;
-                hint::spin_loop();
+                tried += 1;
+                if crowded { thread::yield_now() } else { hint::spin_loop() }
             }
-            if spun % SPINS_PER_LOOK == 0 && self.dirty.load(Ordering::Relaxed) != 0 {
+            let is_due = crowded || tried % SPINS_PER_LOOK == 0;
+            if is_due && self.dirty.load(Ordering::Relaxed) != 0 {
                 if until.is_some_and(|until| until <= Instant::now()) {
                     return false;
                 }
                 self.glance();
-                spun = 0;
+                tried = 0;
             }
         }
         true
@@ -851,6 +853,9 @@ const SLICE_BYTES: usize = 128 * 1024;
 const PATIENCE: Duration = Duration::from_millis(5);
 /// Looks at the parker before a waiting thread goes to sleep: some ten microseconds.
 const SPINS: usize = 400;
+/// The same where threads outnumber the cores: each gives up its core, which is cheaper than to be put
+/// to sleep and woken, if the others come soon.
+const YIELDS: usize = 32;
 /// And how many of them pass between looks at the inboxes: a microsecond, in which a rank that issues
 /// one operation after another leaves more than one.
 const SPINS_PER_LOOK: usize = 40;
