@@ -780,8 +780,8 @@ fn check_group(state: &State, members: &[Member]) -> Result<()> {
             *to_self.entry((end.info.id.get(), op.kind == Kind::Send)).or_default() += 1;
         }
     }
-    for member in members {
-        let Member { op, end, .. } = member;
+    let suspects = if to_self.is_empty() { &[] } else { members };
+    for Member { op, end, .. } in suspects {
         let count = |sends| to_self.get(&(end.info.id.get(), sends)).copied().unwrap_or(0);
         if count(true) != count(false) {
             return Err(misuse(format!(
@@ -793,6 +793,9 @@ fn check_group(state: &State, members: &[Member]) -> Result<()> {
             .with_comm(&end.info)
             .with_hint("a rank sends to itself and receives that in one group"));
         }
+    }
+    if !first {
+        return Ok(());
     }
     for part in parts(members) {
         let captures = part.iter().filter_map(|&index| {
@@ -811,8 +814,9 @@ fn check_group(state: &State, members: &[Member]) -> Result<()> {
 /// Divides a group into parts that share neither a stream nor a communicator's end: each starts on
 /// its own, so that one thread may drive many ranks in one group.
 fn parts(members: &[Member]) -> Vec<Vec<usize>> {
-    if members.len() == 1 {
-        return vec![vec![0]];
+    let first = members[0].stream.key;
+    if members.iter().all(|member| member.stream.key == first) {
+        return vec![(0..members.len()).collect()];
     }
     let mut parent: Vec<usize> = (0..members.len()).collect();
     fn root(parent: &mut [usize], mut index: usize) -> usize {
