@@ -210,9 +210,7 @@ fn hear_all<M: DeserializeOwned>(rank: usize, mut ear: Ear, words: &Sender<(usiz
     loop {
         let word = match ear.hear() {
             Ok(Some(message)) => Word::Said(message),
-            // A process that is killed with unread messages resets its socket.
             Ok(None) => Word::Closed,
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Word::Closed,
             Err(error) => Word::Garbled(format!("said what is no message: {error}")),
         };
         let last = !matches!(word, Word::Said(_));

@@ -17,10 +17,13 @@ impl Ear {
     /// The next message; `None` when the other side is gone.
     pub(crate) fn hear<M: DeserializeOwned>(&mut self) -> io::Result<Option<M>> {
         let mut line = String::new();
-        if self.0.read_line(&mut line)? == 0 {
-            return Ok(None);
+        match self.0.read_line(&mut line) {
+            Ok(0) => Ok(None),
+            Ok(_) => Ok(Some(serde_json::from_str(&line)?)),
+            // It was gone before it had heard everything.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
+            Err(error) => Err(error),
         }
-        Ok(Some(serde_json::from_str(&line)?))
     }
 }
 

@@ -23,6 +23,8 @@ mod unix {
     use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
     type Outcome = Result<(), Failed>;
+    type Test = fn() -> Outcome;
+    type Role = fn(&'static Member);
 
     pub(super) fn main() -> ExitCode {
         for (crew, run) in ROLES {
@@ -38,7 +40,7 @@ mod unix {
                 }
             }
         }
-        let tests: [(&str, fn() -> Outcome); 8] = [
+        let tests: [(&str, Test); 8] = [
             ("messages_go_both_ways_in_order", messages_go_both_ways_in_order),
             ("standard_input_reads_as_empty", standard_input_reads_as_empty),
             ("deaths_are_heard_of_behind_all_words", deaths_are_heard_of_behind_all_words),
@@ -53,7 +55,7 @@ mod unix {
     }
 
     /// What members do.
-    const ROLES: [(&str, fn(&'static Member)); 6] = [
+    const ROLES: [(&str, Role); 6] = [
         ("adder", |member| {
             let (done, until_done) = std::sync::mpsc::channel();
             let mut sum = 0;
