@@ -1,7 +1,8 @@
 //! The side of a rank.
 
 use std::{
-    env, io,
+    env,
+    io::{self, Write},
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     thread,
 };
@@ -62,6 +63,16 @@ impl Member {
     pub fn tell(&self, message: &impl Serialize) {
         // Whoever listens hears that the parent is gone, and ends this process.
         let _ = lock(&self.mouth).tell(message);
+    }
+
+    /// Has standard output go where standard error goes from now on.
+    ///
+    /// # Errors
+    /// The system refuses it.
+    pub fn join_outputs(&self) -> io::Result<()> {
+        // What was written until now goes where it was to go.
+        io::stdout().flush()?;
+        socket::join_outputs()
     }
 
     /// Hears the parent from now on, on a thread of its own, so also while this process is stuck; when

@@ -2,7 +2,7 @@
 
 use std::{
     env, fmt, io,
-    process::{Child, Command, ExitStatus},
+    process::{Child, ChildStderr, Command, ExitStatus},
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     thread,
     time::{Duration, Instant},
@@ -118,6 +118,11 @@ impl<M> Crew<M> {
     /// The id of a rank's process.
     pub fn pid(&self, rank: usize) -> u32 {
         self.members[rank].child.id()
+    }
+
+    /// What a rank writes to standard error, once, where its command has that piped.
+    pub fn take_stderr(&mut self, rank: usize) -> Option<ChildStderr> {
+        self.members[rank].child.stderr.take()
     }
 
     /// Kills every process that still lives. What they said before can still be heard.

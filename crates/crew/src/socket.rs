@@ -66,6 +66,12 @@ pub(crate) fn inherited() -> io::Result<Option<(Ear, Mouth)>> {
     ends(socket).map(Some)
 }
 
+/// Has standard output go where standard error goes.
+#[cfg(unix)]
+pub(crate) fn join_outputs() -> io::Result<()> {
+    Ok(rustix::stdio::dup2_stdout(io::stderr())?)
+}
+
 #[cfg(unix)]
 fn ends(socket: std::os::unix::net::UnixStream) -> io::Result<(Ear, Mouth)> {
     let mouth = socket.try_clone()?;
@@ -83,4 +89,9 @@ pub(crate) fn pair() -> io::Result<(Ear, Mouth, Stdio)> {
 #[cfg(not(unix))]
 pub(crate) fn inherited() -> io::Result<Option<(Ear, Mouth)>> {
     Ok(None)
+}
+
+#[cfg(not(unix))]
+pub(crate) fn join_outputs() -> io::Result<()> {
+    Ok(())
 }
