@@ -171,6 +171,8 @@ mod numerics;
 mod op;
 mod pending;
 mod pool;
+#[cfg(target_os = "linux")]
+mod process;
 mod race;
 mod reduce;
 mod schedule;

@@ -1,0 +1,16 @@
+//! What processes share: memory, bells, and how they find each other.
+//!
+//! Nothing here knows of engines, communicators or operations, and nothing has a name in a file
+//! system: memory is in memfds, which live as long as somebody holds or maps them, and sockets are
+//! in the abstract namespace, which live as long as somebody holds them. So whatever way processes
+//! end, the kernel cleans up.
+//!
+//! * [`shared`]: memory that several processes map, read as atomics.
+//! * [`bell`]: wakes a process that sleeps.
+//! * [`segment`]: a process's device memory.
+
+#![cfg_attr(not(test), expect(dead_code, reason = "the engine is yet to be built on this layer"))]
+
+pub(crate) mod bell;
+pub(crate) mod segment;
+pub(crate) mod shared;
