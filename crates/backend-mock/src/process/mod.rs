@@ -12,5 +12,6 @@
 #![cfg_attr(not(test), expect(dead_code, reason = "the engine is yet to be built on this layer"))]
 
 pub(crate) mod bell;
+pub(crate) mod board;
 pub(crate) mod segment;
 pub(crate) mod shared;
