@@ -195,6 +195,8 @@ pub use fault::{Action, FaultPlan, Rule, Sequence};
 pub use guard::Guards;
 pub use lifecycle::{JoinState, PendingJoin};
 pub use pending::{PendingOp, PendingStatus};
+#[cfg(target_os = "linux")]
+pub use process::launch::ExitNotice;
 pub use schedule::Schedule;
 pub use verdict::{RankState, Verdict, VerdictKind};
 pub use world::{Cause, RankFailure, RunFailure, World};
