@@ -38,6 +38,7 @@ use crate::{
     pending::call,
     race::{self, Actor, Race, Races},
     schedule::{Demand, OpKey, Schedule, Start, View, mix},
+    site::Site,
     slab::{Key, Slab},
     state::{Arrival, Owner, State},
     stream::{Entry, Stream},
@@ -394,7 +395,7 @@ impl State {
     #[cold]
     pub(crate) fn admit(&mut self, arrivals: &[Arrival]) -> bool {
         let Some(failure) = self.inspect(arrivals) else { return true };
-        self.fail_comm(arrivals[0].op.comm, |_| Some(failure.clone()));
+        self.fail_comm(arrivals[0].op.comm, &failure, None);
         for &arrival in arrivals {
             self.finish_failed(arrival);
         }
@@ -408,6 +409,7 @@ impl State {
         let comm = comms.get(arrivals[0].op.comm)?;
         let mut failure = None;
         let streams_of = |arrival: &Arrival| match arrival.owner {
+            Owner::Elsewhere => Vec::new(),
             Owner::Stream(stream) => vec![stream],
             Owner::Unit(unit) => units[unit].streams.clone(),
         };
@@ -458,7 +460,7 @@ impl State {
             if let Some(comm) = actor.comm
                 && self.comms.get(comm).is_some_and(|comm| !comm.broken)
             {
-                self.fail_comm(comm, |_| Some(failure.clone()));
+                self.fail_comm(comm, &failure, None);
             }
         }
     }
@@ -494,7 +496,7 @@ impl State {
     fn fail_by_rule(&mut self, comm: Key, error: &AsyncError) {
         let AsyncError { rule, kind } = *error;
         let failure = Failure::new(kind, format!("an asynchronous error, by fault rule {rule}"));
-        self.fail_comm(comm, |_| Some(failure.clone()));
+        self.fail_comm(comm, &failure, None);
     }
 
     /// Why the head of a stream is kept from starting, for people.
@@ -637,7 +639,7 @@ fn heads(streams: &Slab<Stream>, places: &[u32]) -> Vec<(u32, u64)> {
 fn actor(
     stream: &Stream,
     what: String,
-    site: &'static Location<'static>,
+    site: Site,
     comm: Option<Key>,
 ) -> Actor {
     let shared = &stream.shared;
@@ -673,9 +675,9 @@ fn changed(op: &Op, title: &str, broken: &Broken) -> Failure {
 }
 
 /// Where the call stands that enqueued work which one stream does by itself.
-fn site_of(entry: &Entry) -> &'static Location<'static> {
-    match entry {
-        Entry::Copy { site, .. } | Entry::Fill { site, .. } | Entry::Free { site, .. } => site,
-        _ => Location::caller(),
+fn site_of(entry: &Entry) -> Site {
+    match *entry {
+        Entry::Copy { site, .. } | Entry::Fill { site, .. } | Entry::Free { site, .. } => site.into(),
+        _ => Location::caller().into(),
     }
 }

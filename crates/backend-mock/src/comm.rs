@@ -173,7 +173,7 @@ impl MockComm {
             recv: recv.map_or(std::ptr::null_mut(), |recv| recv.ptr.cast()),
             factor,
             sequence: 0,
-            site: launch.site(),
+            site: launch.site().into(),
         };
         if group::is_open(&self.engine) {
             return self.with_stream(launch, |stream| {

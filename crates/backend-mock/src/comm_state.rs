@@ -361,7 +361,7 @@ impl AbortControl for EndShared {
             self.meeting.lifecycle.depart(own);
             let remote =
                 Failure::new(ErrorKind::Remote, format!("rank {own} aborted the communicator"));
-            state.fail_comm(self.comm, |rank| (rank != own).then(|| remote.clone()));
+            state.fail_comm(self.comm, &remote, Some(own));
         });
         Ok(())
     }

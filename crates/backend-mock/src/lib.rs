@@ -176,6 +176,7 @@ mod process;
 mod race;
 mod reduce;
 mod schedule;
+mod site;
 mod slab;
 mod state;
 mod stream;
@@ -195,6 +196,9 @@ pub use fault::{Action, FaultPlan, Rule, Sequence};
 pub use guard::Guards;
 pub use lifecycle::{JoinState, PendingJoin};
 pub use pending::{PendingOp, PendingStatus};
+#[cfg(target_os = "linux")]
+pub use process::launch::ExitNotice;
 pub use schedule::Schedule;
+pub use site::Site;
 pub use verdict::{RankState, Verdict, VerdictKind};
 pub use world::{Cause, RankFailure, RunFailure, World};

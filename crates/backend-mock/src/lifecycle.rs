@@ -344,7 +344,7 @@ impl State {
         let failure = Failure::new(ErrorKind::Revoked, message)
             .with_hint("shrink it, or end it and join a new one");
         if meeting.lifecycle.revoked.set(failure.clone()).is_ok() {
-            self.fail_comm(key, |_| Some(failure.clone()));
+            self.fail_comm(key, &failure, None);
         }
     }
 }

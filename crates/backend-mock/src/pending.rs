@@ -1,11 +1,12 @@
 //! What is enqueued and not done, for people.
 
-use std::{collections::BTreeSet, fmt, panic::Location};
+use std::{collections::BTreeSet, fmt};
 
 use collectives_core::{DType, Rank, RawStream};
 
 use crate::{
     op::{Kind, Op},
+    site::Site,
     slab::Key,
     state::State,
     stream::{Entry, Stream, StreamShared},
@@ -40,7 +41,7 @@ pub struct PendingOp {
     /// Whether it is part of a launched graph.
     pub in_graph: bool,
     /// Where in the program the call stands.
-    pub site: &'static Location<'static>,
+    pub site: Site,
     /// How far it has come.
     pub status: PendingStatus,
     key: (Key, Key),

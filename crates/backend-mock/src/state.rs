@@ -70,6 +70,8 @@ pub(crate) struct Arrival {
 /// What goes on when an operation is done.
 #[derive(Clone, Copy)]
 pub(crate) enum Owner {
+    /// A stream of another process.
+    Elsewhere,
     Stream(u32),
     Unit(u32),
 }
@@ -445,7 +447,7 @@ impl State {
         let Some(slot) = comm.slot(op.sequence) else {
             // Two threads used one communicator at once, against its contract.
             let failure = Failure::new(ErrorKind::InvalidUsage, "two threads use one communicator");
-            self.fail_comm(arrival.op.comm, |_| Some(failure.clone()));
+            self.fail_comm(arrival.op.comm, &failure, None);
             self.finish_failed(arrival);
             return;
         };
@@ -469,7 +471,7 @@ impl State {
         while self.comms.get(key).is_some() {
             if let Some(verdict) = self.mismatch(&arrivals) {
                 let failure = self.pronounce(verdict);
-                self.fail_comm(key, |_| Some(failure.clone()));
+                self.fail_comm(key, &failure, None);
                 for arrival in arrivals {
                     self.finish_failed(arrival);
                 }
@@ -509,6 +511,7 @@ impl State {
                     self.leave(unit);
                     streams = false;
                 }
+                Owner::Elsewhere => streams = false,
             }
         }
         let next = arrivals[0].op.sequence + 1;
@@ -519,7 +522,7 @@ impl State {
                     && op.sequence == next
                     && !op.kind.is_point_to_point())
             }),
-            Owner::Unit(_) => false,
+            Owner::Elsewhere | Owner::Unit(_) => false,
         };
         let all = streams && arrivals.iter().all(follows);
         let comm = self.comms.get_mut(arrivals[0].op.comm);
@@ -554,7 +557,7 @@ impl State {
         let pair = if op.kind == Kind::Send { [arrival, other] } else { [other, arrival] };
         if let Some(verdict) = self.mismatch(&pair) {
             let failure = self.pronounce(verdict);
-            self.fail_comm(op.comm, |_| Some(failure.clone()));
+            self.fail_comm(op.comm, &failure, None);
             for arrival in pair {
                 self.finish_failed(arrival);
             }
@@ -577,7 +580,7 @@ impl State {
                 op.site
             ),
         );
-        self.fail_comm(key, |_| Some(failure.clone()));
+        self.fail_comm(key, &failure, None);
     }
 
     /// Moves a little data at once, and makes a job of more.
@@ -612,8 +615,12 @@ impl State {
     /// One rank's operation is done.
     #[inline]
     fn finish(&mut self, arrival: Arrival) {
+        if let Owner::Elsewhere = arrival.owner {
+            return;
+        }
         self.discount(&arrival.op);
         match arrival.owner {
+            Owner::Elsewhere => {}
             Owner::Stream(stream) => self.pass(stream),
             Owner::Unit(unit) => self.leave(unit),
         }
@@ -658,6 +665,7 @@ impl State {
         let end = self.comms.get(op.comm).map(|comm| &*comm.ends[op.rank as usize].shared);
         if let Some(failure) = end.and_then(EndShared::remote_failure) {
             let streams = match arrival.owner {
+                Owner::Elsewhere => Vec::new(),
                 Owner::Stream(stream) => vec![stream],
                 Owner::Unit(unit) => self.units[unit].streams.clone(),
             };
@@ -668,24 +676,38 @@ impl State {
         self.finish(arrival);
     }
 
-    /// Ends a communicator for good: each rank is told what `why` says, and what is pending is done
+    /// Ends a communicator for good: all ranks but `except` are told why, and what is pending is done
     /// without moving data, so that streams go on.
-    pub(crate) fn fail_comm(&mut self, key: Key, why: impl Fn(Rank) -> Option<Failure>) {
+    pub(crate) fn fail_comm(&mut self, key: Key, why: &Failure, except: Option<Rank>) {
+        let Some(comm) = self.comms.get(key) else { return };
+        let mut failure = match &self.adversary {
+            Some(adversary) => adversary.noted(why.clone()),
+            None => why.clone(),
+        };
+        let mut except = except;
+        if let Some(across) = &comm.across {
+            (failure, except) = across.tell(failure, except);
+            self.ring_all(key);
+        }
+        self.break_comm(key, &failure, except);
+    }
+
+    /// As [`fail_comm`](Self::fail_comm), in this process.
+    pub(crate) fn break_comm(&mut self, key: Key, failure: &Failure, except: Option<Rank>) {
         let Some(comm) = self.comms.get_mut(key) else { return };
         comm.broken = true;
         for (rank, end) in comm.ends.iter().enumerate() {
-            if !end.departed
-                && let Some(failure) = why(Rank::new(rank as u32))
-            {
-                end.shared.fail(match &self.adversary {
-                    Some(adversary) => adversary.noted(failure),
-                    None => failure,
-                });
+            if !end.departed && except.is_none_or(|except| except.index() != rank) {
+                end.shared.fail(failure.clone());
             }
         }
         comm.meeting.wake();
-        for arrival in comm.take_pending() {
-            self.finish_failed(arrival);
+        if comm.across.is_some() {
+            self.drop_waiting(key);
+        } else {
+            for arrival in comm.take_pending() {
+                self.finish_failed(arrival);
+            }
         }
         self.forget_guards(key);
     }

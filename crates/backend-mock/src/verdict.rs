@@ -466,7 +466,7 @@ impl Case {
             }
         }
         for comm in comms {
-            state.fail_comm(comm, |_| Some(failure.clone()));
+            state.fail_comm(comm, &failure, None);
         }
         for id in joins {
             engine.meetings.call_off(id, failure.clone());

@@ -23,6 +23,7 @@ use rustix::{
 /// What is in it may change at any time and may be anything: a peer may be broken. So it is read as
 /// atomics ([`at`](Self::at)), or through [`base`](Self::base) as device memory is, and never trusted.
 /// Its size never changes (it is sealed), so that nobody can take mapped pages away.
+#[derive(Debug)]
 pub(crate) struct Shared {
     base: NonNull<u8>,
     bytes: usize,
