@@ -33,7 +33,7 @@ use crate::{
     error::Failure,
     fault::{Action, AsyncError, Fate, Faults, Who},
     footprint::Footprint,
-    guard::{Broken, Guards, Seals, poison},
+    guard::{Broken, Guards, Seals, poison, sum},
     op::Op,
     pending::call,
     race::{self, Actor, Race, Races},
@@ -189,6 +189,12 @@ impl State {
         }
         // An operation that may start once others came behind it.
         self.look_at(place);
+        if self.reach.is_some() {
+            let ops = entries.iter().flat_map(|entry| self.ops(entry));
+            let mut comms: Vec<Key> = ops.map(|op| op.comm).collect();
+            comms.dedup();
+            comms.into_iter().for_each(|comm| self.want_published(comm));
+        }
         for (comm, error) in errors {
             self.fail_by_rule(comm, &error);
         }
@@ -394,7 +400,7 @@ impl State {
     /// and the operation with it.
     #[cold]
     pub(crate) fn admit(&mut self, arrivals: &[Arrival]) -> bool {
-        let Some(failure) = self.inspect(arrivals) else { return true };
+        let Some(failure) = self.inspect(arrivals, true) else { return true };
         self.fail_comm(arrivals[0].op.comm, &failure, None);
         for &arrival in arrivals {
             self.finish_failed(arrival);
@@ -402,7 +408,54 @@ impl State {
         false
     }
 
-    fn inspect(&mut self, arrivals: &[Arrival]) -> Option<Failure> {
+    /// As [`admit`](Self::admit), for an operation that has parts in other processes, which their own
+    /// guards look after but for what they send. The caller ends it.
+    #[cold]
+    pub(crate) fn admit_across(&mut self, arrivals: &[Arrival]) {
+        let elsewhere = arrivals.iter().filter(|it| matches!(it.owner, Owner::Elsewhere));
+        let changed = elsewhere.filter_map(|arrival| self.changed_elsewhere(&arrival.op)).next();
+        if let Some(failure) = self.inspect(arrivals, true).or(changed) {
+            self.fail_comm(arrivals[0].op.comm, &failure, None);
+        }
+    }
+
+    /// An operation was done by another process: what was guarded here need not be any more.
+    #[cold]
+    pub(crate) fn note_done_elsewhere(&mut self, arrival: &Arrival) {
+        // It has met its peers, and a race is one whoever moved the data.
+        if let Some(failure) = self.inspect(std::slice::from_ref(arrival), false) {
+            self.fail_comm(arrival.op.comm, &failure, None);
+        }
+    }
+
+    /// One sum for all that an operation sends, as far as that is guarded.
+    pub(crate) fn sum_across(&self, op: &Op) -> Option<u64> {
+        let adversary = self.adversary.as_deref().filter(|it| it.guards.checksums)?;
+        adversary.seals.sum(&OpKey::new(op))
+    }
+
+    /// Whether what another process sends is not what it was.
+    fn changed_elsewhere(&self, op: &Op) -> Option<Failure> {
+        let comm = self.comms.get(op.comm)?;
+        let part = comm.across.as_ref()?.joint.part_of(op)?;
+        // A scalar that was copied is none of it.
+        let footprint = Footprint::of_op(op, comm.ends.len());
+        // SAFETY: the ranges were found in the memory of the process, which has published the
+        // operation.
+        let now = unsafe { sum(&footprint.reads) };
+        let site = comm.across.as_ref()?.joint.site_of(op.rank, &part);
+        let message = format!(
+            "the send buffer of {} ({site}) changed before it was read: {}, in another process",
+            whose(op, &comm.title()),
+            call(op.kind.name(), "", (op.count, op.dtype), op.reduction.name(), op.other()),
+        );
+        let hint = "write what is sent before the call, or after the stream has passed the operation";
+        let failure = Failure::new(ErrorKind::InvalidUsage, message).with_hint(hint);
+        part.sum.filter(|&then| then != now).map(|_| failure)
+    }
+
+    /// `opens` where what is sent is to be compared with what it was.
+    fn inspect(&mut self, arrivals: &[Arrival], opens: bool) -> Option<Failure> {
         let Self { adversary: Some(adversary), streams, units, comms, .. } = self else {
             return None;
         };
@@ -423,7 +476,13 @@ impl State {
         let mut races = Vec::new();
         for ((arrival, key), spots) in arrivals.iter().zip(&keys).zip(&spots) {
             let op = &arrival.op;
+            if let Owner::Elsewhere = arrival.owner {
+                continue;
+            }
             adversary.demand.fire(key);
+            if !opens {
+                adversary.seals.forget(key);
+            }
             // SAFETY: the buffers are the engine's until the stream has passed the operation.
             if let Some(broken) = unsafe { adversary.seals.open(key) } {
                 let broken = changed(op, &comm.title(), &broken);
@@ -531,6 +590,18 @@ impl State {
     pub(crate) fn want_rank(&mut self, comm: Key, rank: Rank) {
         if self.adversary.is_some() {
             self.demand(|demand, view| demand.want_rank(view, comm, rank.get()));
+        }
+    }
+
+    /// What others wait for who have published their parts on the communicator's board.
+    pub(crate) fn want_published(&mut self, comm: Key) {
+        let across = self.comms.get(comm).and_then(|comm| comm.across.as_ref());
+        if self.adversary.is_some()
+            && let Some(joint) = across.map(|across| Arc::clone(&across.joint))
+        {
+            self.demand(|demand, view| {
+                demand.want_across(view, comm, |key| joint.is_awaited(key))
+            });
         }
     }
 

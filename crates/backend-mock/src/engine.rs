@@ -104,7 +104,8 @@ impl Lag {
     /// Of those who have to issue `op`, one that is far from it.
     pub(crate) fn behind(comm: &Comm, op: &Op) -> Option<Self> {
         let far = |end: &EndShared| end.sequence.load(COUNT) + BATCH as u64 <= op.sequence;
-        let end = comm.ends.iter().map(|end| &end.shared).find(|end| far(end))?;
+        let here = comm.ends.iter().enumerate().filter(|(rank, _)| !comm.is_elsewhere(*rank));
+        let end = here.map(|(_, end)| &end.shared).find(|end| far(end))?;
         Some(Self { end: Arc::clone(end), sequence: op.sequence })
     }
 

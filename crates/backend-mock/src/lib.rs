@@ -147,6 +147,7 @@
 //! ([`Remote`](collectives_core::ErrorKind::Remote)) instead of leaving them to hang. Memory that the
 //! engine does not know is taken for host memory that devices can reach.
 
+mod across;
 mod adversary;
 mod alive;
 mod asleep;
@@ -163,6 +164,7 @@ mod fork;
 mod graph;
 mod group;
 mod guard;
+mod joint;
 mod judge;
 mod lifecycle;
 mod meeting;

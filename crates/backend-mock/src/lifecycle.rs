@@ -24,6 +24,7 @@ use crate::{
     error::{Failure, misuse, refuse},
     fault::Held,
     meeting::wait,
+    process::board::End,
     slab::Key,
     state::State,
     sync::lock,
@@ -102,6 +103,11 @@ impl Lifecycle {
     /// Why the communicator is revoked, if it is.
     pub(crate) fn revoked(&self) -> Option<&Failure> {
         self.revoked.get()
+    }
+
+    /// Another process has revoked it.
+    pub(crate) fn set_revoked(&self, failure: Failure) {
+        let _ = self.revoked.set(failure);
     }
 
     /// Whether this rank revoked it, so that it need not be told.
@@ -343,6 +349,9 @@ impl State {
         meeting.lifecycle.revokers[rank.index()].store(true, Ordering::Release);
         let failure = Failure::new(ErrorKind::Revoked, message)
             .with_hint("shrink it, or end it and join a new one");
+        if let Some(across) = &comm.across {
+            across.joint.board.tell(End::Revoked, &failure.tell(Some(rank)));
+        }
         if meeting.lifecycle.revoked.set(failure.clone()).is_ok() {
             self.fail_comm(key, &failure, None);
         }

@@ -27,12 +27,14 @@ struct Named {
 }
 
 impl Site {
+    /// A call in another process, of which no more is known.
+    pub(crate) const UNKNOWN: Self = Self(Place::There(&UNKNOWN));
+
     /// A call in another process. Each place is kept once, as long as this process lives; past some
     /// thousand of them all are the same unknown one.
     pub(crate) fn elsewhere(file: String, line: u32, column: u32) -> Self {
         static KNOWN: Mutex<BTreeMap<(String, u32, u32), &'static Named>> =
             Mutex::new(BTreeMap::new());
-        static UNKNOWN: Named = Named { file: String::new(), line: 0, column: 0 };
         let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
         let full = known.len() >= KEPT;
         let named = *known.entry((file, line, column)).or_insert_with_key(|(file, line, column)| {
@@ -87,7 +89,10 @@ impl From<&'static Location<'static>> for Site {
 /// `file:line:column`, as a [`Location`].
 impl fmt::Display for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.file(), self.line(), self.column())
+        match self.0 {
+            Place::There(named) if named.file.is_empty() => f.write_str("in another process"),
+            _ => write!(f, "{}:{}:{}", self.file(), self.line(), self.column()),
+        }
     }
 }
 
@@ -96,6 +101,8 @@ impl fmt::Debug for Site {
         fmt::Display::fmt(self, f)
     }
 }
+
+static UNKNOWN: Named = Named { file: String::new(), line: 0, column: 0 };
 
 /// Places of other processes that are kept.
 const KEPT: usize = 4096;

@@ -18,6 +18,7 @@ use collectives_core::{ErrorKind, Rank};
 
 use crate::{
     Accumulation,
+    across::Reach,
     adversary::Adversary,
     comm_state::{Comm, EndShared},
     engine::Lag,
@@ -54,9 +55,13 @@ pub(crate) struct State {
     pub(crate) verdicts: VecDeque<Verdict>,
     /// Whether a stream waited for an event that was never recorded.
     pub(crate) warned_of_event: bool,
+    /// What leads to other processes, where ranks are processes.
+    pub(crate) reach: Option<Reach>,
+    /// For what other processes have done; empty between looks.
+    pub(crate) done: Vec<Arrival>,
     /// Schedules, guards and faults, where any are asked for.
     pub(crate) adversary: Option<Box<Adversary>>,
-    accumulation: Accumulation,
+    pub(crate) accumulation: Accumulation,
     pub(crate) memory: Arc<Memory>,
 }
 
@@ -80,7 +85,7 @@ pub(crate) enum Owner {
 pub(crate) struct Job {
     pub(crate) transfer: Transfer,
     /// The stream of a copy or fill; operations have their owners with them.
-    stream: Option<u32>,
+    pub(crate) stream: Option<u32>,
 }
 
 /// Operations of a group that share a stream or a communicator, and so start and end together.
@@ -110,6 +115,8 @@ impl State {
             garbage: Vec::new(),
             verdicts: VecDeque::new(),
             warned_of_event: false,
+            reach: None,
+            done: Vec::new(),
             adversary: None,
             accumulation,
             memory,
@@ -151,7 +158,7 @@ impl State {
                 comm.ends[end.1 as usize].outstanding += alike;
             }
         }
-        if !state.started && known == 0 && !state.queue.is_empty() {
+        if !state.started && known == 0 && !state.queue.is_empty() || state.ahead > 0 {
             self.worklist.push(stream);
         }
         if self.adversary.is_some() {
@@ -168,7 +175,7 @@ impl State {
         let state = &mut self.streams[stream];
         state.queue.push_back(entry);
         let known = state.queue.len() - 1;
-        if !state.started && known == 0 {
+        if !state.started && known == 0 || state.ahead > 0 {
             self.worklist.push(stream);
         }
         if self.adversary.is_some() {
@@ -247,6 +254,9 @@ impl State {
 
     /// Starts whatever can be started.
     pub(crate) fn advance(&mut self) {
+        if self.reach.is_some() {
+            self.look_across();
+        }
         while let Some(stream) = self.worklist.pop() {
             self.start(stream);
         }
@@ -258,6 +268,11 @@ impl State {
             return;
         }
         let Some(stream) = self.streams.at_mut(index) else { return };
+        if stream.ahead > 0 {
+            stream.started = true;
+            self.run_ahead(index);
+            return;
+        }
         if stream.started {
             return;
         }
@@ -440,6 +455,10 @@ impl State {
             self.finish_failed(arrival);
             return;
         }
+        if comm.across.is_some() {
+            self.arrive_across(arrival);
+            return;
+        }
         if op.kind.is_point_to_point() {
             self.arrive_point_to_point(arrival);
             return;
@@ -568,7 +587,7 @@ impl State {
         }
     }
 
-    fn fail_departed(&mut self, key: Key, missing: Rank, op: &Op) {
+    pub(crate) fn fail_departed(&mut self, key: Key, missing: Rank, op: &Op) {
         let failure = Failure::new(
             ErrorKind::Remote,
             format!(
@@ -607,6 +626,10 @@ impl State {
             Transfer::Exchange(pair) => pair,
             Transfer::Copy { .. } | Transfer::Fill { .. } => &[],
         };
+        if self.reach.is_some() {
+            self.complete_across(done);
+            return;
+        }
         for &arrival in done {
             self.finish(arrival);
         }
@@ -614,7 +637,7 @@ impl State {
 
     /// One rank's operation is done.
     #[inline]
-    fn finish(&mut self, arrival: Arrival) {
+    pub(crate) fn finish(&mut self, arrival: Arrival) {
         if let Owner::Elsewhere = arrival.owner {
             return;
         }
@@ -721,6 +744,11 @@ impl State {
         }
         comm.departed += 1;
         comm.meeting.depart(rank);
+        if let Some(across) = &comm.across {
+            across.joint.depart(&comm.ends[rank.index()].shared);
+            self.ring_all(key);
+        }
+        let Some(comm) = self.comms.get_mut(key) else { return };
         if let Some(op) = comm.waiting_for(rank) {
             self.fail_departed(key, rank, &op);
         }
@@ -730,15 +758,17 @@ impl State {
     /// Gives up the place of a communicator that all ranks left and nothing waits for.
     fn forget_comm(&mut self, key: Key) {
         let Some(comm) = self.comms.get(key) else { return };
-        if comm.departed == comm.ends.len() && comm.ends.iter().all(|end| end.outstanding == 0) {
+        let may_be = comm.departed == comm.ends.len() || comm.across.is_some();
+        if may_be && comm.is_over() {
             self.comms.remove(key.index);
+            self.let_go_of(key);
             self.forget_identity(key);
         }
     }
 }
 
 /// Data up to this traffic is moved with the lock held, which is cheaper than letting go of it.
-const AT_ONCE_BYTES: usize = 16 * 1024;
+pub(crate) const AT_ONCE_BYTES: usize = 16 * 1024;
 
 /// Relaxed is enough for counters that only their own rank's thread changes.
 pub(crate) const COUNT: Ordering = Ordering::Relaxed;
