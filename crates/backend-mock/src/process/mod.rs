@@ -10,13 +10,19 @@
 //! * [`segment`]: a process's device memory.
 //! * [`peer`]: a process as others see it: its memory, its bell, whether it has ended.
 //! * [`launch`]: what a launcher does so that peers learn how a process ended.
+//! * [`rendezvous`]: how processes become peers; [`host`] and [`guest`] are its two sides, [`wire`] is
+//!   what they say.
 //! * [`watch`]: the thread that sees peers end.
 
 #![cfg_attr(not(test), expect(dead_code, reason = "the engine is yet to be built on this layer"))]
 
 pub(crate) mod bell;
+mod guest;
+mod host;
 pub(crate) mod launch;
 pub(crate) mod peer;
+pub(crate) mod rendezvous;
 pub(crate) mod segment;
 pub(crate) mod shared;
 pub(crate) mod watch;
+mod wire;
