@@ -26,3 +26,6 @@ pub(crate) mod segment;
 pub(crate) mod shared;
 pub(crate) mod watch;
 mod wire;
+
+#[cfg(all(test, not(miri)))] // Miri has no processes
+mod tests;
