@@ -457,11 +457,9 @@ impl State {
 
     /// Publishes what found no room before.
     fn retry_stalled(&mut self, key: Key) {
-        let across = |state: &mut Self| state.comms.get_mut(key).and_then(|c| c.across.as_mut());
-        let count = across(self).map_or(0, |across| across.stalled.len());
-        for _ in 0..count {
-            let arrival = across(self).and_then(|across| across.stalled.pop_front());
-            let Some(arrival) = arrival else { return };
+        let across = self.comms.get_mut(key).and_then(|comm| comm.across.as_mut());
+        let stalled = across.map(|across| std::mem::take(&mut across.stalled));
+        for arrival in stalled.into_iter().flatten() {
             if self.publish(&arrival, false) {
                 self.follow_up(&arrival);
             }

@@ -639,7 +639,10 @@ impl Split for MockComm {
             return refuse(error);
         }
         let site = Location::caller();
-        let end = self.shared.meeting.split(&self.engine, &self.shared, config)?;
+        let end = match &self.shared.joint {
+            Some(joint) => self.engine.split_across(&self.shared, joint, config)?,
+            None => self.shared.meeting.split(&self.engine, &self.shared, config)?,
+        };
         end.map(|end| Self::new(Arc::clone(&self.engine), end, site)).transpose()
     }
 

@@ -149,6 +149,7 @@
 
 mod across;
 mod adversary;
+mod aide;
 mod alive;
 mod asleep;
 mod backend;
@@ -161,6 +162,7 @@ mod fault;
 mod fault_toml;
 mod footprint;
 mod fork;
+mod gather;
 mod graph;
 mod group;
 mod guard;
@@ -191,7 +193,7 @@ mod watch;
 mod world;
 
 pub use alive::{Alive, AliveKind, AliveThing};
-pub use backend::{Accumulation, Mock, MockConfig};
+pub use backend::{Accumulation, Mock, MockConfig, Ranks};
 pub use comm::MockComm;
 pub use device::MockDevice;
 pub use fault::{Action, FaultPlan, Rule, Sequence};

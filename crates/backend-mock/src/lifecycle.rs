@@ -336,7 +336,7 @@ impl Lives {
     }
 }
 
-fn listed(ranks: &[Rank]) -> String {
+pub(crate) fn listed(ranks: &[Rank]) -> String {
     ranks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
@@ -387,7 +387,10 @@ impl MockComm {
             let message = format!("rank {rank} dropped its operations to shrink it");
             self.engine().with(|state| state.revoke(end.comm, rank, message));
         }
-        lifecycle.shrink(self.engine(), end, config)
+        match &end.joint {
+            Some(joint) => self.engine().shrink_across(end, joint, config),
+            None => lifecycle.shrink(self.engine(), end, config),
+        }
     }
 
     pub(crate) fn grown(&self, config: GrowConfig) -> Result<Arc<EndShared>> {
@@ -395,7 +398,13 @@ impl MockComm {
         end.check()?;
         self.rules().grow(&config)?;
         self.not_in_group("grow blocks until all ranks have called")?;
-        let id = end.meeting.lifecycle.take_grow_id(self.engine(), end)?;
+        let id = match &end.joint {
+            Some(joint) => {
+                let token = self.engine().take_grow_id_across(end, joint)?;
+                self.engine().meetings.across.number(token)
+            }
+            None => end.meeting.lifecycle.take_grow_id(self.engine(), end)?,
+        };
         let mut join = JoinConfig::new(end.info.rank, config.size).with_device(end.info.device);
         join.name = config.name;
         self.engine().meetings.join("grow", self.engine(), id, join)
@@ -405,6 +414,10 @@ impl MockComm {
         let end = self.shared();
         end.check()?;
         let engine = self.engine();
+        if let Some(joint) = &end.joint {
+            let token = engine.make_grow_id_across(end, joint)?;
+            return Ok(Mock::token_id(token, end.info.size));
+        }
         let number = end.meeting.lifecycle.grow_id(end.info.rank, || engine.meetings.issue())?;
         Ok(Mock::id(engine, number, end.info.size))
     }

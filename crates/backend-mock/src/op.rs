@@ -51,7 +51,7 @@ impl Op {
 pub(crate) const NOBODY: u32 = u32::MAX;
 
 /// Which operation.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum Kind {
     AllGather,
     AllReduce,
