@@ -12,11 +12,7 @@
 //!
 //! A process looks when its bell was rung. Bells of others are rung when the lock is released.
 
-use std::{
-    collections::HashMap,
-    panic::Location,
-    sync::Arc,
-};
+use std::{collections::HashMap, panic::Location, sync::Arc};
 
 use collectives_core::{ErrorKind, Rank};
 
@@ -128,7 +124,9 @@ impl State {
             self.follow_up(&arrival);
         }
         let comm = self.comms.get(op.comm).filter(|comm| !comm.broken && comm.departed > 0);
-        if let Some(missing) = comm.filter(|comm| comm.waits(&op)).and_then(|c| c.departed_before(&op)) {
+        if let Some(missing) =
+            comm.filter(|comm| comm.waits(&op)).and_then(|c| c.departed_before(&op))
+        {
             self.fail_departed(op.comm, missing, &op);
         }
     }
@@ -253,7 +251,8 @@ impl State {
             }
             let mut arrivals = comm.take_across(&joint, track, number);
             let parties = if track == Board::COLLECTIVES { joint.peers.len() } else { 2 };
-            let others = (0..parties).filter(|&party| !joint.is_here(joint.rank_of(track, party) as usize));
+            let others =
+                (0..parties).filter(|&party| !joint.is_here(joint.rank_of(track, party) as usize));
             let mut broken = None;
             for party in others {
                 match joint.arrival(key, track, party, number) {
@@ -347,7 +346,8 @@ impl State {
     #[cold]
     fn refuse_nonsense(&mut self, key: Key, joint: &Joint, rank: u32) {
         let pid = joint.peers[rank as usize].pid();
-        let message = format!("rank {rank} (pid {pid}) has published an operation that makes no sense");
+        let message =
+            format!("rank {rank} (pid {pid}) has published an operation that makes no sense");
         let hint = "do all processes run the same version of this library?";
         self.fail_comm(key, &Failure::new(ErrorKind::Internal, message).with_hint(hint), None);
     }
@@ -369,7 +369,9 @@ impl State {
 
     fn look_at_board(&mut self, key: Key) {
         self.end_done(key);
-        let Some(across) = self.comms.get(key).and_then(|comm| comm.across.as_ref()) else { return };
+        let Some(across) = self.comms.get(key).and_then(|comm| comm.across.as_ref()) else {
+            return;
+        };
         let joint = Arc::clone(&across.joint);
         self.learn_fate(key, &joint);
         for rank in 0..joint.peers.len() {

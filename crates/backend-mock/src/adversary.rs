@@ -449,7 +449,8 @@ impl State {
             whose(op, &comm.title()),
             call(op.kind.name(), "", (op.count, op.dtype), op.reduction.name(), op.other()),
         );
-        let hint = "write what is sent before the call, or after the stream has passed the operation";
+        let hint =
+            "write what is sent before the call, or after the stream has passed the operation";
         let failure = Failure::new(ErrorKind::InvalidUsage, message).with_hint(hint);
         part.sum.filter(|&then| then != now).map(|_| failure)
     }
@@ -599,9 +600,7 @@ impl State {
         if self.adversary.is_some()
             && let Some(joint) = across.map(|across| Arc::clone(&across.joint))
         {
-            self.demand(|demand, view| {
-                demand.want_across(view, comm, |key| joint.is_awaited(key))
-            });
+            self.demand(|demand, view| demand.want_across(view, comm, |key| joint.is_awaited(key)));
         }
     }
 
@@ -707,12 +706,7 @@ fn heads(streams: &Slab<Stream>, places: &[u32]) -> Vec<(u32, u64)> {
     places.iter().map(|&place| (place, streams[place].passed)).collect()
 }
 
-fn actor(
-    stream: &Stream,
-    what: String,
-    site: Site,
-    comm: Option<Key>,
-) -> Actor {
+fn actor(stream: &Stream, what: String, site: Site, comm: Option<Key>) -> Actor {
     let shared = &stream.shared;
     Actor { what, site, key: shared.key, raw: shared.raw, device: shared.device, comm }
 }
@@ -748,7 +742,9 @@ fn changed(op: &Op, title: &str, broken: &Broken) -> Failure {
 /// Where the call stands that enqueued work which one stream does by itself.
 fn site_of(entry: &Entry) -> Site {
     match *entry {
-        Entry::Copy { site, .. } | Entry::Fill { site, .. } | Entry::Free { site, .. } => site.into(),
+        Entry::Copy { site, .. } | Entry::Fill { site, .. } | Entry::Free { site, .. } => {
+            site.into()
+        }
         _ => Location::caller().into(),
     }
 }

@@ -90,9 +90,7 @@ impl Comm {
     /// Whether all ranks of this process have left, and nothing of them is outstanding.
     pub(crate) fn is_over(&self) -> bool {
         let mut ends = self.ends.iter().enumerate();
-        ends.all(|(rank, end)| {
-            self.is_elsewhere(rank) || end.departed && end.outstanding == 0
-        })
+        ends.all(|(rank, end)| self.is_elsewhere(rank) || end.departed && end.outstanding == 0)
     }
 
     /// Its name, or a number.
@@ -208,7 +206,8 @@ impl Comm {
             return op.other().into_iter().collect();
         }
         let here = |rank: u32| {
-            if let Some(across) = self.across.as_ref().filter(|_| self.is_elsewhere(rank as usize)) {
+            if let Some(across) = self.across.as_ref().filter(|_| self.is_elsewhere(rank as usize))
+            {
                 return across.joint.has_published(rank, op);
             }
             let same = |other: &Op| other.rank == rank && other.sequence == op.sequence;
@@ -261,7 +260,10 @@ impl Comm {
 
     /// Takes out what has arrived here and was done by another process.
     pub(crate) fn take_done(&mut self, done: &mut Vec<Arrival>) {
-        self.take_if(|across, op| across.progress(op) == Progress::Done, |arrival| done.push(arrival));
+        self.take_if(
+            |across, op| across.progress(op) == Progress::Done,
+            |arrival| done.push(arrival),
+        );
     }
 
     /// Takes out what has arrived here and what nobody does any more, and says of each whether it was

@@ -134,8 +134,9 @@ impl Gatherings {
                     occupant + 1 + twin,
                     one.device
                 );
-                return Err(at(misuse(message)
-                    .with_hint("give each rank a device of its own, as NCCL wants")));
+                return Err(at(
+                    misuse(message).with_hint("give each rank a device of its own, as NCCL wants")
+                ));
             }
         }
         let seats = tickets.into_iter().map(Ticket::seat).collect();
@@ -225,8 +226,7 @@ impl Engine {
         let process = self.process()?;
         let size = seats.len();
         let system = |error: std::io::Error| refuse(ErrorKind::System, error.to_string());
-        let (board, _) =
-            Shared::create("collectives-board", board_bytes(size)?).map_err(system)?;
+        let (board, _) = Shared::create("collectives-board", board_bytes(size)?).map_err(system)?;
         let peers = (0..size).map(|_| Arc::clone(process.own())).collect();
         let met = Met { board: Arc::new(board), payloads: Vec::new(), peers };
         let ends = self.make_joint(random().map_err(system)?, &met, 0, seats)?;
@@ -263,8 +263,7 @@ impl Engine {
         let what = What::Split { comm: end.comm, rank: rank.get(), round };
         let _wait = self.begin_wait(what, None);
         let SplitConfig { color, key, name, .. } = config;
-        let payload =
-            Ticket { device: end.info.device, name, split: Some((color, key)) }.encode();
+        let payload = Ticket { device: end.info.device, name, split: Some((color, key)) }.encode();
         let gone = || {
             let seat = |rank: &u32| joint.board.seat(*rank);
             let left = |rank: &u32| seat(rank).has(board::Seat::DEPARTED);
@@ -274,7 +273,9 @@ impl Engine {
         let cancelled = || end.check().is_err() || gone().is_some();
         let token = derive(&joint.token, "split", &[round]);
         // Whatever the colours: a board for each rank alone, and one for all.
-        let most = board_bytes(1)?.checked_mul(size).and_then(|one| one.checked_add(board_bytes(size).ok()?));
+        let most = board_bytes(1)?
+            .checked_mul(size)
+            .and_then(|one| one.checked_add(board_bytes(size).ok()?));
         let call = Call {
             token,
             seat: rank.get(),
@@ -482,7 +483,8 @@ impl Ticket {
 }
 
 fn decode(met: &Met) -> Result<Vec<Ticket>> {
-    let broken = || refuse(ErrorKind::Internal, "a rank brought what makes no sense to the meeting");
+    let broken =
+        || refuse(ErrorKind::Internal, "a rank brought what makes no sense to the meeting");
     met.payloads.iter().map(|payload| Ticket::decode(payload).ok_or_else(broken)).collect()
 }
 
@@ -522,7 +524,8 @@ impl<'a> Visit<'a> {
         let own = board.seat(self.rank.get());
         let turn = |rank: u32| board.seat(rank).shrinks_as.load(Ordering::SeqCst);
         let size = self.joint.peers.len() as u32;
-        let waits_for = |one: u32, other: u32| self.list(one).binary_search(&Rank::new(other)).is_err();
+        let waits_for =
+            |one: u32, other: u32| self.list(one).binary_search(&Rank::new(other)).is_err();
         if own.quarrel.load(Ordering::SeqCst) == 0 {
             let me = self.rank.get();
             let mut others = (0..size).filter(|&other| other != me && turn(other) != 0);
@@ -540,7 +543,8 @@ impl<'a> Visit<'a> {
             }
         }
         let quarrel = own.quarrel.load(Ordering::SeqCst);
-        let [first, second] = [(quarrel >> 32) as u32, quarrel as u32].map(|rank| rank.wrapping_sub(1));
+        let [first, second] =
+            [(quarrel >> 32) as u32, quarrel as u32].map(|rank| rank.wrapping_sub(1));
         if first >= size || second >= size {
             return None;
         }
@@ -612,7 +616,8 @@ fn explain(missed: Missed, deadline: Option<Duration>) -> Error {
 fn derive(token: &Token, what: &str, words: &[u64]) -> Token {
     let [low, high] = halves(token);
     let letters = what.bytes().map(u64::from);
-    let all: Vec<u64> = [low, high].into_iter().chain(letters).chain(words.iter().copied()).collect();
+    let all: Vec<u64> =
+        [low, high].into_iter().chain(letters).chain(words.iter().copied()).collect();
     let (one, other) = (mix(&all), mix(&[&all[..], &[1]].concat()));
     let mut derived = Token::default();
     derived[..8].copy_from_slice(&one.to_le_bytes());

@@ -125,9 +125,8 @@ impl Joint {
 
     /// Whether another process has published its part of what an operation of this one meets.
     pub(crate) fn is_awaited(&self, key: &OpKey) -> bool {
-        let published = |track: usize, party: usize| {
-            self.board.track(track).is_published(party, key.sequence)
-        };
+        let published =
+            |track: usize, party: usize| self.board.track(track).is_published(party, key.sequence);
         match key.message() {
             None => (0..self.peers.len())
                 .any(|rank| !self.is_here(rank) && published(Board::COLLECTIVES, rank)),
@@ -159,7 +158,13 @@ impl Joint {
     /// Another process's part of an operation that is ready, as if it were here. `None` where it makes
     /// no sense.
     #[inline]
-    pub(crate) fn arrival(&self, comm: Key, track: usize, party: usize, number: u64) -> Option<Arrival> {
+    pub(crate) fn arrival(
+        &self,
+        comm: Key,
+        track: usize,
+        party: usize,
+        number: u64,
+    ) -> Option<Arrival> {
         let part = self.board.track(track).part(party, number)?;
         let rank = self.rank_of(track, party);
         let wanted = match (track, party) {
@@ -271,11 +276,7 @@ impl Across {
 
     /// Says how the communicator ends, and answers how it does: as somebody else has said before, or
     /// so.
-    pub(crate) fn tell(
-        &self,
-        failure: Failure,
-        except: Option<Rank>,
-    ) -> (Failure, Option<Rank>) {
+    pub(crate) fn tell(&self, failure: Failure, except: Option<Rank>) -> (Failure, Option<Rank>) {
         let board = &self.joint.board;
         if board.tell(End::Failed, &failure.tell(except)) {
             return (failure, except);

@@ -37,12 +37,13 @@ impl Site {
             Mutex::new(BTreeMap::new());
         let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
         let full = known.len() >= KEPT;
-        let named = *known.entry((file, line, column)).or_insert_with_key(|(file, line, column)| {
-            if full {
-                return &UNKNOWN;
-            }
-            Box::leak(Box::new(Named { file: file.clone(), line: *line, column: *column }))
-        });
+        let named =
+            *known.entry((file, line, column)).or_insert_with_key(|(file, line, column)| {
+                if full {
+                    return &UNKNOWN;
+                }
+                Box::leak(Box::new(Named { file: file.clone(), line: *line, column: *column }))
+            });
         Self(Place::There(named))
     }
 
