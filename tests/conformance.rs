@@ -11,7 +11,7 @@
 use std::process::ExitCode;
 
 use collectives::AnyBackend;
-use collectives_backend_mock::{Accumulation, Mock, MockConfig, Schedule};
+use collectives_backend_mock::{Accumulation, Mock, MockConfig, Ranks, Schedule};
 use collectives_backend_nccl::Nccl;
 use collectives_conformance::{Harness, KnownFault, trials};
 use collectives_core::{Backend, Version};
@@ -32,7 +32,16 @@ fn main() -> ExitCode {
     ] {
         all.extend(trials(OnMock::new(name, config, &[2, 3])));
     }
-    all.extend(trials(OnMock::new("mock processes", MockConfig::new(), &[1]).processes()));
+    // The same, with each rank in a process of its own.
+    #[cfg(target_os = "linux")]
+    for (name, config, worlds) in [
+        ("mock processes", MockConfig::new(), &[1, 2, 3, 4][..]),
+        ("mock processes late", MockConfig::new().with_schedule(Schedule::Late), &[2]),
+        ("mock processes strict", MockConfig::strict(), &[2]),
+    ] {
+        let config = config.with_ranks(Ranks::Processes);
+        all.extend(trials(OnMock::new(name, config, worlds).processes()));
+    }
     all.extend(trials(OnAny));
     match std::env::var("COLLECTIVES_TEST_NCCL") {
         Ok(libraries) => {

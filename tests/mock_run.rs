@@ -390,5 +390,5 @@ mod processes {
         );
     }
 
-    const RANKS: usize = 1;
+    const RANKS: usize = 3;
 }

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
-    Cause, Mock, MockComm, RunFailure, World,
+    Cause, Mock, MockComm, Ranks, RunFailure, World,
     error::BACKEND,
     failure::{note_panics, sort_out},
     world::Seat,
@@ -343,7 +343,8 @@ impl Here {
         body: impl FnOnce(&Mock, MockComm) -> Result<T>,
     ) -> Result<Value, Cause> {
         let (rank, size) = (self.member.rank(), self.member.size());
-        let mock = Mock::new(world.machine().map_err(Cause::Error)?);
+        let config = world.machine().map_err(Cause::Error)?.with_ranks(Ranks::Processes);
+        let mock = Mock::new(config);
         let mock = self.shown.mock.get_or_init(|| mock);
         let body = |mock: &Mock, comm| {
             self.member.tell(&Word::Joined);
