@@ -303,7 +303,7 @@ mod processes {
             |_| Err::<(), _>(Error::new(ErrorKind::OutOfMemory, "no room").with_hint("tidy up"));
         let failure = fails(
             mock::run_processes(RANKS, own),
-            &[" ranks failed after ", ", as processes ", "0: no room; tidy up"],
+            &[" ranks failed after ", ", as processes ", "no room; tidy up"],
         );
         let Cause::Error(error) = &failure.failures()[0].cause else { panic!("{failure}") };
         assert_eq!((error.kind(), error.hint()), (ErrorKind::OutOfMemory, Some("tidy up")));
