@@ -298,28 +298,24 @@ fn a_host_that_is_killed_ends_the_meeting_for_all() {
     if let Some(part) = Part::mine() {
         return part.wait_to_meet(4);
     }
-    let token = peer::random().unwrap();
-    let mut host = Part { token, seat: 3 }.start(TEST);
-    assert_eq!(host.hear(), "waits");
-    let mut guest = Part { token, seat: 1 }.start(TEST);
-    assert_eq!(guest.hear(), "waits");
-    thread::scope(|scope| {
-        let (here, is_here) = mpsc::channel();
-        let own = scope.spawn(move || {
-            let cancelled = || {
-                let _ = here.send(());
-                false
-            };
-            meet(&process(), Call { cancelled: &cancelled, ..call(token, 0, 4) }).err()
-        });
-        is_here.recv().unwrap();
-        // A guest knows its host's seat once it is let in, its pid from the beginning.
+    // A guest may know its host's pid only, where that one ends before it has let it in.
+    let knows_seat = || {
+        let token = peer::random().unwrap();
+        let mut host = Part { token, seat: 3 }.start(TEST);
+        assert_eq!(host.hear(), "waits");
+        let mut guests = [0, 1].map(|seat| Part { token, seat }.start(TEST));
+        for guest in &mut guests {
+            assert_eq!(guest.hear(), "waits");
+        }
         let pid = host.kill();
-        let died = format!("seat 3 (pid {pid}) ended before all had come");
-        assert_eq!(guest.hear(), died);
-        let missed = own.join().unwrap();
-        assert!(matches!(missed, Some(Missed::Died { pid: it, .. }) if it == pid), "{missed:?}");
-    });
+        guests.map(|mut guest| {
+            let died = guest.hear();
+            let knows = died == format!("seat 3 (pid {pid}) ended before all had come");
+            assert!(knows || died == format!("pid {pid} ended before all had come"), "{died}");
+            knows
+        })
+    };
+    assert!((0..10).any(|_| knows_seat() == [true; 2]));
 }
 
 #[test]
@@ -406,11 +402,11 @@ fn nothing_stays_behind() {
             for time in 0..times {
                 let token = part.token.map(|byte| byte ^ time);
                 let met = meet(&process, call(token, part.seat, 2)).unwrap();
+                assert_eq!(process.peers().living().len(), 1);
                 all_are_here(&met);
                 let missed =
                     meet(&process, Call { cancelled: &|| true, ..call(token, part.seat, 2) });
                 assert!(missed.is_err());
-                assert_eq!(process.peers().living().len(), 1);
             }
             drop((watch, process));
         };
@@ -511,11 +507,11 @@ impl Part {
         out.flush().unwrap();
     }
 
-    /// Comes to a meeting, says when it waits there, and what becomes of it.
+    /// Comes to a meeting, says when it has waited there for a moment, and what becomes of it.
     fn wait_to_meet(&self, seats: u32) {
-        let said = AtomicBool::new(false);
+        let looks = AtomicU64::new(0);
         let cancelled = || {
-            if !said.swap(true, Ordering::Relaxed) {
+            if looks.fetch_add(1, Ordering::Relaxed) == 3 {
                 self.say("waits");
             }
             false
