@@ -162,6 +162,33 @@ fn a_host_that_gives_up_leaves_the_meeting_to_its_guests() {
 }
 
 #[test]
+fn who_gives_up_at_the_last_moment_strands_nobody() {
+    // All come and give up at all times, until they meet: who thinks to have met while another has
+    // given up would be missed for ever.
+    for round in 0..200 {
+        let (token, end) = (peer::random().unwrap(), far());
+        thread::scope(|scope| {
+            let try_until_met = |seat: u32| {
+                let process = process();
+                for attempt in 0_u64.. {
+                    // Anything that differs between seats, attempts and rounds.
+                    let mixed = (round * 31 + u64::from(seat) * 17 + attempt * 7) % 23;
+                    let until = Some(Instant::now() + Duration::from_micros(30 * mixed));
+                    match meet(&process, Call { until, ..call(token, seat, 4) }) {
+                        Ok(met) => return all_are_here(&met),
+                        Err(Missed::Late { .. }) => assert!(Instant::now() < end, "stranded"),
+                        Err(missed) => panic!("{missed}"),
+                    }
+                }
+            };
+            for seat in 0..4 {
+                scope.spawn(move || try_until_met(seat));
+            }
+        });
+    }
+}
+
+#[test]
 fn disagreement_is_told_to_those_concerned() {
     let told = |changes: [fn(&mut Call<'_>); 2]| {
         let token = peer::random().unwrap();
