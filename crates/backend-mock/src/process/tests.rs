@@ -423,13 +423,14 @@ fn nothing_stays_behind() {
     const TEST: &str = "nothing_stays_behind";
     if let Some(part) = Part::mine() {
         // Descriptors are counted in a process where no other test opens any.
-        let meet_often = |times: u8| {
+        let meet_often = |times: u8, look: &dyn Fn()| {
             let process = process();
             let watch = Watch::start(&process, Box::new(|_| ())).unwrap();
             for time in 0..times {
                 let token = part.token.map(|byte| byte ^ time);
                 let met = meet(&process, call(token, part.seat, 2)).unwrap();
                 assert_eq!(process.peers().living().len(), 1);
+                look();
                 all_are_here(&met);
                 let missed =
                     meet(&process, Call { cancelled: &|| true, ..call(token, part.seat, 2) });
@@ -437,7 +438,11 @@ fn nothing_stays_behind() {
             }
             drop((watch, process));
         };
-        let count = || fs::read_dir("/proc/self/fd").unwrap().count();
+        let fds = || {
+            let names = fs::read_dir("/proc/self/fd").unwrap().flatten();
+            names.map(|entry| entry.file_name()).collect::<BTreeSet<_>>()
+        };
+        let count = || fds().len();
         // The thread that watches ends soon, but nobody waits for it.
         let settled = |wanted: usize| {
             let until = far();
@@ -446,8 +451,19 @@ fn nothing_stays_behind() {
             }
             count()
         };
-        let before = count();
-        meet_often(10);
+        let (before, inherited) = (count(), fds());
+        meet_often(10, &|| {
+            for fd in fds().difference(&inherited) {
+                // Gone by now where it was that of the directory.
+                let info = fs::read_to_string(Path::new("/proc/self/fdinfo").join(fd));
+                let flags = info.ok().and_then(|info| {
+                    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+                    u32::from_str_radix(flags.trim(), 8).ok()
+                });
+                let closes = |flags: u32| flags & O_CLOEXEC != 0;
+                assert!(flags.is_none_or(closes), "{fd:?}: {flags:?}");
+            }
+        });
         assert_eq!(settled(before), before);
         let mapped = fs::read_to_string("/proc/self/maps").unwrap();
         assert!(!mapped.contains("memfd:collectives"), "{mapped}");
@@ -636,6 +652,9 @@ fn told(met: &Met, seat: usize) -> &AtomicU64 {
 }
 
 const BOARD_BYTES: usize = 1 << 16;
+
+/// As Linux writes it in `/proc`.
+const O_CLOEXEC: u32 = 0o200_0000;
 
 /// Says which part a process is to play.
 const PART: &str = "COLLECTIVES_TEST_PART";
