@@ -171,8 +171,8 @@ mod tests {
     #[test]
     fn a_world_of_memory_fits() {
         // Now and then another thread takes the place.
-        let is_aligned = || Segment::new(128 << 30).unwrap().base().addr() % HUGE_PAGE == 0;
-        assert!((0..10).any(|_| is_aligned()));
+        let base = || Segment::new(128 << 30).unwrap().base().addr();
+        assert!((0..10).any(|_| base().is_multiple_of(HUGE_PAGE)));
         let segment = Segment::new(128 << 30).unwrap();
         assert!(segment.bytes() == 128 << 30 || segment.shortage().is_some());
     }
