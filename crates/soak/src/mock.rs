@@ -1,0 +1,314 @@
+//! Programs on the mock, ranks as threads: under a schedule, guards and benign faults that the seed says,
+//! within a deadline.
+
+use std::{
+    any::Any,
+    fmt,
+    panic::{self, AssertUnwindSafe},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use collectives_backend_mock::{
+    Accumulation, Action as Fault, FaultPlan, Guards, Mock, MockComm, MockConfig, Rule, Schedule,
+};
+use collectives_core::{AbortHandle, Backend, Collectives};
+
+use crate::{
+    lower::{Action, lower},
+    oracle::{Memory, expected},
+    program::Program,
+    random::Random,
+    rank::{End, Failure, Keep, Post, Watch, run_rank},
+};
+
+/// Under what a program runs.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// When work runs.
+    pub schedule: Schedule,
+    /// What is watched.
+    pub guards: Guards,
+    /// How small floats are reduced; what programs reduce is exact in both.
+    pub accumulation: Accumulation,
+    /// Delays and stragglers.
+    pub faults: FaultPlan,
+}
+
+impl Setting {
+    /// The plainest.
+    pub const fn plain() -> Self {
+        Self {
+            schedule: Schedule::Eager,
+            guards: Guards::NONE,
+            accumulation: Accumulation::Element,
+            faults: FaultPlan::new(),
+        }
+    }
+
+    /// What the seed says.
+    pub fn draw(seed: u64) -> Self {
+        let mut random = Random::new(seed, 2);
+        let schedule = match random.below(5) {
+            0 => Schedule::Eager,
+            1 => Schedule::Late,
+            _ => Schedule::Random(random.next() % 1_000_000),
+        };
+        let guards = if random.one_in(3) { Guards::NONE } else { Guards::ALL };
+        let accumulation = random.of(&[Accumulation::Element, Accumulation::F32]);
+        let mut faults = FaultPlan::new().with_seed(random.next());
+        if random.one_in(4) {
+            let by = Duration::from_micros(20 + random.next() % 400);
+            faults = faults.with_rule(Rule::new(Fault::Delay(by)).with_probability(0.1));
+        }
+        if random.one_in(8) {
+            let by = Duration::from_micros(random.next() % 100);
+            let rule = Rule::new(Fault::Straggle(by)).on_rank(random.below(6) as u32);
+            faults = faults.with_rule(rule.at(3..4));
+        }
+        if random.one_in(8) {
+            let by = Duration::from_micros(random.next() % 1000);
+            faults = faults.with_rule(Rule::new(Fault::JoinLate(by)).with_probability(0.3));
+        }
+        Self { schedule, guards, accumulation, faults }
+    }
+
+    /// The same with a rule in front.
+    #[must_use]
+    pub(crate) fn with_rule(mut self, rule: Rule) -> Self {
+        self.faults.rules.insert(0, rule);
+        self
+    }
+
+    pub(crate) fn mock(&self, program: &Program) -> Mock {
+        let config = MockConfig::new()
+            .with_devices(program.ranks)
+            .with_schedule(self.schedule)
+            .with_guards(self.guards)
+            .with_accumulation(self.accumulation)
+            .with_faults(self.faults.clone());
+        Mock::new(config)
+    }
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { schedule, guards, accumulation, faults } = self;
+        write!(f, "schedule {schedule}, guards {guards}, accumulation {accumulation:?}, faults")?;
+        for rule in &faults.rules {
+            write!(f, " [{}, p = {}]", rule.action, rule.probability)?;
+        }
+        if faults.rules.is_empty() { f.write_str(" none") } else { Ok(()) }
+    }
+}
+
+/// What is wrong with a run.
+#[derive(Debug)]
+pub enum Trouble {
+    /// Memory is not what the oracle says.
+    Difference(String),
+    /// A rank was told of an error.
+    Error(String),
+    /// It did not end; what was pending.
+    Hang(String),
+    /// Something was not given back, or is still pending, or there was a verdict.
+    Left(String),
+    /// A rank panicked.
+    Panic(String),
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Difference(text) => write!(f, "a difference: {text}"),
+            Self::Error(text) => write!(f, "an error: {text}"),
+            Self::Hang(text) => write!(f, "a hang: {text}"),
+            Self::Left(text) => write!(f, "left behind: {text}"),
+            Self::Panic(text) => write!(f, "a panic: {text}"),
+        }
+    }
+}
+
+/// Runs a program and compares all memory of all ranks with the oracle's.
+///
+/// # Errors
+/// What is wrong.
+pub fn check(program: &Program, setting: &Setting, deadline: Duration) -> Result<(), Trouble> {
+    check_altered(program, setting, deadline, |_, _| {})
+}
+
+/// The same, with what ranks do altered behind the oracle's back.
+pub(crate) fn check_altered(
+    program: &Program,
+    setting: &Setting,
+    deadline: Duration,
+    alter: impl Fn(usize, &mut Vec<Action<'_>>) + Send + Sync + 'static,
+) -> Result<(), Trouble> {
+    let want = expected(program);
+    let mock = setting.mock(program);
+    let outcomes = run(&mock, program, deadline, Arc::new(alter), |_| {})?;
+    let mut ends = Vec::new();
+    for (rank, outcome) in outcomes.into_iter().enumerate() {
+        let told = |text: String| format!("rank {rank}: {text}");
+        let end = outcome.map_err(|text| Trouble::Panic(told(text)))?;
+        let memory = end.outcome.map_err(|failure| Trouble::Error(told(failure.to_string())))?;
+        ends.push((memory, end.world));
+    }
+    for (rank, ((have, _), want)) in ends.iter().zip(&want).enumerate() {
+        if let Some(text) = difference(have, want) {
+            return Err(Trouble::Difference(format!("rank {rank}: {text}")));
+        }
+    }
+    drop(ends);
+    nothing_left(&mock)?;
+    match mock.verdicts().first() {
+        Some(verdict) => Err(Trouble::Left(format!("a verdict, without an error: {verdict:?}"))),
+        None => Ok(()),
+    }
+}
+
+/// Fails unless all was given back, and nothing is pending.
+pub(crate) fn nothing_left(mock: &Mock) -> Result<(), Trouble> {
+    mock.check_leaks().map_err(|error| Trouble::Left(error.to_string()))?;
+    match mock.pending() {
+        pending if pending.is_empty() => Ok(()),
+        pending => Err(Trouble::Left(format!("still pending: {pending:#?}"))),
+    }
+}
+
+/// By rank: how it ended, or what it panicked with.
+pub(crate) type Outcomes = Vec<Result<End<MockComm>, String>>;
+
+/// Runs all ranks of a program. `about_to` is called before everything that a rank does.
+pub(crate) fn run(
+    mock: &Mock,
+    program: &Program,
+    deadline: Duration,
+    alter: Arc<dyn Fn(usize, &mut Vec<Action<'_>>) + Send + Sync>,
+    about_to: impl Fn(usize) + Send + Sync + 'static,
+) -> Result<Outcomes, Trouble> {
+    let error = |error: collectives_core::Error| Trouble::Error(error.to_string());
+    let ids = program.comms.iter().map(|_| mock.unique_id()).collect::<Result<Vec<_>, _>>();
+    let looker = Arc::new(Looker {
+        about_to: Box::new(about_to),
+        doing: (0..program.ranks).map(|_| Mutex::default()).collect(),
+        handles: Mutex::default(),
+    });
+    let shared = Arc::new((ids.map_err(error)?, program.clone(), Keep::default()));
+    let (sender, receiver) = mpsc::channel();
+    for rank in 0..program.ranks {
+        let (mock, shared, looker) = (mock.clone(), Arc::clone(&shared), Arc::clone(&looker));
+        let (sender, alter) = (sender.clone(), Arc::clone(&alter));
+        let name = format!("rank {rank}");
+        let body = move || {
+            let (ids, program, keep) = &*shared;
+            let post = Post { backend: &mock, ids, rank, watch: &*looker, keep };
+            let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
+                let mut actions = lower(program, rank);
+                alter(rank, &mut actions);
+                run_rank(&post, program, &actions)
+            }));
+            // Nobody listens any more after a hang.
+            let _ = sender.send((rank, outcome.map_err(|payload| text_of(&*payload))));
+        };
+        let spawned = thread::Builder::new().name(name).spawn(body);
+        spawned.map_err(|error| Trouble::Error(format!("no thread: {error}")))?;
+    }
+    let mut outcomes: Vec<_> = (0..program.ranks).map(|_| None).collect();
+    let end = Instant::now() + deadline;
+    while outcomes.iter().any(Option::is_none) {
+        match receiver.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok((rank, outcome)) => outcomes[rank] = Some(outcome),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                let missing = (0..program.ranks).filter(|&rank| outcomes[rank].is_none());
+                return Err(looker.hang(mock, missing));
+            }
+        }
+    }
+    // Streams may use its host memory until the last operation is done.
+    let left = Instant::now() + Duration::from_secs(1);
+    while !mock.pending().is_empty() && Instant::now() < left {
+        thread::yield_now();
+    }
+    Ok(outcomes.into_iter().flatten().collect())
+}
+
+/// What a rank does now, and what can end it.
+struct Looker {
+    about_to: Box<dyn Fn(usize) + Send + Sync>,
+    doing: Vec<Mutex<String>>,
+    handles: Mutex<Vec<AbortHandle>>,
+}
+
+impl Watch for Looker {
+    fn about_to(&self, rank: usize, what: &dyn fmt::Debug) {
+        let text = format!("{what:?}");
+        let end = text.char_indices().nth(300).map_or(text.len(), |(end, _)| end);
+        *self.doing[rank].lock().unwrap_or_else(PoisonError::into_inner) = text[..end].into();
+        (self.about_to)(rank);
+    }
+
+    fn has(&self, _rank: usize, handle: AbortHandle) {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner).push(handle);
+    }
+}
+
+impl Looker {
+    /// Reports a hang, and ends what can be ended, so that threads are not in the way of what comes
+    /// next.
+    fn hang(&self, mock: &Mock, missing: impl Iterator<Item = usize>) -> Trouble {
+        let mut report = String::new();
+        for rank in missing {
+            let doing = self.doing[rank].lock().unwrap_or_else(PoisonError::into_inner);
+            report += &format!("\n  rank {rank}: {doing}");
+        }
+        report += &format!("\n  pending: {:#?}\n  verdicts: {:#?}", mock.pending(), mock.verdicts());
+        for handle in &*self.handles.lock().unwrap_or_else(PoisonError::into_inner) {
+            // It hangs anyway.
+            let _ = handle.abort();
+        }
+        Trouble::Hang(report)
+    }
+}
+
+/// Where two memories differ first.
+pub(crate) fn difference(have: &Memory, want: &Memory) -> Option<String> {
+    let bytes = |name: String, have: &[u8], want: &[u8]| {
+        if have.len() != want.len() {
+            return Some(format!("{name} has {} bytes, want {}", have.len(), want.len()));
+        }
+        let at = (0..have.len()).find(|&at| have[at] != want[at])?;
+        let count = (0..have.len()).filter(|&at| have[at] != want[at]).count();
+        let end = have.len().min(at + 8);
+        let (have, want) = (&have[at..end], &want[at..end]);
+        Some(format!("{name} differs in {count} bytes, from {at} on: {have:02x?}, want {want:02x?}"))
+    };
+    if (have.areas.len(), have.observed.len()) != (want.areas.len(), want.observed.len()) {
+        return Some("another number of areas or looks".into());
+    }
+    let seen = have.observed.iter().zip(&want.observed).enumerate();
+    let seen = seen.map(|(index, (have, want))| bytes(format!("look {index}"), have, want));
+    let areas = have.areas.iter().zip(&want.areas).enumerate();
+    let areas = areas.map(|(area, pair)| match pair {
+        (Some(have), Some(want)) => bytes(format!("area {area}"), have, want),
+        (None, None) => None,
+        _ => Some(format!("area {area} is there on one side only")),
+    });
+    seen.chain(areas).flatten().next()
+}
+
+/// What somebody panicked with.
+fn text_of(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic without text").into()
+}
+
+/// The failure of a rank, if it has one.
+pub(crate) fn failure<C: Collectives>(outcome: &Result<End<C>, String>) -> Option<&Failure> {
+    outcome.as_ref().ok().and_then(|end| end.outcome.as_ref().err())
+}
