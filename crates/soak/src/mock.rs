@@ -174,9 +174,9 @@ pub(crate) fn check_altered(
 /// Fails unless all was given back, and nothing is pending.
 pub(crate) fn nothing_left(mock: &Mock) -> Result<(), Trouble> {
     mock.check_leaks().map_err(|error| Trouble::Left(error.to_string()))?;
-    match mock.pending() {
-        pending if pending.is_empty() => Ok(()),
-        pending => Err(Trouble::Left(format!("still pending: {pending:#?}"))),
+    match mock.pending().first() {
+        None => Ok(()),
+        Some(pending) => Err(Trouble::Left(format!("still pending: {pending}"))),
     }
 }
 
@@ -266,7 +266,12 @@ impl Looker {
             let doing = self.doing[rank].lock().unwrap_or_else(PoisonError::into_inner);
             report += &format!("\n  rank {rank}: {doing}");
         }
-        report += &format!("\n  pending: {:#?}\n  verdicts: {:#?}", mock.pending(), mock.verdicts());
+        for op in mock.pending() {
+            report += &format!("\n  pending: {op}");
+        }
+        for verdict in mock.verdicts() {
+            report += &format!("\n  verdict: {verdict}");
+        }
         for handle in &*self.handles.lock().unwrap_or_else(PoisonError::into_inner) {
             // It hangs anyway.
             let _ = handle.abort();

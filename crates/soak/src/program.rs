@@ -211,7 +211,7 @@ impl Program {
         let mut ground = Ground::default();
         ground.comms.insert(0);
         ground.areas.extend((0..self.ranks).flat_map(|rank| (0..LASTING).map(move |at| (rank, at))));
-        self.steps.retain_mut(|step| ground.takes(step));
+        self.steps.retain_mut(|step| ground.takes(&self.comms, step));
     }
 
     /// Number of steps, those in graphs included.
@@ -240,18 +240,18 @@ struct Ground {
 
 impl Ground {
     /// Whether a step has all it needs; what it makes and ends is noted.
-    fn takes(&mut self, step: &mut Step) -> bool {
+    fn takes(&mut self, comms: &[Vec<usize>], step: &mut Step) -> bool {
         let has = |rank: usize, place: Place| self.areas.contains(&(rank, place.area));
         match &mut step.what {
             What::Alloc { rank, area, .. } => self.areas.insert((*rank, *area)),
             What::Copy { rank, from, to, .. } => has(*rank, *from) && has(*rank, *to),
             What::Define { graph, body, .. } => {
-                body.retain_mut(|step| self.takes(step));
-                let comms = body.iter().flat_map(|step| match &step.what {
+                body.retain_mut(|step| self.takes(comms, step));
+                let used = body.iter().flat_map(|step| match &step.what {
                     What::Meet { ops, .. } => ops.iter().map(|op| op.comm).collect(),
                     _ => Vec::new(),
                 });
-                self.graphs.push((*graph, comms.collect()));
+                self.graphs.push((*graph, used.collect()));
                 !body.is_empty()
             }
             What::Fill { rank, to, .. }
@@ -264,8 +264,13 @@ impl Ground {
             What::Free { rank, area, .. } => self.areas.remove(&(*rank, *area)),
             What::Join { comm } => self.comms.insert(*comm),
             What::Meet { ops, .. } => {
-                // Areas that go are in no operation.
-                ops.retain(|op| self.comms.contains(&op.comm));
+                ops.retain(|op| {
+                    self.comms.contains(&op.comm)
+                        && op.parts(comms).all(|(rank, seat, _)| {
+                            let decoys = seat.decoy.into_iter();
+                            seat.reads().chain(seat.recv).chain(decoys).all(|place| has(rank, place))
+                        })
+                });
                 !ops.is_empty()
             }
             What::Observe { rank, from } => has(*rank, *from),
