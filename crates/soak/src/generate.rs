@@ -32,6 +32,7 @@ impl Program {
             areas: vec![vec![true; LASTING]; ranks],
             alive: vec![0],
             graphs: Vec::new(),
+            next_graph: 0,
             program,
             random,
         };
@@ -53,6 +54,7 @@ struct Generator {
     areas: Vec<Vec<bool>>,
     /// Graphs that can run, and the communicators in them.
     graphs: Vec<(usize, Vec<usize>)>,
+    next_graph: usize,
 }
 
 /// Memory that a group uses, by rank: what is read, and what is written.
@@ -284,7 +286,8 @@ impl Generator {
 
     fn define(&mut self) -> Option<What> {
         let ranks = self.program.ranks;
-        let graph = self.graphs.last().map_or(0, |(graph, _)| graph + 1);
+        let graph = self.next_graph;
+        self.next_graph += 1;
         let steps = 1 + self.random.below(6);
         let mut body = Vec::new();
         for _ in 0..steps {

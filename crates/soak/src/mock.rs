@@ -151,12 +151,21 @@ pub(crate) fn check_altered(
     let want = expected(program);
     let mock = setting.mock(program);
     let outcomes = run(&mock, program, deadline, Arc::new(alter), |_| {})?;
-    let mut ends = Vec::new();
+    let (mut ends, mut panics, mut errors) = (Vec::new(), String::new(), String::new());
     for (rank, outcome) in outcomes.into_iter().enumerate() {
-        let told = |text: String| format!("rank {rank}: {text}");
-        let end = outcome.map_err(|text| Trouble::Panic(told(text)))?;
-        let memory = end.outcome.map_err(|failure| Trouble::Error(told(failure.to_string())))?;
-        ends.push((memory, end.world));
+        match outcome {
+            Ok(End { outcome: Ok(memory), world }) => ends.push((memory, world)),
+            Ok(End { outcome: Err(failure), .. }) => {
+                errors += &format!("\n  rank {rank}: {failure}");
+            }
+            Err(text) => panics += &format!("\n  rank {rank}: {text}"),
+        }
+    }
+    if !panics.is_empty() {
+        return Err(Trouble::Panic(panics + &errors));
+    }
+    if !errors.is_empty() {
+        return Err(Trouble::Error(errors));
     }
     for (rank, ((have, _), want)) in ends.iter().zip(&want).enumerate() {
         if let Some(text) = difference(have, want) {
