@@ -21,6 +21,7 @@
 //! | `COLLECTIVES_SOAK_PROGRAMS` | number of programs |
 //! | `COLLECTIVES_SOAK_SECONDS` | end after so long, whatever the number |
 
+mod deaths;
 mod element;
 mod generate;
 mod lower;
@@ -31,6 +32,7 @@ mod random;
 mod rank;
 pub mod shrink;
 
+pub use deaths::{Death, Outcome, Point, survive};
 pub use mock::{Setting, Trouble, check};
 pub use oracle::{Memory, expected};
 pub use program::{

@@ -16,14 +16,14 @@ use std::{
 use collectives_backend_mock::{
     Accumulation, Action as Fault, FaultPlan, Guards, Mock, MockComm, MockConfig, Rule, Schedule,
 };
-use collectives_core::{AbortHandle, Backend, Collectives};
+use collectives_core::{AbortHandle, Backend, Device, RawStream};
 
 use crate::{
     lower::{Action, lower},
     oracle::{Memory, expected},
     program::Program,
     random::Random,
-    rank::{End, Failure, Keep, Post, Watch, run_rank},
+    rank::{End, Keep, Post, Watch, run_rank},
 };
 
 /// Under what a program runs.
@@ -150,7 +150,8 @@ pub(crate) fn check_altered(
 ) -> Result<(), Trouble> {
     let want = expected(program);
     let mock = setting.mock(program);
-    let outcomes = run(&mock, program, deadline, Arc::new(alter), |_| {})?;
+    let keep = Arc::default();
+    let outcomes = run(&mock, &keep, program, deadline, None, Arc::new(alter), |_| {})?;
     let (mut ends, mut panics, mut errors) = (Vec::new(), String::new(), String::new());
     for (rank, outcome) in outcomes.into_iter().enumerate() {
         match outcome {
@@ -183,6 +184,12 @@ pub(crate) fn check_altered(
 /// Fails unless all was given back, and nothing is pending.
 pub(crate) fn nothing_left(mock: &Mock) -> Result<(), Trouble> {
     mock.check_leaks().map_err(|error| Trouble::Left(error.to_string()))?;
+    for device in 0..mock.device_count().unwrap_or_default() {
+        // A schedule may put off what nobody looks at. Failures were told before.
+        let Ok(device) = mock.device(device) else { continue };
+        // SAFETY: the default stream always lives.
+        let _ = unsafe { device.synchronize(RawStream::DEFAULT, Some(Duration::from_secs(5))) };
+    }
     match mock.pending().first() {
         None => Ok(()),
         Some(pending) => Err(Trouble::Left(format!("still pending: {pending}"))),
@@ -192,11 +199,14 @@ pub(crate) fn nothing_left(mock: &Mock) -> Result<(), Trouble> {
 /// By rank: how it ended, or what it panicked with.
 pub(crate) type Outcomes = Vec<Result<End<MockComm>, String>>;
 
-/// Runs all ranks of a program. `about_to` is called before everything that a rank does.
+/// Runs all ranks of a program; joins give up after `joins`. `about_to` is called before everything
+/// that a rank does.
 pub(crate) fn run(
     mock: &Mock,
+    keep: &Arc<Keep>,
     program: &Program,
     deadline: Duration,
+    joins: Option<Duration>,
     alter: Arc<dyn Fn(usize, &mut Vec<Action<'_>>) + Send + Sync>,
     about_to: impl Fn(usize) + Send + Sync + 'static,
 ) -> Result<Outcomes, Trouble> {
@@ -207,7 +217,7 @@ pub(crate) fn run(
         doing: (0..program.ranks).map(|_| Mutex::default()).collect(),
         handles: Mutex::default(),
     });
-    let shared = Arc::new((ids.map_err(error)?, program.clone(), Keep::default()));
+    let shared = Arc::new((ids.map_err(error)?, program.clone(), Arc::clone(keep)));
     let (sender, receiver) = mpsc::channel();
     for rank in 0..program.ranks {
         let (mock, shared, looker) = (mock.clone(), Arc::clone(&shared), Arc::clone(&looker));
@@ -215,7 +225,7 @@ pub(crate) fn run(
         let name = format!("rank {rank}");
         let body = move || {
             let (ids, program, keep) = &*shared;
-            let post = Post { backend: &mock, ids, rank, watch: &*looker, keep };
+            let post = Post { backend: &mock, ids, rank, joins, watch: &*looker, keep };
             let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
                 let mut actions = lower(program, rank);
                 alter(rank, &mut actions);
@@ -237,11 +247,6 @@ pub(crate) fn run(
                 return Err(looker.hang(mock, missing));
             }
         }
-    }
-    // Streams may use its host memory until the last operation is done.
-    let left = Instant::now() + Duration::from_secs(1);
-    while !mock.pending().is_empty() && Instant::now() < left {
-        thread::yield_now();
     }
     Ok(outcomes.into_iter().flatten().collect())
 }
@@ -320,9 +325,4 @@ fn text_of(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
     text.unwrap_or("a panic without text").into()
-}
-
-/// The failure of a rank, if it has one.
-pub(crate) fn failure<C: Collectives>(outcome: &Result<End<C>, String>) -> Option<&Failure> {
-    outcome.as_ref().ok().and_then(|end| end.outcome.as_ref().err())
 }

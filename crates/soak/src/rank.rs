@@ -29,6 +29,8 @@ pub struct Post<'a, B> {
     pub ids: &'a [UniqueId],
     /// Which rank it is.
     pub rank: usize,
+    /// For how long it waits for others who join.
+    pub joins: Option<Duration>,
     /// Who looks on.
     pub watch: &'a dyn Watch,
     /// Where host memory stays that streams may use when the rank is gone.
@@ -219,7 +221,8 @@ impl<'a, B: Backend> Seat<'a, B> {
                 let own = members.iter().position(|&member| member == self.post.rank);
                 let own = Rank::new(own.unwrap_or_default() as u32);
                 let config = JoinConfig::new(own, members.len()).with_device(self.post.rank);
-                let config = config.with_name(format!("c{comm}"));
+                let mut config = config.with_name(format!("c{comm}"));
+                config.deadline = self.post.joins;
                 let joined = self.post.backend.join(&self.post.ids[comm], config)?;
                 self.take_over(comm, joined);
                 Ok(())
