@@ -1,10 +1,18 @@
 //! A rank dies at a random point: the others are told, go on, and nothing is left behind.
 
-use std::{fmt, sync::Arc, thread, time::Duration};
+use std::{
+    fmt, panic,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use collectives_backend_mock::{Action as Fault, Mock, MockComm, Rule};
 use collectives_core::{
-    Backend, Collectives, Device, Launch, Rank, RawStream, RecvBuf, ReduceOp, ShrinkConfig, Split,
+    Backend, Collectives, Device, Launch, Rank, RecvBuf, ReduceOp, ShrinkConfig, Split,
 };
 
 use crate::{
@@ -109,14 +117,14 @@ pub fn survive(
         setting = setting.with_rule(rule);
     }
     let mock = setting.mock(program);
-    let count = std::sync::atomic::AtomicUsize::new(0);
+    let count = AtomicUsize::new(0);
     let about_to = move |rank: usize| {
         if rank == death.rank
             && let Point::Before(things) = death.point
-            && count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == things
+            && count.fetch_add(1, Ordering::Relaxed) == things
         {
             // Without the panic hook: nobody needs a backtrace.
-            std::panic::resume_unwind(Box::new(format!("killed: {death}")));
+            panic::resume_unwind(Box::new(format!("killed: {death}")));
         }
     };
     let keep = Arc::default();
@@ -197,7 +205,8 @@ fn named(program: &Program, rank: usize, failure: &Failure) -> Vec<usize> {
         }
     };
     let own = |comm: &&Vec<usize>| comm.contains(&rank);
-    let number = error.communicator().and_then(|name| name.strip_prefix('c')?.parse::<usize>().ok());
+    let number =
+        error.communicator().and_then(|name| name.strip_prefix('c')?.parse::<usize>().ok());
     let comms: Vec<&Vec<usize>> = match number.and_then(|number| program.comms.get(number)) {
         Some(comm) => vec![comm],
         None => program.comms.iter().filter(own).collect(),
@@ -207,11 +216,7 @@ fn named(program: &Program, rank: usize, failure: &Failure) -> Vec<usize> {
 }
 
 /// What survivors do: give up what is lost, shrink, and add up their ranks.
-fn recover(
-    mock: &Mock,
-    dead: usize,
-    worlds: Vec<(usize, MockComm)>,
-) -> Result<(), Trouble> {
+fn recover(mock: &Mock, dead: usize, worlds: Vec<(usize, MockComm)>) -> Result<(), Trouble> {
     let want: u64 = worlds.iter().map(|(rank, _)| *rank as u64).sum();
     let recover = |rank: usize, world: MockComm| {
         world.revoke()?;

@@ -67,7 +67,12 @@ pub(crate) fn write(dtype: DType, bytes: &mut [u8], index: usize, value: Value) 
 
 /// What a seed writes before an operation: any bytes, but for reductions of floats numbers whose
 /// result is exact in any type.
-pub(crate) fn fresh(dtype: DType, reduction: Option<Reduction>, seed: u64, bytes: usize) -> Vec<u8> {
+pub(crate) fn fresh(
+    dtype: DType,
+    reduction: Option<Reduction>,
+    seed: u64,
+    bytes: usize,
+) -> Vec<u8> {
     let mut buffer = vec![0; bytes];
     match reduction {
         Some(reduction) if dtype.is_float() => {

@@ -342,7 +342,9 @@ impl Generator {
         let mut children = Vec::new();
         for color in 0..colors {
             let mut chosen: Vec<_> = (0..members.len())
-                .filter_map(|own| parts[own].filter(|part| part.0 == color).map(|part| (part.1, own)))
+                .filter_map(|own| {
+                    parts[own].filter(|part| part.0 == color).map(|part| (part.1, own))
+                })
                 .collect();
             chosen.sort_unstable();
             if !chosen.is_empty() {

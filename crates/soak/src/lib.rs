@@ -3,7 +3,7 @@
 //! A [`Program`] is one list of steps for all ranks, made from a seed: collectives and messages alone
 //! and in groups, on several streams and communicators; splits, joins and shrinks; captures that are
 //! launched again and again; copies, fills, frees behind a stream, and what the thread does itself.
-//! [`expected`] runs it on plain memory, one step after another. On a backend each rank does its part
+//! An oracle runs it on plain memory, one step after another. On a backend each rank does its part
 //! of each step in the order of the list, with no more events and waits than memory asks for. In the
 //! end all memory of all ranks must be the same, bit for bit, under any schedule, with guards, delays
 //! and stragglers.
@@ -34,7 +34,4 @@ pub mod shrink;
 
 pub use deaths::{Death, Outcome, Point, survive};
 pub use mock::{Setting, Trouble, check};
-pub use oracle::{Memory, expected};
-pub use program::{
-    Call, HOST, LASTING, Operation, Place, Program, Reduction, Seat, Step, What,
-};
+pub use program::Program;

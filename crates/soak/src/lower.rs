@@ -18,29 +18,85 @@ use crate::{
 /// One thing that a rank does.
 #[derive(Clone, Debug)]
 pub(crate) enum Action<'a> {
-    Alloc { area: usize },
-    Await { stream: usize, event: usize },
-    Capture { graph: usize, origin: usize, body: Vec<Self> },
-    Copy { from: Place, to: Place, stream: usize },
-    Destroy { graph: usize },
-    Fill { to: Place, value: u8, stream: usize },
-    Finalize { comm: usize },
-    Free { area: usize, stream: usize },
+    Alloc {
+        area: usize,
+    },
+    Await {
+        stream: usize,
+        event: usize,
+    },
+    Capture {
+        graph: usize,
+        origin: usize,
+        body: Vec<Self>,
+    },
+    Copy {
+        from: Place,
+        to: Place,
+        stream: usize,
+    },
+    Destroy {
+        graph: usize,
+    },
+    Fill {
+        to: Place,
+        value: u8,
+        stream: usize,
+    },
+    Finalize {
+        comm: usize,
+    },
+    Free {
+        area: usize,
+        stream: usize,
+    },
     Group(Vec<Part<'a>>),
     Issue(Part<'a>),
-    Join { comm: usize },
-    Launch { graph: usize, stream: usize },
-    Load { to: Place, bytes: Vec<u8>, stream: usize },
-    Nap { micros: u64 },
-    Observe { from: Place },
+    Join {
+        comm: usize,
+    },
+    Launch {
+        graph: usize,
+        stream: usize,
+    },
+    Load {
+        to: Place,
+        bytes: Vec<u8>,
+        stream: usize,
+    },
+    Nap {
+        micros: u64,
+    },
+    Observe {
+        from: Place,
+    },
     /// Asks until the event is reached.
-    Poll { event: usize },
-    Record { event: usize, stream: usize },
-    Renew { stream: usize },
-    Shrink { parent: usize, child: usize },
-    Split { parent: usize, part: Option<(u32, i32)>, child: Option<usize> },
-    Synchronize { stream: usize },
-    Write { to: Place, bytes: Vec<u8> },
+    Poll {
+        event: usize,
+    },
+    Record {
+        event: usize,
+        stream: usize,
+    },
+    Renew {
+        stream: usize,
+    },
+    Shrink {
+        parent: usize,
+        child: usize,
+    },
+    Split {
+        parent: usize,
+        part: Option<(u32, i32)>,
+        child: Option<usize>,
+    },
+    Synchronize {
+        stream: usize,
+    },
+    Write {
+        to: Place,
+        bytes: Vec<u8>,
+    },
 }
 
 /// One rank's part in an operation.
@@ -131,7 +187,9 @@ impl Track {
     /// Streams with conflicting entries that the clock does not cover, and up to which entry.
     fn missing(&self, clock: &[u64], place: Place, writes: bool) -> Vec<(usize, u64)> {
         let conflicts = |access: &&Access| {
-            (writes || access.writes) && access.place.overlaps(place) && clock[access.stream] <= access.at
+            (writes || access.writes)
+                && access.place.overlaps(place)
+                && clock[access.stream] <= access.at
         };
         let accesses = self.accesses.iter().filter(conflicts);
         accesses.map(|access| (access.stream, access.at)).collect()
@@ -287,7 +345,8 @@ impl<'a> Lowering<'a> {
         let track = Track::new(self.program.streams, EVENTS);
         self.capture = Some(Capture { track, origin, forked: BTreeSet::new() });
         body.iter().for_each(|step| self.step(step));
-        let forked = self.capture.as_ref().map_or_else(BTreeSet::new, |capture| capture.forked.clone());
+        let forked =
+            self.capture.as_ref().map_or_else(BTreeSet::new, |capture| capture.forked.clone());
         for stream in forked {
             self.wait_for(origin, stream);
         }
@@ -447,7 +506,8 @@ impl<'a> Lowering<'a> {
         let ends = later.first().is_some_and(|next| matches!(next.what, What::Finalize { .. }));
         for known in self.graphs.iter_mut().filter(|known| known.captured) {
             let graph = known.graph;
-            let is_run = |step: &Step| matches!(step.what, What::Run { graph: run, .. } if run == graph);
+            let is_run =
+                |step: &Step| matches!(step.what, What::Run { graph: run, .. } if run == graph);
             if (ends || step.salt.is_multiple_of(2)) && !later.iter().any(is_run) {
                 known.captured = false;
                 self.actions.push(Action::Destroy { graph });

@@ -4,14 +4,14 @@ use std::{
     env,
     process::ExitCode,
     sync::{
-        Mutex,
+        Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant, SystemTime},
 };
 
-use collectives_soak::{Program, Setting, check, shrink::shrink};
+use collectives_soak::{Death, Program, Setting, Trouble, check, shrink::shrink, survive};
 
 fn main() -> ExitCode {
     let (seed, programs, seconds) = match (
@@ -31,11 +31,11 @@ fn main() -> ExitCode {
         (Some(programs), _) => programs,
         (None, Some(_)) => u64::MAX - first,
         (None, None) if single => 1,
-        (None, None) => 1000,
+        (None, None) => 10_000,
     };
     if single {
-        print!("{}", Program::generate(first));
-        println!("{}", Setting::draw(first));
+        let program = Program::generate(first);
+        println!("{program}{}\nand then {}", Setting::draw(first), Death::draw(first, &program));
     }
     let soak = Soak {
         next: AtomicU64::new(first),
@@ -43,6 +43,8 @@ fn main() -> ExitCode {
         until: seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds)),
         done: AtomicU64::new(0),
         steps: AtomicU64::new(0),
+        deaths: AtomicU64::new(0),
+        single,
         failed: AtomicBool::new(false),
         report: Mutex::default(),
     };
@@ -55,13 +57,17 @@ fn main() -> ExitCode {
         }
     });
     let (done, steps) = (soak.done.into_inner(), soak.steps.into_inner());
+    let deaths = soak.deaths.into_inner();
     let last = soak.next.into_inner().min(soak.end).saturating_sub(1);
     let took = start.elapsed();
     if let Some(report) = soak.report.into_inner().unwrap_or_default() {
         eprintln!("{report}");
         return ExitCode::FAILURE;
     }
-    println!("soak: {done} programs (seeds {first} to {last}), {steps} steps, all as the oracle says, {took:.1?}");
+    println!(
+        "soak: {done} programs (seeds {first} to {last}), {steps} steps: all as the oracle says; \
+         {deaths} deaths, all survived; {took:.1?}"
+    );
     ExitCode::SUCCESS
 }
 
@@ -71,6 +77,9 @@ struct Soak {
     until: Option<Instant>,
     done: AtomicU64,
     steps: AtomicU64,
+    deaths: AtomicU64,
+    /// One program is asked for, and all that is done with it.
+    single: bool,
     failed: AtomicBool,
     report: Mutex<Option<String>>,
 }
@@ -86,28 +95,58 @@ impl Soak {
             }
             let (program, setting) = (Program::generate(seed), Setting::draw(seed));
             self.steps.fetch_add(program.len() as u64, Ordering::Relaxed);
-            match check(&program, &setting, DEADLINE) {
-                Ok(()) => _ = self.done.fetch_add(1, Ordering::Relaxed),
-                Err(trouble) => {
-                    if !self.failed.swap(true, Ordering::Relaxed) {
-                        let report = explain(&program, &setting, &trouble.to_string());
-                        *self.report.lock().unwrap_or_else(|poison| poison.into_inner()) =
-                            Some(report);
-                    }
-                }
+            if let Err(trouble) = check(&program, &setting, DEADLINE) {
+                let again = |program: &Program, setting: &Setting| check(program, setting, SOON);
+                self.fail(|| explain("", &program, &setting, &trouble, again));
+                return;
             }
+            self.done.fetch_add(1, Ordering::Relaxed);
+            if program.ranks > 1 && (seed.is_multiple_of(10) || self.single) {
+                self.kill(&program, &setting);
+            }
+        }
+    }
+
+    /// The same again, with a death.
+    fn kill(&self, program: &Program, setting: &Setting) {
+        let death = Death::draw(program.seed, program);
+        match survive(program, setting, death, DEADLINE) {
+            Ok(outcome) => _ = self.deaths.fetch_add(outcome.died.into(), Ordering::Relaxed),
+            Err(trouble) => {
+                let again = |program: &Program, setting: &Setting| {
+                    survive(program, setting, death, SOON).map(|_| ())
+                };
+                let death = format!(", where {death},");
+                self.fail(|| explain(&death, program, setting, &trouble, again));
+            }
+        }
+    }
+
+    /// The first failure is the one that is reported.
+    fn fail(&self, report: impl FnOnce() -> String) {
+        if !self.failed.swap(true, Ordering::Relaxed) {
+            let report = report();
+            *self.report.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
         }
     }
 }
 
 /// What failed, and the smallest part of it that still does.
-fn explain(program: &Program, setting: &Setting, trouble: &str) -> String {
+fn explain(
+    death: &str,
+    program: &Program,
+    setting: &Setting,
+    trouble: &Trouble,
+    again: impl Fn(&Program, &Setting) -> Result<(), Trouble>,
+) -> String {
     let seed = program.seed;
-    eprintln!("soak: seed {seed} fails, with {trouble}\n{setting}\n{program}soak: shrinking…");
+    eprintln!(
+        "soak: seed {seed}{death} fails, with {trouble}\n{setting}\n{program}soak: shrinking…"
+    );
     let mut latest = trouble.to_string();
     let (small, plain) = shrink(program, setting, 1000, |program, setting| {
         // What depends on threads is tried again.
-        (0..TRIES).any(|_| match check(program, setting, Duration::from_secs(5)) {
+        (0..TRIES).any(|_| match again(program, setting) {
             Ok(()) => false,
             Err(trouble) => {
                 latest = trouble.to_string();
@@ -116,7 +155,7 @@ fn explain(program: &Program, setting: &Setting, trouble: &str) -> String {
         })
     });
     format!(
-        "soak: seed {seed} fails; what is left of it:\n{small}{plain}\n{latest}\nreplay with \
+        "soak: seed {seed}{death} fails; what is left of it:\n{small}{plain}\n{latest}\nreplay with \
          COLLECTIVES_SOAK_SEED={seed}"
     )
 }
@@ -129,12 +168,16 @@ fn new_seed() -> u64 {
 
 fn number(name: &str) -> Result<Option<u64>, String> {
     match env::var(name) {
-        Ok(text) => text.parse().map(Some).map_err(|_| format!("{name} is '{text}', want a number")),
+        Ok(text) => {
+            text.parse().map(Some).map_err(|_| format!("{name} is '{text}', want a number"))
+        }
         Err(_) => Ok(None),
     }
 }
 
 /// For one program, which takes milliseconds.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// For a part of one that failed.
+const SOON: Duration = Duration::from_secs(5);
 /// How often a part of a program runs before it counts as right.
 const TRIES: usize = 5;

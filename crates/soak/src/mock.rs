@@ -138,17 +138,17 @@ impl fmt::Display for Trouble {
 /// # Errors
 /// What is wrong.
 pub fn check(program: &Program, setting: &Setting, deadline: Duration) -> Result<(), Trouble> {
-    check_altered(program, setting, deadline, |_, _| {})
+    check_altered(program, &expected(program), setting, deadline, |_, _| {})
 }
 
-/// The same, with what ranks do altered behind the oracle's back.
+/// The same, with what ranks do altered behind the back of the oracle.
 pub(crate) fn check_altered(
     program: &Program,
+    want: &[Memory],
     setting: &Setting,
     deadline: Duration,
     alter: impl Fn(usize, &mut Vec<Action<'_>>) + Send + Sync + 'static,
 ) -> Result<(), Trouble> {
-    let want = expected(program);
     let mock = setting.mock(program);
     let keep = Arc::default();
     let outcomes = run(&mock, &keep, program, deadline, None, Arc::new(alter), |_| {})?;
@@ -168,7 +168,7 @@ pub(crate) fn check_altered(
     if !errors.is_empty() {
         return Err(Trouble::Error(errors));
     }
-    for (rank, ((have, _), want)) in ends.iter().zip(&want).enumerate() {
+    for (rank, ((have, _), want)) in ends.iter().zip(want).enumerate() {
         if let Some(text) = difference(have, want) {
             return Err(Trouble::Difference(format!("rank {rank}: {text}")));
         }
@@ -196,6 +196,9 @@ pub(crate) fn nothing_left(mock: &Mock) -> Result<(), Trouble> {
     }
 }
 
+/// Changes what a rank does.
+pub(crate) type Alter = dyn Fn(usize, &mut Vec<Action<'_>>) + Send + Sync;
+
 /// By rank: how it ended, or what it panicked with.
 pub(crate) type Outcomes = Vec<Result<End<MockComm>, String>>;
 
@@ -207,7 +210,7 @@ pub(crate) fn run(
     program: &Program,
     deadline: Duration,
     joins: Option<Duration>,
-    alter: Arc<dyn Fn(usize, &mut Vec<Action<'_>>) + Send + Sync>,
+    alter: Arc<Alter>,
     about_to: impl Fn(usize) + Send + Sync + 'static,
 ) -> Result<Outcomes, Trouble> {
     let error = |error: collectives_core::Error| Trouble::Error(error.to_string());
@@ -304,7 +307,9 @@ pub(crate) fn difference(have: &Memory, want: &Memory) -> Option<String> {
         let count = (0..have.len()).filter(|&at| have[at] != want[at]).count();
         let end = have.len().min(at + 8);
         let (have, want) = (&have[at..end], &want[at..end]);
-        Some(format!("{name} differs in {count} bytes, from {at} on: {have:02x?}, want {want:02x?}"))
+        Some(format!(
+            "{name} differs in {count} bytes, from {at} on: {have:02x?}, want {want:02x?}"
+        ))
     };
     if (have.areas.len(), have.observed.len()) != (want.areas.len(), want.observed.len()) {
         return Some("another number of areas or looks".into());
@@ -325,4 +330,100 @@ fn text_of(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
     text.unwrap_or("a panic without text").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        program::{Call, Reduction, What},
+        shrink::shrink,
+    };
+
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    /// What a backend does wrong that does `program` where another was asked for.
+    fn done_instead(program: &Program, want: &[Memory], setting: &Setting) -> Result<(), Trouble> {
+        check_altered(program, want, setting, DEADLINE, |_, _| {})
+    }
+
+    #[test]
+    fn a_backend_that_drops_a_step_or_does_another_is_found() {
+        let (mut found, mut seed) = (0, 0);
+        while found < 60 {
+            seed += 1;
+            let (program, setting) = (Program::generate(seed), Setting::draw(seed));
+            let want = expected(&program);
+            let mut random = Random::new(seed, 4);
+            let mut wrong = program.clone();
+            let index = random.below(wrong.steps.len());
+            match &mut wrong.steps[index].what {
+                What::Fill { value, .. } => *value ^= 1,
+                What::Load { to, .. } | What::Copy { to, .. } if to.start > 0 => to.start -= 1,
+                What::Meet { ops, .. } => match &mut ops[0].call {
+                    Call::AllReduce(reduction) | Call::ReduceScatter(reduction)
+                        if *reduction == Reduction::Sum =>
+                    {
+                        *reduction = Reduction::Prod;
+                    }
+                    _ => _ = ops.remove(0),
+                },
+                _ => continue,
+            }
+            wrong.prune();
+            let Ok(other) = panic::catch_unwind(|| expected(&wrong)) else { continue };
+            if other == want {
+                // Nobody could tell.
+                continue;
+            }
+            let outcome = done_instead(&wrong, &want, &setting);
+            let found_it = matches!(outcome, Err(Trouble::Difference(_) | Trouble::Error(_)));
+            assert!(found_it, "seed {seed}, step {index}: {outcome:?}");
+            found += 1;
+        }
+    }
+
+    #[test]
+    fn streams_that_do_not_wait_are_found_by_the_guards() {
+        let (mut without, mut found) = (0, 0);
+        for seed in 0..200 {
+            let program = Program::generate(seed);
+            let is_wait = |action: &Action<'_>| matches!(action, Action::Await { .. });
+            if lower(&program, 0).iter().filter(|action| is_wait(action)).count() < 5 {
+                continue;
+            }
+            let alter = move |rank: usize, actions: &mut Vec<Action<'_>>| {
+                actions.retain(|action| rank != 0 || !is_wait(action));
+            };
+            let setting = Setting { guards: Guards::ALL, ..Setting::plain() };
+            let outcome = check_altered(&program, &expected(&program), &setting, DEADLINE, alter);
+            without += 1;
+            found += usize::from(outcome.is_err());
+        }
+        // A few are lucky: ranks that met are ordered, and so is what the thread waited for.
+        println!("{found} of {without} without waits are found");
+        assert!(without > 30 && 5 * found > 4 * without, "{found} of {without}");
+    }
+
+    #[test]
+    fn what_fails_is_shrunk_to_what_matters() {
+        let alter = |_: usize, actions: &mut Vec<Action<'_>>| {
+            for action in actions {
+                if let Action::Fill { value, .. } = action {
+                    *value ^= 1;
+                }
+            }
+        };
+        let fails = |program: &Program, setting: &Setting| {
+            check_altered(program, &expected(program), setting, DEADLINE, alter).is_err()
+        };
+        let is_long =
+            |program: &Program, setting: &Setting| program.len() > 20 && fails(program, setting);
+        let seed = (0..).find(|&seed| is_long(&Program::generate(seed), &Setting::draw(seed)));
+        let seed = seed.expect("one of so many");
+        let (small, setting) = shrink(&Program::generate(seed), &Setting::draw(seed), 1000, fails);
+        assert_eq!(small.len(), 1, "{small}{setting}");
+        assert!(small.to_string().contains("fill"), "{small}");
+        assert_eq!((setting.guards, setting.schedule), (Guards::NONE, Schedule::Eager));
+    }
 }

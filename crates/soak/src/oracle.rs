@@ -8,15 +8,15 @@ use crate::{
 
 /// What a rank has in the end.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Memory {
+pub(crate) struct Memory {
     /// By number; `None` where an area was freed, or never made.
-    pub areas: Vec<Option<Vec<u8>>>,
+    pub(crate) areas: Vec<Option<Vec<u8>>>,
     /// What its thread saw of the host's area, in order.
-    pub observed: Vec<Vec<u8>>,
+    pub(crate) observed: Vec<Vec<u8>>,
 }
 
 /// What all ranks have in the end.
-pub fn expected(program: &Program) -> Vec<Memory> {
+pub(crate) fn expected(program: &Program) -> Vec<Memory> {
     let mut world = World {
         program,
         ranks: (0..program.ranks).map(|rank| initial(program, rank)).collect(),

@@ -16,28 +16,28 @@ pub struct Program {
     /// Number of ranks; rank i is on device i.
     pub ranks: usize,
     /// Streams of each rank. Stream 0 is the default stream.
-    pub streams: usize,
+    pub(crate) streams: usize,
     /// Bytes of each lasting area of each rank.
-    pub area_bytes: usize,
+    pub(crate) area_bytes: usize,
     /// By communicator: its members by their rank in it. Communicator 0 is all ranks.
-    pub comms: Vec<Vec<usize>>,
+    pub(crate) comms: Vec<Vec<usize>>,
     /// In order.
-    pub steps: Vec<Step>,
+    pub(crate) steps: Vec<Step>,
 }
 
 /// One step.
 #[derive(Clone, Debug)]
-pub struct Step {
+pub(crate) struct Step {
     /// Decides what the program leaves open: by what means a stream is made to wait, for example. It
     /// belongs to the step, so that it stays when other steps go.
-    pub salt: u64,
+    pub(crate) salt: u64,
     /// What is done.
-    pub what: What,
+    pub(crate) what: What,
 }
 
 /// What a step does. `rank` is always a rank of communicator 0, and the others have no part in it.
 #[derive(Clone, Debug)]
-pub enum What {
+pub(crate) enum What {
     /// Makes an area and fills it.
     Alloc { rank: usize, area: usize, value: u8, stream: usize },
     /// Copies, between device memory or from and to the host's area.
@@ -77,42 +77,41 @@ pub enum What {
 
 /// Some memory of a rank.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Place {
+pub(crate) struct Place {
     /// Which area: [`HOST`], or one of the device.
-    pub area: usize,
+    pub(crate) area: usize,
     /// Its first byte.
-    pub start: usize,
+    pub(crate) start: usize,
     /// Its length.
-    pub bytes: usize,
+    pub(crate) bytes: usize,
 }
 
 /// The area in the host's memory.
-pub const HOST: usize = 0;
+pub(crate) const HOST: usize = 0;
 /// Areas that last for the whole program: the host's and two of the device. Areas with other numbers
 /// come and go.
-pub const LASTING: usize = 3;
+pub(crate) const LASTING: usize = 3;
 
 /// One operation on a communicator.
 #[derive(Clone, Debug)]
-pub struct Operation {
+pub(crate) struct Operation {
     /// The communicator.
-    pub comm: usize,
+    pub(crate) comm: usize,
     /// Which.
-    pub call: Call,
+    pub(crate) call: Call,
     /// The type of its elements.
-    pub dtype: DType,
+    pub(crate) dtype: DType,
     /// Elements per rank: of the smaller buffer, where they differ.
-    pub count: usize,
+    pub(crate) count: usize,
     /// From what seed what is sent (and the scalars) is written before, if it is.
-    pub fresh: Option<u64>,
+    pub(crate) fresh: Option<u64>,
     /// By rank of the communicator; for a message, sender and receiver.
-    pub seats: Vec<Seat>,
+    pub(crate) seats: Vec<Seat>,
 }
 
 /// Which operation. Roots and peers are ranks of its communicator.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[expect(missing_docs, reason = "they are named as the methods of `Collectives`")]
-pub enum Call {
+pub(crate) enum Call {
     AllGather,
     AllReduce(Reduction),
     AllToAll,
@@ -126,8 +125,7 @@ pub enum Call {
 
 /// How elements are combined.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[expect(missing_docs, reason = "they are named as `ReduceOp`, which says what they do")]
-pub enum Reduction {
+pub(crate) enum Reduction {
     Avg,
     Max,
     Min,
@@ -139,22 +137,22 @@ pub enum Reduction {
 
 /// One rank's part in an operation.
 #[derive(Clone, Copy, Debug)]
-pub struct Seat {
+pub(crate) struct Seat {
     /// On which of its streams.
-    pub stream: usize,
+    pub(crate) stream: usize,
     /// What it sends, if anything.
-    pub send: Option<Place>,
+    pub(crate) send: Option<Place>,
     /// Where it receives, if anything.
-    pub recv: Option<Place>,
+    pub(crate) recv: Option<Place>,
     /// Where the scalar of a [`Reduction::PreMulDevice`] is.
-    pub scalar: Option<Place>,
+    pub(crate) scalar: Option<Place>,
     /// A buffer that the call is given and has to ignore: this rank is not root.
-    pub decoy: Option<Place>,
+    pub(crate) decoy: Option<Place>,
 }
 
 impl Operation {
     /// Who takes part: rank, seat, and rank in the communicator.
-    pub fn parts<'a>(
+    pub(crate) fn parts<'a>(
         &'a self,
         comms: &'a [Vec<usize>],
     ) -> impl Iterator<Item = (usize, &'a Seat, usize)> {
@@ -168,7 +166,7 @@ impl Operation {
     }
 
     /// How it combines, where it does.
-    pub fn reduction(&self) -> Option<Reduction> {
+    pub(crate) fn reduction(&self) -> Option<Reduction> {
         match self.call {
             Call::AllReduce(reduction)
             | Call::Reduce { reduction, .. }
@@ -180,37 +178,40 @@ impl Operation {
 
 impl Seat {
     /// What is read.
-    pub fn reads(&self) -> impl Iterator<Item = Place> {
+    pub(crate) fn reads(&self) -> impl Iterator<Item = Place> {
         self.send.into_iter().chain(self.scalar)
     }
 }
 
 impl Place {
     /// Whether the two have a byte in common.
-    pub fn overlaps(self, other: Self) -> bool {
-        let apart = self.start + self.bytes <= other.start || other.start + other.bytes <= self.start;
+    pub(crate) fn overlaps(self, other: Self) -> bool {
+        let apart =
+            self.start + self.bytes <= other.start || other.start + other.bytes <= self.start;
         self.area == other.area && self.bytes > 0 && other.bytes > 0 && !apart
     }
 
     /// Whether all of the other is in it.
-    pub fn covers(self, other: Self) -> bool {
+    pub(crate) fn covers(self, other: Self) -> bool {
         self.area == other.area
             && self.start <= other.start
             && other.start + other.bytes <= self.start + self.bytes
     }
 
     /// Its bytes' indices.
-    pub fn range(self) -> std::ops::Range<usize> {
+    pub(crate) fn range(self) -> std::ops::Range<usize> {
         self.start..self.start + self.bytes
     }
 }
 
 impl Program {
     /// Drops steps that lack what they build on: communicators that nobody makes, for example.
-    pub fn prune(&mut self) {
+    pub(crate) fn prune(&mut self) {
         let mut ground = Ground::default();
         ground.comms.insert(0);
-        ground.areas.extend((0..self.ranks).flat_map(|rank| (0..LASTING).map(move |at| (rank, at))));
+        ground
+            .areas
+            .extend((0..self.ranks).flat_map(|rank| (0..LASTING).map(move |at| (rank, at))));
         self.steps.retain_mut(|step| ground.takes(&self.comms, step));
     }
 
@@ -268,7 +269,10 @@ impl Ground {
                     self.comms.contains(&op.comm)
                         && op.parts(comms).all(|(rank, seat, _)| {
                             let decoys = seat.decoy.into_iter();
-                            seat.reads().chain(seat.recv).chain(decoys).all(|place| has(rank, place))
+                            seat.reads()
+                                .chain(seat.recv)
+                                .chain(decoys)
+                                .all(|place| has(rank, place))
                         })
                 });
                 !ops.is_empty()
@@ -356,7 +360,9 @@ impl Step {
             What::Renew { rank, stream } => {
                 writeln!(f, "rank {rank} destroys s{stream} and makes another")
             }
-            What::Run { graph, streams } => writeln!(f, "graph {graph} runs on streams {streams:?}"),
+            What::Run { graph, streams } => {
+                writeln!(f, "graph {graph} runs on streams {streams:?}")
+            }
             What::Shrink { parent, child } => {
                 writeln!(f, "c{child} = c{parent} without all but ranks {:?}", comms[*child])
             }

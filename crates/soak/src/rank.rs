@@ -22,23 +22,23 @@ use crate::{
 };
 
 /// Where a rank runs, and with whom.
-pub struct Post<'a, B> {
+pub(crate) struct Post<'a, B> {
     /// The library. The rank's device has the rank's number.
-    pub backend: &'a B,
+    pub(crate) backend: &'a B,
     /// By communicator: the id with which its ranks meet, where they join.
-    pub ids: &'a [UniqueId],
+    pub(crate) ids: &'a [UniqueId],
     /// Which rank it is.
-    pub rank: usize,
+    pub(crate) rank: usize,
     /// For how long it waits for others who join.
-    pub joins: Option<Duration>,
+    pub(crate) joins: Option<Duration>,
     /// Who looks on.
-    pub watch: &'a dyn Watch,
+    pub(crate) watch: &'a dyn Watch,
     /// Where host memory stays that streams may use when the rank is gone.
-    pub keep: &'a Keep,
+    pub(crate) keep: &'a Keep,
 }
 
 /// Somebody who looks on as a rank runs.
-pub trait Watch: Sync {
+pub(crate) trait Watch: Sync {
     /// The rank is about to do something. To panic here is to kill it.
     fn about_to(&self, rank: usize, what: &dyn fmt::Debug);
 
@@ -47,20 +47,20 @@ pub trait Watch: Sync {
 }
 
 /// How a rank ended.
-pub struct End<C> {
+pub(crate) struct End<C> {
     /// What it has, or why it stopped.
-    pub outcome: Result<Memory, Failure>,
+    pub(crate) outcome: Result<Memory, Failure>,
     /// Communicator 0. Where the rank stopped it is revoked, and all others are aborted.
-    pub world: Option<C>,
+    pub(crate) world: Option<C>,
 }
 
 /// Why a rank stopped.
 #[derive(Debug)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// What it was told.
-    pub error: Error,
+    pub(crate) error: Error,
     /// What it was about.
-    pub doing: String,
+    pub(crate) doing: String,
 }
 
 impl fmt::Display for Failure {
@@ -145,9 +145,7 @@ impl<'a, B: Backend> Seat<'a, B> {
             let memory = seat.device.alloc(bytes.len())?;
             seat.areas.push(Some(memory));
             // SAFETY: both are as long as the area, and `keep` has the source for ever.
-            unsafe {
-                seat.device.copy_to(memory, source.cast(), bytes.len(), RawStream::DEFAULT)
-            }?;
+            unsafe { seat.device.copy_to(memory, source.cast(), bytes.len(), RawStream::DEFAULT) }?;
         }
         // SAFETY: the default stream always lives.
         unsafe { seat.device.synchronize(RawStream::DEFAULT, None) }?;
@@ -380,32 +378,53 @@ impl<'a, B: Backend> Seat<'a, B> {
             _ => ReduceOp::Sum,
         };
         let launch = Launch::new(self.streams[chair.stream]);
-        // SAFETY: in each, places lie in their areas, and the program orders what uses them.
         let outcome = match op.call {
-            Call::AllGather => unsafe { comm.all_gather(send, recv, launch) },
-            Call::AllReduce(reduction) => unsafe {
-                comm.all_reduce(send, recv, by(reduction), launch)
-            },
-            Call::AllToAll => unsafe { comm.all_to_all(send, recv, launch) },
-            Call::Broadcast { root } => unsafe {
-                comm.broadcast(decoy_send, recv, rank(root), launch)
-            },
-            Call::Gather { root } => unsafe { comm.gather(send, decoy_recv, rank(root), launch) },
-            Call::Message { to, .. } if seat == 0 => unsafe { comm.send(send, rank(to), launch) },
-            Call::Message { from, .. } => unsafe { comm.recv(recv, rank(from), launch) },
-            Call::Reduce { reduction, root } => unsafe {
-                comm.reduce(send, decoy_recv, by(reduction), rank(root), launch)
-            },
-            Call::ReduceScatter(reduction) => unsafe {
-                comm.reduce_scatter(send, recv, by(reduction), launch)
-            },
-            Call::Scatter { root } => unsafe {
-                comm.scatter(decoy_send, recv, rank(root), launch)
-            },
+            Call::AllGather => {
+                // SAFETY: places lie in their areas, and the program orders what uses them.
+                unsafe { comm.all_gather(send, recv, launch) }
+            }
+            Call::AllReduce(reduction) => {
+                // SAFETY: as above.
+                unsafe { comm.all_reduce(send, recv, by(reduction), launch) }
+            }
+            Call::AllToAll => {
+                // SAFETY: as above.
+                unsafe { comm.all_to_all(send, recv, launch) }
+            }
+            Call::Broadcast { root } => {
+                // SAFETY: as above.
+                unsafe { comm.broadcast(decoy_send, recv, rank(root), launch) }
+            }
+            Call::Gather { root } => {
+                // SAFETY: as above.
+                unsafe { comm.gather(send, decoy_recv, rank(root), launch) }
+            }
+            Call::Message { to, .. } if seat == 0 => {
+                // SAFETY: as above.
+                unsafe { comm.send(send, rank(to), launch) }
+            }
+            Call::Message { from, .. } => {
+                // SAFETY: as above.
+                unsafe { comm.recv(recv, rank(from), launch) }
+            }
+            Call::Reduce { reduction, root } => {
+                // SAFETY: as above.
+                unsafe { comm.reduce(send, decoy_recv, by(reduction), rank(root), launch) }
+            }
+            Call::ReduceScatter(reduction) => {
+                // SAFETY: as above.
+                unsafe { comm.reduce_scatter(send, recv, by(reduction), launch) }
+            }
+            Call::Scatter { root } => {
+                // SAFETY: as above.
+                unsafe { comm.scatter(decoy_send, recv, rank(root), launch) }
+            }
         };
         match (operator, &mut self.capturing) {
             (Some(operator), Some(kept)) => kept.push((op.comm, operator)),
-            (Some(operator), None) => return outcome.and(comm.destroy_pre_mul_sum(operator)),
+            (Some(operator), None) => {
+                return outcome.and_then(|()| comm.destroy_pre_mul_sum(operator));
+            }
             (None, _) => {}
         }
         outcome
@@ -551,7 +570,7 @@ impl<B: Backend> Drop for Seat<'_, B> {
 
 /// Host memory that lives as long as the machine.
 #[derive(Debug, Default)]
-pub struct Keep(Mutex<Vec<Kept>>);
+pub(crate) struct Keep(Mutex<Vec<Kept>>);
 
 #[derive(Debug)]
 struct Kept {

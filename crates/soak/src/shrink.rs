@@ -31,31 +31,29 @@ pub fn shrink(
         }
     }
     loop {
-        let before = program.len();
-        let mut size = slots(&program).len().div_ceil(2);
+        let before = weight(&program);
+        let mut size = weight(&program).div_ceil(2);
         while size > 0 {
             let mut start = 0;
-            while start < slots(&program).len() && budget > 0 {
+            while start < weight(&program) && budget > 0 {
                 let candidate = without(&program, start, size);
                 budget -= 1;
-                if candidate.len() < program.len() || weight(&candidate) < weight(&program) {
-                    if fails(&candidate, &setting) {
-                        program = candidate;
-                        continue;
-                    }
+                if weight(&candidate) < weight(&program) && fails(&candidate, &setting) {
+                    program = candidate;
+                } else {
+                    start += size;
                 }
-                start += size;
             }
             size /= 2;
         }
-        if budget == 0 || program.len() == before {
+        if budget == 0 || weight(&program) == before {
             return (program, setting);
         }
     }
 }
 
 /// What can be taken out on its own: a step, or a part of one.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 enum Slot {
     Step(usize),
     /// A step of a graph.
