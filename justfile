@@ -12,6 +12,10 @@ test *options:
 ci:
     .ci/run
 
+# Run 10,000 random programs against a sequential oracle; kill a rank in each tenth
+soak:
+    cargo run --release --package collectives-soak
+
 # Test the loader against unmodified NCCL libraries, downloaded once (VERSION…)
 real-libraries *versions:
     scripts/real-libraries {{ versions }}

@@ -206,7 +206,8 @@ impl State {
             Entry::Unit { unit } => self.units[*unit].streams.first() == Some(&place),
             _ => true,
         };
-        let Self { adversary: Some(adversary), streams, comms, graphs, runs, .. } = self else {
+        let Self { adversary: Some(adversary), streams, comms, graphs, runs, units, .. } = self
+        else {
             return Vec::new();
         };
         adversary.lane(place, &streams[place]);
@@ -222,7 +223,7 @@ impl State {
             }
         }
         if adversary.schedule != Schedule::Eager {
-            let view = View { streams, comms, graphs, runs };
+            let view = View { streams, comms, graphs, runs, units };
             let touched = adversary.demand.meet(&view, (place, at), entry, &ops);
             self.worklist.extend(touched);
         }
@@ -615,11 +616,12 @@ impl State {
 
     #[cold]
     fn demand(&mut self, ask: impl FnOnce(&mut Demand, &View<'_>) -> Vec<u32>) {
-        let Self { adversary: Some(adversary), streams, comms, graphs, runs, .. } = self else {
+        let Self { adversary: Some(adversary), streams, comms, graphs, runs, units, .. } = self
+        else {
             return;
         };
         if adversary.schedule != Schedule::Eager {
-            let touched = ask(&mut adversary.demand, &View { streams, comms, graphs, runs });
+            let touched = ask(&mut adversary.demand, &View { streams, comms, graphs, runs, units });
             self.worklist.extend(touched);
         }
     }

@@ -65,8 +65,10 @@ struct Lane {
     /// Its number in clocks. Never used again, unlike its place.
     number: u64,
     clock: Clock,
-    /// Ends with which the entries before the next one ended.
-    joins: Vec<Later>,
+    /// Ends with which its entries end, and which entries.
+    joins: Vec<(u64, Later)>,
+    /// The entry that started last.
+    latest: u64,
     /// For each entry that has not started: the host's clock when it came.
     issued: VecDeque<Host>,
 }
@@ -159,6 +161,7 @@ impl Races {
     pub(crate) fn start(&mut self, stream: u32, at: u64) {
         let lane = self.lane(stream);
         lane.catch_up(at);
+        lane.latest = at;
         if let Some(host) = lane.issued.pop_front() {
             lane.clock.join(&host.clock);
         }
@@ -173,7 +176,7 @@ impl Races {
     /// It waits for an event.
     pub(crate) fn wait(&mut self, stream: u32, signal: u32) {
         if let Some(later) = self.signals.get(&signal).map(Arc::clone) {
-            self.lane(stream).joins.push(later);
+            self.lane(stream).ends_with(later);
         }
     }
 
@@ -181,15 +184,15 @@ impl Races {
     pub(crate) fn run(&mut self, stream: u32, at: u64, run: u32) {
         let Some(clocks) = self.runs.get(&run).cloned() else { return };
         self.end_into(&clocks.begin, stream, at);
-        self.lane(stream).joins.push(clocks.end);
+        self.lane(stream).ends_with(clocks.end);
     }
 
     /// It is the begin of a run in a branch.
     pub(crate) fn begin(&mut self, stream: u32, run: u32) {
         let Some(clocks) = self.runs.get(&run).cloned() else { return };
-        let joins = &mut self.lane(stream).joins;
-        joins.push(clocks.begin);
-        joins.extend(clocks.previous);
+        let lane = self.lane(stream);
+        lane.ends_with(clocks.begin);
+        clocks.previous.into_iter().for_each(|previous| lane.ends_with(previous));
     }
 
     /// It is the end of a run in a branch.
@@ -231,7 +234,7 @@ impl Races {
             lock(&later).advance(number, count);
         }
         for &(stream, _) in heads {
-            self.lane(stream).joins.push(Arc::clone(&later));
+            self.lane(stream).ends_with(Arc::clone(&later));
         }
     }
 
@@ -322,9 +325,15 @@ impl Races {
 }
 
 impl Lane {
-    /// What is known once the first `count` entries are done.
+    /// The entry that started last ends with something else.
+    fn ends_with(&mut self, later: Later) {
+        self.joins.push((self.latest, later));
+    }
+
+    /// What is known once the first `count` entries are done. The next may have started, and then
+    /// what it ends with is not known yet.
     fn catch_up(&mut self, count: u64) {
-        for later in self.joins.drain(..) {
+        for (_, later) in self.joins.extract_if(.., |(at, _)| *at < count) {
             self.clock.join(&lock(&later));
         }
         self.clock.advance(self.number, count);
@@ -424,6 +433,22 @@ mod tests {
         races.open(2);
         assert!(!touch(&mut races, (2, 0), 0..10, true));
         assert!(touch(&mut races, (0, 2), 0..10, true), "ordered before, not after");
+    }
+
+    #[test]
+    fn a_wait_that_goes_on_counts_also_when_the_host_looked_meanwhile() {
+        let mut races = two();
+        // Stream 1 waits for a recording behind what stream 0 does later.
+        races.meet_record(7);
+        races.meet(1);
+        races.start(1, 0);
+        races.wait(1, 7);
+        races.synchronize(1, 0);
+        assert!(!touch(&mut races, (0, 0), 0..10, true));
+        races.meet(0);
+        races.start(0, 1);
+        races.record(0, 1, 7);
+        assert!(!touch(&mut races, (1, 1), 0..10, true), "behind the event");
     }
 
     #[test]

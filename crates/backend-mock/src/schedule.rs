@@ -28,6 +28,7 @@ use crate::{
     graph::{Graph, Run},
     op::{Kind, NOBODY, Op},
     slab::{Key, Slab},
+    state::Unit,
     stream::{Entry, Stream},
 };
 
@@ -163,6 +164,7 @@ pub(crate) struct View<'a> {
     pub(crate) comms: &'a Slab<Comm>,
     pub(crate) graphs: &'a Slab<Graph>,
     pub(crate) runs: &'a Slab<Run>,
+    pub(crate) units: &'a Slab<Unit>,
 }
 
 /// Where work stands, and up to where it has to be seen.
@@ -351,12 +353,9 @@ impl Demand {
             Entry::Op(op) => self.follow_op(view, &op, open),
             Entry::Unit { unit } => {
                 self.reach(Place::Unit(unit), open);
-                let members = self.ops.iter();
-                let members =
-                    members.filter(|(_, place)| matches!(place, Place::Unit(u) if *u == unit));
-                for key in members.map(|(&key, _)| key).collect::<Vec<_>>() {
-                    self.follow_key(view, key, open);
-                }
+                // Also of one that has started, and so has no place any more: its peers may not have.
+                let members = view.units.at(unit).map_or(&[][..], |unit| &unit.ops);
+                members.iter().for_each(|op| self.follow_op(view, op, open));
             }
             Entry::Wait { signal } => {
                 open.extend(self.signals.get(&signal).map(|&(stream, at)| (stream, at + 1)));
@@ -390,10 +389,7 @@ impl Demand {
     }
 
     fn follow_op(&mut self, view: &View<'_>, op: &Op, open: &mut Vec<Spot>) {
-        self.follow_key(view, OpKey::new(op), open);
-    }
-
-    fn follow_key(&mut self, view: &View<'_>, key: OpKey, open: &mut Vec<Spot>) {
+        let key = OpKey::new(op);
         let size = view.comms.get(key.comm).map_or(0, |comm| comm.ends.len());
         for peer in key.peers(size) {
             match self.ops.get(&peer) {

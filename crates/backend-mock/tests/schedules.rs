@@ -176,6 +176,25 @@ fn late_serves_finalize_destroyed_streams_and_memory_that_is_needed() {
 }
 
 #[test]
+fn a_group_that_has_started_still_needs_its_peers() {
+    // By chance rank 0's group starts at once, and rank 1's is put off until somebody waits.
+    for seed in 0..40 {
+        let mock = mock(Schedule::Random(seed), 2);
+        let ends = ends(&mock, 2);
+        let bufs: Vec<_> = ends.iter().map(|end| [end.buf(&[1]), end.buf(&[2])]).collect();
+        for (end, [one, two]) in ends.iter().zip(&bufs) {
+            mock.group(|_| {
+                end.all_reduce(*one, *one)?;
+                end.all_reduce(*two, *two)
+            })
+            .unwrap();
+        }
+        ends[0].wait().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        assert_eq!((bufs[0][0].now(), bufs[0][1].now()), (vec![2], vec![4]));
+    }
+}
+
+#[test]
 fn random_runs_some_at_once_some_a_little_later_and_some_late() {
     let mock = mock(Schedule::Random(1), 1);
     let end = &ends(&mock, 1)[0];
