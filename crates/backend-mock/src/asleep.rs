@@ -17,6 +17,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
+
 /// What was seen of some threads, by the system's number.
 #[derive(Clone)]
 pub(crate) struct Look(BTreeMap<i32, Seen>);
@@ -29,7 +31,7 @@ struct Seen {
 }
 
 /// How a thread rests.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) enum Rest {
     /// Not at all, or not for long, or in a way that is not known.
     Awake,

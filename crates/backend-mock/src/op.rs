@@ -3,6 +3,7 @@
 use std::panic::Location;
 
 use collectives_core::{DType, Rank, ReduceOp};
+use serde::{Deserialize, Serialize};
 
 use crate::slab::Key;
 
@@ -53,7 +54,7 @@ impl Op {
 pub(crate) const NOBODY: u32 = u32::MAX;
 
 /// Which operation.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) enum Kind {
     AllGather,
     AllReduce,
@@ -105,7 +106,7 @@ impl Kind {
 }
 
 /// How elements are combined: what must agree on all ranks. Scalars need not.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) enum Reduction {
     Avg,
     Max,

@@ -1,12 +1,15 @@
 //! What is enqueued and not done, for people.
 
-use std::{collections::BTreeSet, fmt, panic::Location};
+use std::{borrow::Cow, collections::BTreeSet, fmt, panic::Location};
 
 use collectives_core::{DType, Rank, RawStream};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     op::{Kind, Op},
+    scene,
     slab::Key,
+    snapshot,
     state::State,
     stream::{Entry, Stream, StreamShared},
 };
@@ -40,10 +43,49 @@ pub struct PendingOp {
     /// Whether it is part of a launched graph.
     pub in_graph: bool,
     /// Where in the program the call stands.
-    pub site: &'static Location<'static>,
+    pub site: Site,
     /// How far it has come.
     pub status: PendingStatus,
     key: (Key, Key),
+}
+
+/// A place in a program: as [`Location`], but it can come from another process.
+#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct Site {
+    file: Cow<'static, str>,
+    line: u32,
+    column: u32,
+}
+
+impl Site {
+    /// The source file, as the compiler was given it.
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// The line, from 1.
+    pub const fn line(&self) -> u32 {
+        self.line
+    }
+
+    /// The column, from 1.
+    pub const fn column(&self) -> u32 {
+        self.column
+    }
+}
+
+impl From<&'static Location<'static>> for Site {
+    fn from(location: &'static Location<'static>) -> Self {
+        let (line, column) = (location.line(), location.column());
+        Self { file: location.file().into(), line, column }
+    }
+}
+
+/// `file:line:column`.
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.file, self.line, self.column)
+    }
 }
 
 /// How far a pending operation has come.
@@ -107,9 +149,36 @@ impl PendingOp {
             device: stream.shared.device,
             stream: stream.shared.raw,
             in_graph: stream.is_branch,
-            site: op.site,
+            site: op.site.into(),
             status,
             key: (op.comm, stream.shared.key),
+        }
+    }
+
+    /// What one of the processes knows of an operation.
+    pub(crate) fn told(
+        comm: &scene::Comm,
+        stream: &snapshot::Stream,
+        op: &snapshot::Op,
+        site: Site,
+        status: PendingStatus,
+    ) -> Self {
+        Self {
+            communicator: comm.title.clone(),
+            rank: Rank::new(op.rank),
+            size: comm.seats.len(),
+            operation: op.kind.name(),
+            count: op.count,
+            dtype: op.dtype,
+            reduce_op: op.reduction.name(),
+            other: op.other.map(Rank::new),
+            sequence: op.sequence,
+            device: stream.device,
+            stream: RawStream::from_bits(stream.handle),
+            in_graph: stream.is_branch,
+            site,
+            status,
+            key: (comm.key, stream.key),
         }
     }
 

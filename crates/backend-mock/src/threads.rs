@@ -135,6 +135,10 @@ impl Thread {
         self.number
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(crate) fn tid(&self) -> Option<i32> {
         self.tid
     }
@@ -268,6 +272,13 @@ impl Threads {
         let aside = |thread: &Thread| thread.aside.load(Ordering::Acquire);
         let acts = |known: &&Known| !known.thread.has_ended() && !aside(&known.thread);
         lock(&self.known).iter().filter(acts).cloned().collect()
+    }
+
+    /// The thread of this number, if it has called.
+    pub(crate) fn find(&self, number: u64) -> Option<Arc<Thread>> {
+        let known = lock(&self.known);
+        let found = known.iter().find(|known| known.thread.number == number)?;
+        Some(Arc::clone(&found.thread))
     }
 
     pub(crate) fn engine(&self) -> u64 {
