@@ -171,6 +171,8 @@ mod numerics;
 mod op;
 mod pending;
 mod pool;
+#[cfg(target_os = "linux")]
+mod process;
 mod race;
 mod reduce;
 mod scene;
@@ -195,6 +197,8 @@ pub use fault::{Action, FaultPlan, Rule, Sequence};
 pub use guard::Guards;
 pub use lifecycle::{JoinState, PendingJoin};
 pub use pending::{PendingOp, PendingStatus, Site};
+#[cfg(target_os = "linux")]
+pub use process::launch::ExitNotice;
 pub use schedule::Schedule;
 pub use verdict::{RankState, Verdict, VerdictKind};
 pub use world::{Cause, RankFailure, RunFailure, World};

@@ -1,0 +1,22 @@
+//! What processes share: memory, bells, and how they find each other.
+//!
+//! Nothing here knows of engines, communicators or operations, and nothing has a name in a file
+//! system: memory is in memfds, which live as long as somebody holds or maps them, and sockets are
+//! in the abstract namespace, which live as long as somebody holds them. So whatever way processes
+//! end, the kernel cleans up.
+//!
+//! * [`shared`]: memory that several processes map, read as atomics.
+//! * [`bell`]: wakes a process that sleeps.
+//! * [`segment`]: a process's device memory.
+//! * [`peer`]: a process as others see it: its memory, its bell, whether it has ended.
+//! * [`launch`]: what a launcher does so that peers learn how a process ended.
+//! * [`watch`]: the thread that sees peers end.
+
+#![cfg_attr(not(test), expect(dead_code, reason = "the engine is yet to be built on this layer"))]
+
+pub(crate) mod bell;
+pub(crate) mod launch;
+pub(crate) mod peer;
+pub(crate) mod segment;
+pub(crate) mod shared;
+pub(crate) mod watch;
