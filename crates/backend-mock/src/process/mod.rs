@@ -17,6 +17,7 @@
 pub(crate) mod bell;
 pub(crate) mod launch;
 pub(crate) mod peer;
+pub(crate) mod board;
 pub(crate) mod segment;
 pub(crate) mod shared;
 pub(crate) mod watch;
