@@ -44,6 +44,46 @@ pub(crate) struct Waited {
     passed: u64,
 }
 
+/// What a process can say of itself.
+pub(crate) struct Statement<'a> {
+    pub(crate) snapshot: Snapshot,
+    /// The threads that sleep and don't wait in the engine, where the system shows them.
+    pub(crate) quiet: Option<Look>,
+    /// Whether all threads have kept still since before the snapshot.
+    pub(crate) is_sure: &'a dyn Fn() -> bool,
+}
+
+/// Whose rest a snapshot relies on, by the system's numbers.
+struct Relied {
+    /// Threads that call on the engine.
+    callers: BTreeSet<i32>,
+    /// Those of them that wait in it.
+    waiting: BTreeSet<i32>,
+}
+
+impl Relied {
+    fn of(snapshot: &Snapshot) -> Self {
+        let live = || snapshot.threads.iter().filter(|thread| thread.is_live);
+        let waiting = live().filter(|thread| thread.waiting.is_some());
+        Self {
+            callers: live().filter_map(|thread| thread.tid).collect(),
+            waiting: waiting.filter_map(|thread| thread.tid).collect(),
+        }
+    }
+
+    /// Threads that call on other mocks only are none of this one's.
+    fn counts(&self, tid: i32) -> bool {
+        self.callers.contains(&tid) || !threads::is_ours(tid)
+    }
+
+    /// Leaves those that sleep elsewhere than in the engine.
+    fn of_idle(&self, mut look: Look) -> Look {
+        look.retain(|tid| self.counts(tid) && !self.waiting.contains(&tid));
+        look.retain_sleepers();
+        look
+    }
+}
+
 impl Engine {
     /// Looks whether anything can still happen, and tells those who wait where nothing can.
     pub(crate) fn look(&self) -> Found {
@@ -75,21 +115,10 @@ impl Engine {
 
     /// As seen from here somebody is stuck, unless threads act that don't wait here.
     fn judge(&self) -> Found {
-        let own = threads::Thread::current().tid();
-        let look = || Look::take(|tid| Some(tid) == own);
-        let before = look();
-        let found = self.watch(|state| {
-            let view = before.as_ref().map_or(View::Unseen, View::Seen);
-            let snapshot = Snapshot::take(self, state, view);
-            let scene = Scene::new([snapshot]);
+        let found = self.witness(|state, statement| {
+            let scene = Scene::new([statement.snapshot]);
             let mut judge = Judge::new(&scene);
-            // What was seen holds only if it held all the time since before the lock was taken.
-            let is_sure = || match (&before, look()) {
-                (Some(before), Some(after)) => self.is_sure(&scene.threads, before, after),
-                (Some(_), None) => false,
-                (None, _) => true,
-            };
-            if !judge.finds_stuck() || !is_sure() {
+            if !judge.finds_stuck() || !(statement.is_sure)() {
                 return Found::Slow;
             }
             let parts = judge.sentences();
@@ -105,20 +134,36 @@ impl Engine {
         found
     }
 
+    /// Looks at the threads of the process and at the state. Nothing changes in the state while `act`
+    /// runs, and `is_sure` says whether nothing has changed outside.
+    pub(crate) fn witness<R>(&self, act: impl FnOnce(&mut State, Statement<'_>) -> R) -> R {
+        // This thread is one of them.
+        let look = || Look::take(threads::is_watcher);
+        let before = look();
+        self.watch(|state| {
+            let view = before.as_ref().map_or(View::Unseen, View::Seen);
+            let snapshot = Snapshot::take(self, state, view);
+            let relied_on = Relied::of(&snapshot);
+            // What was seen holds only if it held all the time since before the lock was taken.
+            let is_sure = || match (&before, look()) {
+                (Some(before), Some(after)) => self.is_sure(&relied_on, before, after),
+                (Some(_), None) => false,
+                (None, _) => true,
+            };
+            let quiet = before.clone().map(|look| relied_on.of_idle(look));
+            act(state, Statement { snapshot, quiet, is_sure: &is_sure })
+        })
+    }
+
     /// Whether the threads that sleep have really nobody to wake them.
-    fn is_sure(&self, callers: &[In<Thread>], before: &Look, mut after: Look) -> bool {
+    fn is_sure(&self, relied_on: &Relied, before: &Look, mut after: Look) -> bool {
         let is_awake = before.anybody_is_awake() || after.anybody_is_awake();
-        // Threads that call on other mocks only are none of this one's.
-        let live = || callers.iter().filter(|caller| caller.is_live);
-        let known = |tid| live().any(|caller| caller.tid == Some(tid));
-        let counts = |tid| known(tid) || !threads::is_ours(tid);
-        let mut relied_on = before.clone();
-        relied_on.retain(counts);
-        after.retain(counts);
+        let mut earlier = before.clone();
+        earlier.retain(|tid| relied_on.counts(tid));
+        after.retain(|tid| relied_on.counts(tid));
         // One that waits here may be on its way out of the lock that another one wants.
-        let waits = live().filter(|caller| caller.waiting.is_some());
-        let mut rests = waits.filter_map(|caller| before.of(caller.tid?));
-        if rests.any(|rest| rest == Rest::Awake) || !relied_on.still_holds(&after) {
+        let mut rests = relied_on.waiting.iter().filter_map(|&tid| before.of(tid));
+        if rests.any(|rest| rest == Rest::Awake) || !earlier.still_holds(&after) {
             return false;
         }
         let calm = lock(&self.sleepers_seen).note(&after);
@@ -166,6 +211,8 @@ fn waiting(threads: &[Known], engine: u64) -> Vec<(Arc<threads::Thread>, Waiting
 /// What is known, and what of it can still happen.
 pub(crate) struct Judge<'a> {
     pub(crate) scene: &'a Scene,
+    /// Whether ranks of whom nothing is known may act.
+    hidden_act: bool,
     /// By thread: whether its wait comes to an end.
     goes_on: Vec<bool>,
     /// By stream: how many of its entries come to pass.
@@ -225,6 +272,7 @@ impl<'a> Judge<'a> {
     pub(crate) fn new(scene: &'a Scene) -> Self {
         let mut judge = Self {
             scene,
+            hidden_act: true,
             goes_on: vec![false; scene.threads.len()],
             passes: vec![0; scene.streams.len()],
             ops: HashMap::new(),
@@ -236,6 +284,12 @@ impl<'a> Judge<'a> {
         };
         judge.take_stock();
         judge
+    }
+
+    /// One that takes it that ranks of whom nothing is known do nothing more. What is not stuck then
+    /// is not stuck at all.
+    pub(crate) fn suspicious(scene: &'a Scene) -> Self {
+        Self { hidden_act: false, ..Self::new(scene) }
     }
 
     fn take_stock(&mut self) {
@@ -510,10 +564,10 @@ impl<'a> Judge<'a> {
 
     /// Whether a rank's end may still be called on.
     fn may_issue(&self, comm: u32, rank: u32) -> bool {
-        let end = match &self.scene.comms[comm as usize].seats[rank as usize] {
-            Seat::Empty => return false,
-            Seat::Hidden => return true,
-            Seat::Taken(end) => end,
+        let end = match self.scene.comms[comm as usize].seats.get(rank as usize) {
+            Some(Seat::Empty) => return false,
+            Some(Seat::Hidden) | None => return self.hidden_act,
+            Some(Seat::Taken(end)) => end,
         };
         let last = self.live_caller(end);
         let called = match last {

@@ -119,15 +119,8 @@ pub(crate) enum Reduction {
 
 impl Reduction {
     /// All of them.
-    pub(crate) const ALL: [Self; 7] = [
-        Self::Avg,
-        Self::Max,
-        Self::Min,
-        Self::None,
-        Self::PreMulSum,
-        Self::Prod,
-        Self::Sum,
-    ];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Avg, Self::Max, Self::Min, Self::None, Self::PreMulSum, Self::Prod, Self::Sum];
 
     /// The name, as core writes it; `None` where nothing is reduced.
     pub(crate) const fn name(self) -> Option<&'static str> {

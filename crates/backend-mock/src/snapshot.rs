@@ -92,6 +92,8 @@ pub(crate) struct Stream {
     pub(crate) device: usize,
     pub(crate) handle: usize,
     pub(crate) is_branch: bool,
+    /// Number of entries passed.
+    pub(crate) passed: u64,
     /// Whether the head has been started.
     pub(crate) is_started: bool,
     /// What keeps the head from being started.
@@ -182,6 +184,8 @@ pub(crate) struct Thread {
 /// A wait that a thread has gone into.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Wait {
+    /// Tells the waits of a thread apart.
+    pub(crate) number: u64,
     pub(crate) what: For,
     /// The same for people: what comes behind "waits".
     pub(crate) text: String,
@@ -240,6 +244,60 @@ pub(crate) enum View<'a> {
 }
 
 impl Snapshot {
+    /// Whether all that refers to something refers to what is there. One that comes from another
+    /// process may be anything, and is looked at only where this holds.
+    pub(crate) fn is_sound(&self) -> bool {
+        let Self { comms, streams, threads, meetings, units, runs, sites, signals, .. } = self;
+        let within = |place: u32, count: usize| (place as usize) < count;
+        let is_op = |op: &Op| {
+            let comm = op.comm.is_none_or(|comm| within(comm, comms.len()));
+            comm && within(op.site, sites.len())
+        };
+        let is_entry = |entry: &Entry| match entry {
+            Entry::GraphBegin { run } | Entry::GraphEnd { run } | Entry::GraphRun { run } => {
+                within(*run, runs.len())
+            }
+            Entry::Op(op) => is_op(op),
+            Entry::Other(_) => true,
+            Entry::Record { signal } | Entry::Wait { signal, .. } => signal < signals,
+            Entry::Unit { unit } => within(*unit, units.len()),
+        };
+        let is_comm = |comm: &Comm| {
+            let ranks = comm.departed.iter().chain(comm.ends.iter().map(|end| &end.rank));
+            let callers = comm.ends.iter().filter_map(|end| end.caller);
+            comm.size <= MOST_RANKS
+                && ranks.into_iter().all(|rank| rank < &comm.size)
+                && callers.into_iter().all(|thread| within(thread, threads.len()))
+        };
+        let is_meeting = |meeting: &Meeting| {
+            meeting.size <= MOST_RANKS && meeting.missing.iter().all(|rank| rank < &meeting.size)
+        };
+        let of_comm =
+            |comm: u32, rank: u32| comms.get(comm as usize).is_some_and(|comm| rank < comm.size);
+        let is_wait = |wait: &Wait| match wait.what {
+            For::Flush { comm, rank, .. } | For::GrowId { comm, rank } => of_comm(comm, rank),
+            For::Join { meeting, .. } => within(meeting, meetings.len()),
+            For::Nothing => true,
+            For::Shrink { comm, meeting } | For::Split { comm, meeting } => {
+                let meeting = meetings.get(meeting as usize);
+                meeting.is_some_and(|meeting| of_comm(comm, meeting.size.saturating_sub(1)))
+            }
+            For::Stream { stream, .. } => within(stream, streams.len()),
+        };
+        let is_run = |(place, run): (usize, &Run)| {
+            // So no run comes before itself.
+            run.before.is_none_or(|before| within(before, place))
+        };
+        let entries: usize = streams.iter().map(|stream| stream.queue.len()).sum();
+        *signals as usize <= entries
+            && comms.iter().all(is_comm)
+            && streams.iter().all(|stream| stream.queue.iter().all(is_entry))
+            && threads.iter().filter_map(|thread| thread.waiting.as_ref()).all(is_wait)
+            && meetings.iter().all(is_meeting)
+            && units.iter().all(|unit| unit.ops.iter().all(is_op))
+            && runs.iter().enumerate().all(is_run)
+    }
+
     /// Takes down what is needed of an engine, whose state is locked.
     pub(crate) fn take(engine: &Engine, state: &State, view: View<'_>) -> Self {
         let mut camera = Camera::new(engine, state, view);
@@ -376,6 +434,7 @@ impl<'a> Camera<'a> {
                 device: stream.shared.device,
                 handle: stream.shared.raw.bits(),
                 is_branch: stream.is_branch,
+                passed: stream.passed,
                 is_started: stream.started,
                 held_by: self.state.held_by(index),
                 queue,
@@ -471,6 +530,7 @@ impl<'a> Camera<'a> {
         self.snapshot.meetings = meetings.into_values().collect();
         for (index, waiting) in waiting.into_iter().enumerate() {
             self.snapshot.threads[index].waiting = waiting.map(|waiting| Wait {
+                number: waiting.number,
                 what: self.what(waiting.what, &places).unwrap_or(For::Nothing),
                 text: wait_of(self.state, waiting.what),
                 has_deadline: waiting.has_deadline,
@@ -623,6 +683,9 @@ impl fmt::Display for Thread {
         write!(f, "thread '{}'", self.name)
     }
 }
+
+/// More than there can be, so that a number that came from elsewhere takes no memory away.
+const MOST_RANKS: u32 = 1 << 16;
 
 /// Entries of a stream that are looked at.
 pub(crate) const DEPTH: usize = 256;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use collectives_core::{ErrorKind, Rank};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
     comm_state::{self, EndShared},
@@ -15,7 +15,7 @@ use crate::{
     error::Failure,
     judge::{Judge, Node, Place, Sentence},
     op::Kind,
-    pending::{PendingOp, PendingStatus},
+    pending::{PendingOp, PendingStatus, known},
     scene::{Meeting, Seat},
     slab::Key,
     snapshot::{self, End, Entry, For, Op, Wait},
@@ -30,7 +30,7 @@ use crate::{
 /// the ranks' operations, those that differ in nothing but the rank on one line.
 ///
 /// [`Mock::verdicts`]: crate::Mock::verdicts
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[non_exhaustive]
 pub struct Verdict {
     /// What is wrong.
@@ -40,6 +40,7 @@ pub struct Verdict {
     /// What each rank of them is doing.
     pub ranks: Vec<RankState>,
     /// The columns in which the calls differ, where the ranks disagree.
+    #[serde(deserialize_with = "columns")]
     pub fields: Vec<&'static str>,
     /// The ranks in the minority, where the ranks disagree and there is a majority.
     pub odd: Vec<Rank>,
@@ -49,7 +50,7 @@ pub struct Verdict {
 }
 
 /// What is wrong, in one word.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[non_exhaustive]
 pub enum VerdictKind {
     /// Ranks wait for each other: operations in a different order, sends that meet no receive.
@@ -71,7 +72,7 @@ pub enum VerdictKind {
 }
 
 /// What one rank of a communicator was doing when a verdict was given.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[non_exhaustive]
 pub struct RankState {
     /// The communicator's name, or a number.
@@ -85,7 +86,7 @@ pub struct RankState {
 }
 
 impl Verdict {
-    fn failure(&self) -> Failure {
+    pub(crate) fn failure(&self) -> Failure {
         let (kind, hint) = match self.kind {
             VerdictKind::Cycle => (
                 ErrorKind::Deadlock,
@@ -271,6 +272,12 @@ impl Table {
         }
         Ok(())
     }
+}
+
+/// Reads names of columns.
+fn columns<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<&'static str>, D::Error> {
+    let names = Vec::<String>::deserialize(from)?;
+    names.iter().map(|name| known(name, COLUMNS.into_iter())).collect()
 }
 
 /// The columns behind the rank; the stream is left out.
@@ -683,6 +690,10 @@ impl Report<'_> {
                     _ => None,
                 });
                 let ranks: BTreeSet<u32> = ops.map(|op| op.rank).collect();
+                // The same rank of several communicators.
+                if ranks.len() == 1 {
+                    return format!("ranks wait for each other in {names}");
+                }
                 let ranks = list("rank", &ranks.into_iter().collect::<Vec<_>>());
                 format!("{ranks} wait for each other in {names}")
             }

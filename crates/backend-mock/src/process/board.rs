@@ -461,7 +461,8 @@ impl Board {
         seat.issued.store(issued.collectives, Ordering::Relaxed);
         let last = self.last_messages();
         for peer in 0..self.ranks {
-            let (out, into) = (rank as usize * self.ranks + peer, peer * self.ranks + rank as usize);
+            let (out, into) =
+                (rank as usize * self.ranks + peer, peer * self.ranks + rank as usize);
             last[2 * out].store(issued.sent[peer], Ordering::Relaxed);
             last[2 * into + 1].store(issued.received[peer], Ordering::Relaxed);
         }
@@ -504,7 +505,8 @@ impl Board {
     pub(crate) fn tell(&self, end: End, told: &Told) -> bool {
         let fate = self.fate(end);
         let (fresh, writing) = (NOTHING, WRITING);
-        let taken = fate.state.compare_exchange(fresh, writing, Ordering::AcqRel, Ordering::Relaxed);
+        let taken =
+            fate.state.compare_exchange(fresh, writing, Ordering::AcqRel, Ordering::Relaxed);
         if taken.is_err() {
             return false;
         }

@@ -10,14 +10,16 @@
 //! * [`segment`]: a process's device memory.
 //! * [`peer`]: a process as others see it: its memory, its bell, whether it has ended.
 //! * [`launch`]: what a launcher does so that peers learn how a process ended.
+//! * [`verdicts`]: how they find out together that nothing can happen any more.
 //! * [`watch`]: the thread that sees peers end.
 
 #![cfg_attr(not(test), expect(dead_code, reason = "the engine is yet to be built on this layer"))]
 
 pub(crate) mod bell;
+pub(crate) mod board;
 pub(crate) mod launch;
 pub(crate) mod peer;
-pub(crate) mod board;
 pub(crate) mod segment;
 pub(crate) mod shared;
+pub(crate) mod verdicts;
 pub(crate) mod watch;

@@ -399,7 +399,7 @@ pub(crate) fn at(what: &'static str) -> impl FnOnce(io::Error) -> io::Error {
 const PATIENCE: Duration = Duration::from_millis(30);
 
 /// Bytes of a process's block; few of them are ever touched.
-pub(crate) const BLOCK_BYTES: usize = 64 << 10;
+pub(crate) const BLOCK_BYTES: usize = 1 << 20;
 
 /// From this offset on a block is free for others' use.
 pub(crate) const SPARE: usize = 4096;
