@@ -4,7 +4,7 @@
 //! normally nobody else wants, and whoever has the engine's lock takes over what is in all inboxes.
 //! Small operations are left there until a few have come together or somebody waits; large ones ask
 //! for the engine at once ([`Engine::press`]). If the lock is taken then, its holder is told to look
-//! once more before it goes, so nothing is left behind and nobody has to wait.
+//! once more before it goes ([`Gate`]), so nothing is left behind and nobody has to wait.
 //!
 //! Why nothing is lost: a thread that is going to sleep first counts itself as a sleeper, then takes
 //! over the inboxes. Work that came into an inbox before that is taken over by it; work that comes
@@ -21,8 +21,8 @@ use std::{
     hash::{BuildHasher, RandomState},
     hint, panic,
     sync::{
-        Arc, Mutex, MutexGuard, Once, TryLockError, Weak,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
+        Arc, Mutex, Once, Weak,
+        atomic::{AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -40,6 +40,7 @@ use crate::{
     comm_state::{Comm, EndShared, NOTHING},
     error::{BACKEND, Failure, invalid, misuse, refuse},
     fault::{Action, Held, Who},
+    gate::Gate,
     group::Member,
     judge::Waited,
     meeting::{JoinMeetings, SplitMeeting},
@@ -51,7 +52,7 @@ use crate::{
     slab::Key,
     state::{COUNT, Job, State},
     stream::{Entry, Stream, StreamShared},
-    sync::{Parker, lock},
+    sync::{Guard, Parker, lock},
     threads::{Threads, What},
 };
 
@@ -77,19 +78,13 @@ pub(crate) struct Engine {
     pub(crate) last_look: Mutex<Vec<Waited>>,
     /// The default stream of each device.
     defaults: Vec<Arc<StreamShared>>,
-    /// Inboxes with something in them: bit `index % 64` of their streams.
-    dirty: AtomicU64,
-    /// Somebody wanted the lock while it was taken.
-    pressed: AtomicBool,
-    /// Threads that sleep, or are about to.
-    sleepers: AtomicUsize,
     /// The size of the largest communicator so far: about as many threads are at work.
     crowd: AtomicUsize,
     /// Whether anything is asked of it beyond running: then streams are watched.
     pub(crate) adversarial: bool,
     /// Whether large operations are done by those who come by, one after another.
     scheduled: bool,
-    state: Mutex<State>,
+    gate: Gate<State>,
     pub(crate) me: Weak<Self>,
 }
 
@@ -169,13 +164,10 @@ impl Engine {
                 sleepers_seen: Mutex::default(),
                 last_look: Mutex::default(),
                 defaults,
-                dirty: AtomicU64::new(0),
-                pressed: AtomicBool::new(false),
-                sleepers: AtomicUsize::new(0),
                 crowd: AtomicUsize::new(0),
                 adversarial,
                 scheduled,
-                state: Mutex::new(state),
+                gate: Gate::new(state),
                 me: me.clone(),
             }
         })
@@ -194,9 +186,9 @@ impl Engine {
         let held = inbox.len();
         drop(inbox);
         if held == 1 {
-            self.dirty.fetch_or(1 << (stream.key.index % u64::BITS), Ordering::AcqRel);
+            self.gate.mark(stream.key.index);
         }
-        if urgent() || self.sleepers.load(Ordering::Acquire) > 0 {
+        if urgent() || self.gate.anybody_sleeps() {
             self.press();
         } else if held.is_multiple_of(BATCH) {
             self.glance();
@@ -212,17 +204,17 @@ impl Engine {
             return false;
         }
         // Counted first, so that at no time it is neither.
-        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        self.gate.count_in();
         if end.disarm(wanted) {
             return true;
         }
-        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        self.gate.count_out();
         false
     }
 
     /// Looks at what is in the inboxes, unless somebody has the lock.
     fn glance(&self) {
-        if let Ok(state) = self.state.try_lock() {
+        if let Some(state) = self.gate.try_lock() {
             self.let_go(state);
         }
     }
@@ -234,26 +226,13 @@ impl Engine {
             // What runs when must not depend on who held the lock.
             return self.with(|_| ());
         }
-        loop {
-            self.pressed.store(true, Ordering::SeqCst);
-            // Either the holder sees the flag after it let go, or this thread gets the lock.
-            fence(Ordering::SeqCst);
-            let state = match self.state.try_lock() {
-                Ok(state) => state,
-                Err(TryLockError::Poisoned(state)) => state.into_inner(),
-                Err(TryLockError::WouldBlock) => return,
-            };
-            self.settle(state);
-            if !self.pressed.load(Ordering::SeqCst) {
-                return;
-            }
-        }
+        self.gate.press(|state| self.settle(state));
     }
 
     /// Does something with the state, after everything that was enqueued before; then starts
     /// whatever that made ready.
     pub(crate) fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
-        let mut state = lock(&self.state);
+        let mut state = self.gate.lock();
         self.drain(&mut state);
         let result = act(&mut state);
         self.let_go(state);
@@ -265,7 +244,7 @@ impl Engine {
     /// There is nothing in the inboxes then, since streams are watched.
     pub(crate) fn watch<R>(&self, look: impl FnOnce(&mut State) -> R) -> R {
         if self.scheduled {
-            return look(&mut lock(&self.state));
+            return look(&mut self.gate.lock());
         }
         self.with(|state| {
             state.advance();
@@ -274,9 +253,9 @@ impl Engine {
     }
 
     /// Settles, and looks once more where somebody asked for it meanwhile.
-    fn let_go(&self, state: MutexGuard<'_, State>) {
+    fn let_go<'a>(&'a self, state: Guard<'a, State>) {
         self.settle(state);
-        if self.pressed.load(Ordering::SeqCst) {
+        if self.gate.is_pressed() {
             self.press();
         }
     }
@@ -346,20 +325,20 @@ impl Engine {
             Stance::Counted => true,
         };
         if counted {
-            self.sleepers.fetch_sub(1, Ordering::SeqCst);
+            self.gate.count_out();
         }
         result
     }
 
     /// Counts the calling thread as one that nothing may be hidden from.
     fn stand_by(&self) -> Stance {
-        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        self.gate.count_in();
         Stance::Counted
     }
 
     /// Takes over what is in the inboxes.
     fn drain(&self, state: &mut State) {
-        let mut dirty = self.dirty.swap(0, Ordering::AcqRel);
+        let mut dirty = self.gate.take_marks();
         while dirty != 0 {
             let mut index = dirty.trailing_zeros();
             dirty &= dirty - 1;
@@ -371,22 +350,21 @@ impl Engine {
     }
 
     /// Starts what is ready until nothing is, then lets go of the lock.
-    fn settle<'a>(&'a self, mut state: MutexGuard<'a, State>) {
+    fn settle<'a>(&'a self, mut state: Guard<'a, State>) {
         let mut budget = INLINE_BYTES;
         loop {
-            self.pressed.store(false, Ordering::SeqCst);
+            self.gate.heed();
             self.drain(&mut state);
             state.advance();
             let job = state.jobs.pop_front();
             let wake = std::mem::take(&mut state.wake);
             let garbage = std::mem::take(&mut state.garbage);
             let Some(job) = job else {
-                drop(state);
+                self.gate.leave(state);
                 for parker in wake {
                     parker.wake();
                 }
                 drop(garbage);
-                fence(Ordering::SeqCst);
                 return;
             };
             drop(state);
@@ -401,11 +379,11 @@ impl Engine {
                 // SAFETY: the callers' buffers are the engine's until the streams have passed, and
                 // this thread does the whole span.
                 unsafe { job.transfer.run(self.config.accumulation, 0..length) };
-                state = lock(&self.state);
+                state = self.gate.lock();
                 state.complete(&job);
             } else {
                 self.share(job);
-                state = lock(&self.state);
+                state = self.gate.lock();
             }
         }
     }
@@ -435,7 +413,7 @@ impl Engine {
                 spun += 1;
                 hint::spin_loop();
             }
-            if spun % SPINS_PER_LOOK == 0 && self.dirty.load(Ordering::Relaxed) != 0 {
+            if spun % SPINS_PER_LOOK == 0 && self.gate.is_marked() {
                 if until.is_some_and(|until| until <= Instant::now()) {
                     return false;
                 }
@@ -522,8 +500,8 @@ impl Engine {
             _ => {
                 let key = self.key(raw.bits(), STREAM, "stream")?;
                 let found =
-                    lock(&self.state).streams.get(key).map(|found| Arc::clone(&found.shared));
-                if self.pressed.load(Ordering::SeqCst) {
+                    self.gate.lock().streams.get(key).map(|found| Arc::clone(&found.shared));
+                if self.gate.is_pressed() {
                     self.press();
                 }
                 let found = found.filter(|shared| is_it(shared));

@@ -160,6 +160,7 @@ mod fault;
 mod fault_toml;
 mod footprint;
 mod fork;
+mod gate;
 mod graph;
 mod group;
 mod guard;

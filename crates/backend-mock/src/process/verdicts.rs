@@ -28,7 +28,6 @@
 use std::{
     collections::BTreeMap,
     hash::{DefaultHasher, Hash, Hasher},
-    sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
     thread,
     time::{Duration, Instant},
 };
@@ -45,6 +44,7 @@ use crate::{
     judge::Judge,
     scene::Scene,
     snapshot::Snapshot,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
     verdict::{Action, Case, Verdict},
 };
 
@@ -633,7 +633,7 @@ mod tests {
     }
 }
 
-#[cfg(all(test, not(miri)))] // Miri has no memfd
+#[cfg(all(test, not(any(loom, miri))))] // Miri has no memfd
 mod desk_tests {
     use std::sync::atomic::AtomicBool;
 
@@ -736,5 +736,38 @@ mod desk_tests {
         }
         desk(low.own()).suspect(false);
         assert!(high_asks());
+    }
+}
+
+#[cfg(all(loom, test))]
+mod loom_tests {
+    use loom::{sync::Arc, thread};
+
+    use super::*;
+    use crate::sync::model;
+
+    #[test]
+    fn a_paper_is_read_as_it_was_written_or_not_at_all() {
+        model(|| {
+            let word = || AtomicU32::new(0);
+            let words: Vec<_> = (0..2).map(|_| AtomicU64::new(0)).collect();
+            let shared = Arc::new((word(), word(), words));
+            let other = Arc::clone(&shared);
+            fn paper<'a>(
+                (stamp, length, words): &'a (AtomicU32, AtomicU32, Vec<AtomicU64>),
+            ) -> Paper<'a> {
+                Paper { stamp, length, words }
+            }
+            let writer = thread::spawn(move || {
+                for version in [[1_u8; 9], [2; 9]] {
+                    paper(&other).write(&version);
+                }
+            });
+            if let Some(read) = paper(&shared).read::<[u8; 9]>() {
+                assert!(read == [1; 9] || read == [2; 9], "{read:?}");
+            }
+            writer.join().unwrap();
+            assert_eq!(paper(&shared).read(), Some([2_u8; 9]));
+        });
     }
 }
