@@ -28,7 +28,7 @@ use crate::{
     engine::Engine,
     op::Kind,
     scene::{In, Scene, Seat},
-    snapshot::{DEPTH, End, Entry, For, Op, Snapshot, Thread, View},
+    snapshot::{DEPTH, End, Entry, For, Op, Snapshot, Thread, View, Wait},
     state::State,
     sync::lock,
     threads::{self, Known, Waiting, What},
@@ -59,15 +59,23 @@ struct Relied {
     callers: BTreeSet<i32>,
     /// Those of them that wait in it.
     waiting: BTreeSet<i32>,
+    /// Those of these of whom it does not matter whether they sleep.
+    polling: BTreeSet<i32>,
 }
 
 impl Relied {
     fn of(snapshot: &Snapshot) -> Self {
         let live = || snapshot.threads.iter().filter(|thread| thread.is_live);
-        let waiting = live().filter(|thread| thread.waiting.is_some());
+        let waiting = |polls: bool| {
+            let waits = move |wait: &&Wait| wait.polls == polls;
+            let waiting =
+                live().filter(move |thread| thread.waiting.as_ref().filter(waits).is_some());
+            waiting.filter_map(|thread| thread.tid).collect()
+        };
         Self {
             callers: live().filter_map(|thread| thread.tid).collect(),
-            waiting: waiting.filter_map(|thread| thread.tid).collect(),
+            waiting: waiting(false),
+            polling: waiting(true),
         }
     }
 
@@ -76,9 +84,16 @@ impl Relied {
         self.callers.contains(&tid) || !threads::is_ours(tid)
     }
 
+    /// Leaves out those who say nothing by being awake.
+    fn of_others(&self, mut look: Look) -> Look {
+        look.retain(|tid| !self.polling.contains(&tid));
+        look
+    }
+
     /// Leaves those that sleep elsewhere than in the engine.
     fn of_idle(&self, mut look: Look) -> Look {
-        look.retain(|tid| self.counts(tid) && !self.waiting.contains(&tid));
+        let waits = |tid| self.waiting.contains(&tid) || self.polling.contains(&tid);
+        look.retain(|tid| self.counts(tid) && !waits(tid));
         look.retain_sleepers();
         look
     }
@@ -90,6 +105,7 @@ impl Engine {
         let last = std::mem::take(&mut *lock(&self.last_look));
         let waits = self.waits();
         if waits.is_empty() {
+            self.suspect(false);
             return Found::Nobody;
         }
         // Only a wait that was there before is worth the lock, and one that has not come on since
@@ -110,7 +126,11 @@ impl Engine {
         let Some(snapshot) = snapshot else { return Found::Progress };
         let scene = Scene::new([snapshot]);
         // As if nobody acted who does not wait here.
-        if Judge::new(&scene).finds_stuck() { self.judge() } else { Found::Slow }
+        if !Judge::suspicious(&scene).finds_stuck() {
+            self.suspect(false);
+            return Found::Slow;
+        }
+        if self.has_processes() { self.inquire() } else { self.judge() }
     }
 
     /// As seen from here somebody is stuck, unless threads act that don't wait here.
@@ -156,7 +176,8 @@ impl Engine {
     }
 
     /// Whether the threads that sleep have really nobody to wake them.
-    fn is_sure(&self, relied_on: &Relied, before: &Look, mut after: Look) -> bool {
+    fn is_sure(&self, relied_on: &Relied, before: &Look, after: Look) -> bool {
+        let (before, mut after) = (relied_on.of_others(before.clone()), relied_on.of_others(after));
         let is_awake = before.anybody_is_awake() || after.anybody_is_awake();
         let mut earlier = before.clone();
         earlier.retain(|tid| relied_on.counts(tid));
@@ -427,7 +448,7 @@ impl<'a> Judge<'a> {
                 others.map(|other| Node::Absent(comm, other)).collect()
             }
             For::Join { meeting, .. } => {
-                let comes = self.somebody_may_join(meeting, thread);
+                let comes = self.somebody_may_join(thread);
                 if comes { Vec::new() } else { vec![Node::Meeting(meeting)] }
             }
             For::Nothing => Vec::new(),
@@ -591,10 +612,7 @@ impl<'a> Judge<'a> {
     }
 
     /// Whether a rank may come to a join in which `thread` waits.
-    fn somebody_may_join(&self, meeting: u32, thread: usize) -> bool {
-        if self.scene.meetings[meeting as usize].is_public {
-            return true;
-        }
+    fn somebody_may_join(&self, thread: usize) -> bool {
         let process = self.scene.threads[thread].process;
         let known =
             self.callers(process).filter(|&(index, _)| index != thread).any(|(index, other)| {

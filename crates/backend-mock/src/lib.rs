@@ -147,10 +147,13 @@
 //! ([`Remote`](collectives_core::ErrorKind::Remote)) instead of leaving them to hang. Memory that the
 //! engine does not know is taken for host memory that devices can reach.
 
+mod across;
 mod adversary;
+mod aide;
 mod alive;
 mod asleep;
 mod backend;
+mod clerk;
 mod comm;
 mod comm_state;
 mod device;
@@ -161,9 +164,11 @@ mod fault_toml;
 mod footprint;
 mod fork;
 mod gate;
+mod gather;
 mod graph;
 mod group;
 mod guard;
+mod joint;
 mod judge;
 mod lifecycle;
 mod meeting;
@@ -178,6 +183,7 @@ mod race;
 mod reduce;
 mod scene;
 mod schedule;
+mod site;
 mod slab;
 mod snapshot;
 mod state;
@@ -191,15 +197,16 @@ mod watch;
 mod world;
 
 pub use alive::{Alive, AliveKind, AliveThing};
-pub use backend::{Accumulation, Mock, MockConfig};
+pub use backend::{Accumulation, Mock, MockConfig, Ranks};
 pub use comm::MockComm;
 pub use device::MockDevice;
 pub use fault::{Action, FaultPlan, Rule, Sequence};
 pub use guard::Guards;
 pub use lifecycle::{JoinState, PendingJoin};
-pub use pending::{PendingOp, PendingStatus, Site};
+pub use pending::{PendingOp, PendingStatus};
 #[cfg(target_os = "linux")]
 pub use process::launch::ExitNotice;
 pub use schedule::Schedule;
+pub use site::Site;
 pub use verdict::{RankState, Verdict, VerdictKind};
 pub use world::{Cause, RankFailure, RunFailure, World};

@@ -1,11 +1,9 @@
 //! One rank's part of an operation, as it waits in a stream.
 
-use std::panic::Location;
-
 use collectives_core::{DType, Rank, ReduceOp};
 use serde::{Deserialize, Serialize};
 
-use crate::slab::Key;
+use crate::{site::Site, slab::Key};
 
 /// What one rank asked for: plain data, checked when the call was made.
 #[derive(Clone, Copy)]
@@ -29,7 +27,7 @@ pub(crate) struct Op {
     /// Position among the collectives of this rank, or among its sends to (receives from) the peer.
     pub(crate) sequence: u64,
     /// Where in the program the call stands.
-    pub(crate) site: &'static Location<'static>,
+    pub(crate) site: Site,
 }
 
 // SAFETY: the pointers are the caller's buffers, which the contract of `Collectives` gives to the
@@ -54,7 +52,7 @@ impl Op {
 pub(crate) const NOBODY: u32 = u32::MAX;
 
 /// Which operation.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub(crate) enum Kind {
     AllGather,
     AllReduce,

@@ -1,6 +1,6 @@
 //! What is enqueued and not done, for people.
 
-use std::{borrow::Cow, collections::BTreeSet, fmt, panic::Location};
+use std::{collections::BTreeSet, fmt};
 
 use collectives_core::{DType, Rank, RawStream};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use crate::{
     op::{Kind, Op, Reduction},
     scene,
+    site::Site,
     slab::Key,
     snapshot,
     state::State,
@@ -54,45 +55,6 @@ pub struct PendingOp {
 
 /// By another name, since serde would borrow what it reads.
 type Name = &'static str;
-
-/// A place in a program: as [`Location`], but it can come from another process.
-#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
-pub struct Site {
-    file: Cow<'static, str>,
-    line: u32,
-    column: u32,
-}
-
-impl Site {
-    /// The source file, as the compiler was given it.
-    pub fn file(&self) -> &str {
-        &self.file
-    }
-
-    /// The line, from 1.
-    pub const fn line(&self) -> u32 {
-        self.line
-    }
-
-    /// The column, from 1.
-    pub const fn column(&self) -> u32 {
-        self.column
-    }
-}
-
-impl From<&'static Location<'static>> for Site {
-    fn from(location: &'static Location<'static>) -> Self {
-        let (line, column) = (location.line(), location.column());
-        Self { file: location.file().into(), line, column }
-    }
-}
-
-/// `file:line:column`.
-impl fmt::Display for Site {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.file, self.line, self.column)
-    }
-}
 
 /// How far a pending operation has come.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -155,7 +117,7 @@ impl PendingOp {
             device: stream.shared.device,
             stream: stream.shared.raw,
             in_graph: stream.is_branch,
-            site: op.site.into(),
+            site: op.site,
             status,
             key: (op.comm, stream.shared.key),
         }
@@ -185,6 +147,33 @@ impl PendingOp {
             site,
             status,
             key: (comm.key, stream.key),
+        }
+    }
+
+    /// An operation of another process that has met its peers here.
+    pub(crate) fn elsewhere(state: &State, op: &Op) -> Self {
+        let comm = state.comms.get(op.comm);
+        let across = comm.and_then(|comm| comm.across.as_ref());
+        let part = across.and_then(|across| across.joint.part_of(op));
+        let site = across.zip(part.as_ref());
+        let site = site.map_or(op.site, |(across, part)| across.joint.site_of(op.rank, part));
+        Self {
+            communicator: comm.map_or_else(|| "gone".into(), |comm| comm.title()),
+            rank: Rank::new(op.rank),
+            size: comm.map_or(0, |comm| comm.ends.len()),
+            operation: op.kind.name(),
+            count: op.count,
+            dtype: op.dtype,
+            reduce_op: op.reduction.name(),
+            other: op.other(),
+            sequence: op.sequence,
+            device: comm.map_or(0, |comm| comm.ends[op.rank as usize].shared.info.device),
+            stream: RawStream::from_bits(part.as_ref().map_or(0, |part| part.stream as usize)),
+            in_graph: part.is_some_and(|part| part.in_graph),
+            site,
+            status: PendingStatus::Running,
+            // A stream of another process is none of this one's.
+            key: (op.comm, Key { index: u32::MAX, generation: 0 }),
         }
     }
 

@@ -1,14 +1,14 @@
 //! Snapshots of one or more processes, laid side by side: what the judge looks at.
 //!
-//! A communicator or a meeting that several processes have a part in is one here. Everything else
-//! keeps to itself, and only gets another number.
+//! A communicator that several processes have a part in is one here. Everything else keeps to itself,
+//! and only gets another number.
 
 use std::{collections::HashMap, ops::Deref};
 
 use crate::{
-    Site,
+    site::Site,
     slab::Key,
-    snapshot::{self, End, Entry, For, Op, Outside, Run, Snapshot, Stream, Thread, Unit},
+    snapshot::{self, End, Entry, For, Meeting, Op, Outside, Run, Snapshot, Stream, Thread, Unit},
 };
 
 /// What is known of all processes.
@@ -19,7 +19,7 @@ pub(crate) struct Scene {
     pub(crate) comms: Vec<Comm>,
     pub(crate) streams: Vec<In<Stream>>,
     pub(crate) threads: Vec<In<Thread>>,
-    pub(crate) meetings: Vec<Meeting>,
+    pub(crate) meetings: Vec<In<Meeting>>,
     pub(crate) units: Vec<Unit>,
     pub(crate) runs: Vec<Run>,
     pub(crate) sites: Vec<Site>,
@@ -55,23 +55,10 @@ pub(crate) enum Seat {
     Taken(In<End>),
 }
 
-/// Where ranks meet to make a communicator, while some are missing.
-#[derive(Debug)]
-pub(crate) struct Meeting {
-    /// The name of the communicator to be.
-    pub(crate) name: Option<String>,
-    pub(crate) size: u32,
-    pub(crate) missing: Vec<u32>,
-    /// Whether somebody may come of whom nothing is known.
-    pub(crate) is_public: bool,
-    /// By process: which it is there.
-    pub(crate) places: Vec<(usize, snapshot::Place)>,
-}
-
 impl Scene {
     /// Lays snapshots side by side, in the order of their processes. They are sound.
     pub(crate) fn new(snapshots: impl IntoIterator<Item = Snapshot>) -> Self {
-        let (mut scene, mut known) = (Self::default(), Known::default());
+        let (mut scene, mut known) = (Self::default(), HashMap::new());
         for snapshot in snapshots {
             scene.add(snapshot, &mut known);
         }
@@ -87,7 +74,7 @@ impl Scene {
         }
     }
 
-    fn add(&mut self, snapshot: Snapshot, known: &mut Known) {
+    fn add(&mut self, snapshot: Snapshot, known: &mut HashMap<u128, u32>) {
         let Snapshot { outside, comms, streams, threads, meetings, units, runs, sites, signals } =
             snapshot;
         let process = self.outside.len();
@@ -98,10 +85,7 @@ impl Scene {
             sites: self.sites.len() as u32,
             signals: self.signals,
             comms: comms.into_iter().map(|comm| self.add_comm(process, comm, known)).collect(),
-            meetings: meetings
-                .into_iter()
-                .map(|meeting| self.add_meeting(process, meeting, known))
-                .collect(),
+            meetings: self.meetings.len() as u32,
         };
         self.outside.push(outside);
         self.streams.extend(streams.into_iter().map(|mut stream| {
@@ -118,22 +102,28 @@ impl Scene {
             unit.ops.iter_mut().for_each(|op| shift.op(op));
             unit
         }));
+        self.meetings.extend(meetings.into_iter().map(|it| In { process, it }));
         let run = |run: Run| Run { before: run.before.map(|run| run + shift.runs), ..run };
         self.runs.extend(runs.into_iter().map(run));
         self.sites.extend(sites);
         self.signals += signals;
     }
 
-    fn add_comm(&mut self, process: usize, comm: snapshot::Comm, known: &mut Known) -> u32 {
+    fn add_comm(
+        &mut self,
+        process: usize,
+        comm: snapshot::Comm,
+        known: &mut HashMap<u128, u32>,
+    ) -> u32 {
         let snapshot::Comm { key, token, title, size, is_broken, departed, ends } = comm;
-        let same = token.and_then(|token| known.comms.get(&token).copied());
+        let same = token.and_then(|token| known.get(&token).copied());
         let place = same.filter(|&place| self.comms[place as usize].seats.len() == size as usize);
         let place = place.unwrap_or_else(|| {
             let seats = (0..size).map(|_| Seat::Hidden).collect();
             self.comms.push(Comm { title, is_broken, seats, key, keys: Vec::new() });
             self.comms.len() as u32 - 1
         });
-        known.comms.extend(token.map(|token| (token, place)));
+        known.extend(token.map(|token| (token, place)));
         let threads = self.threads.len() as u32;
         let comm = &mut self.comms[place as usize];
         comm.is_broken |= is_broken;
@@ -150,34 +140,6 @@ impl Scene {
         }
         place
     }
-
-    fn add_meeting(
-        &mut self,
-        process: usize,
-        meeting: snapshot::Meeting,
-        known: &mut Known,
-    ) -> u32 {
-        let snapshot::Meeting { place, token, name, size, missing } = meeting;
-        let same = token.and_then(|token| known.meetings.get(&token).copied());
-        let index = same.unwrap_or(self.meetings.len() as u32);
-        match same {
-            Some(index) => {
-                let meeting = &mut self.meetings[index as usize];
-                meeting.missing.retain(|rank| missing.contains(rank));
-                meeting.name = meeting.name.take().or(name);
-                meeting.places.push((process, place));
-            }
-            None => self.meetings.push(Meeting {
-                name,
-                size,
-                missing,
-                is_public: token.is_some(),
-                places: vec![(process, place)],
-            }),
-        }
-        known.meetings.extend(token.map(|token| (token, index)));
-        index
-    }
 }
 
 impl<T> Deref for In<T> {
@@ -188,13 +150,6 @@ impl<T> Deref for In<T> {
     }
 }
 
-/// What processes share, by token.
-#[derive(Default)]
-struct Known {
-    comms: HashMap<u128, u32>,
-    meetings: HashMap<u128, u32>,
-}
-
 /// Where the parts of a snapshot come to stand.
 struct Shift {
     streams: u32,
@@ -202,9 +157,9 @@ struct Shift {
     runs: u32,
     sites: u32,
     signals: u32,
+    meetings: u32,
     /// By place in the snapshot.
     comms: Vec<u32>,
-    meetings: Vec<u32>,
 }
 
 impl Shift {
@@ -230,11 +185,11 @@ impl Shift {
             For::Flush { comm, .. } | For::GrowId { comm, .. } => {
                 *comm = self.comms[*comm as usize];
             }
-            For::Join { meeting, .. } => *meeting = self.meetings[*meeting as usize],
+            For::Join { meeting, .. } => *meeting += self.meetings,
             For::Nothing => {}
             For::Shrink { comm, meeting } | For::Split { comm, meeting } => {
                 *comm = self.comms[*comm as usize];
-                *meeting = self.meetings[*meeting as usize];
+                *meeting += self.meetings;
             }
             For::Stream { stream, .. } => *stream += self.streams,
         }

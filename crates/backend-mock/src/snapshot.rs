@@ -9,7 +9,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
-    panic::Location,
     sync::Arc,
 };
 
@@ -17,12 +16,12 @@ use collectives_core::{DType, Rank, RawStream};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Site,
     asleep::{Look, Rest},
     comm_state::EndShared,
     engine::Engine,
     op::{Kind, Reduction},
     pending,
+    site::Site,
     slab::Key,
     state::{COUNT, State},
     stream,
@@ -191,6 +190,8 @@ pub(crate) struct Wait {
     pub(crate) text: String,
     /// Whether it ends by itself some day.
     pub(crate) has_deadline: bool,
+    /// Whether the thread looks for itself now and then, so that its sleep says nothing.
+    pub(crate) polls: bool,
 }
 
 /// What a thread waits for.
@@ -212,12 +213,11 @@ pub(crate) enum For {
     Stream { stream: u32, entries: usize },
 }
 
-/// Where ranks meet to make a communicator, while some are missing.
+/// Where ranks meet to make a communicator, while some are missing. Who is missing is the same for all
+/// processes, so that each has a meeting of its own here.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Meeting {
     pub(crate) place: Place,
-    /// What all processes know it by.
-    pub(crate) token: Option<u128>,
     /// The name of the communicator to be.
     pub(crate) name: Option<String>,
     pub(crate) size: u32,
@@ -321,7 +321,7 @@ struct Camera<'a> {
     signals: HashMap<u32, u32>,
     units: HashMap<u32, u32>,
     runs: HashMap<u32, u32>,
-    sites: HashMap<*const Location<'static>, u32>,
+    sites: HashMap<Site, u32>,
     /// What the threads wait for.
     waiting: Vec<Option<Waiting>>,
 }
@@ -371,14 +371,15 @@ impl<'a> Camera<'a> {
             for (rank, end) in (0..).zip(&comm.ends) {
                 if end.departed {
                     departed.push(rank);
-                } else {
+                } else if !comm.is_elsewhere(rank as usize) {
                     ends.push(self.end(rank, &end.shared));
                 }
             }
+            let joint = comm.across.as_ref().map(|across| &across.joint);
             self.comms.insert(key, self.snapshot.comms.len() as u32);
             self.snapshot.comms.push(Comm {
                 key,
-                token: None,
+                token: joint.map(|joint| u128::from_le_bytes(joint.token)),
                 title: comm.title(),
                 size: comm.ends.len() as u32,
                 is_broken: comm.broken,
@@ -503,7 +504,7 @@ impl<'a> Camera<'a> {
     fn op(&mut self, op: &crate::op::Op) -> Op {
         let next = self.sites.len() as u32;
         let site = *self.sites.entry(op.site).or_insert_with(|| {
-            self.snapshot.sites.push(op.site.into());
+            self.snapshot.sites.push(op.site);
             next
         });
         Op {
@@ -534,6 +535,8 @@ impl<'a> Camera<'a> {
                 what: self.what(waiting.what, &places).unwrap_or(For::Nothing),
                 text: wait_of(self.state, waiting.what),
                 has_deadline: waiting.has_deadline,
+                polls: self.engine.has_processes()
+                    && !matches!(waiting.what, What::Flush { .. } | What::Stream { .. }),
             });
         }
     }
@@ -541,29 +544,31 @@ impl<'a> Camera<'a> {
     /// Where somebody waits for ranks that can still come.
     fn meeting(&self, what: What) -> Option<Meeting> {
         let place = Place::of(what)?;
-        let token = None;
         Some(match place {
             Place::Join { id } => {
                 let gathered = self.engine.meetings.gathered(id)?;
                 let (size, came) = (gathered.came.len() as u32, gathered.came);
                 let missing = (0..).zip(came).filter(|(_, came)| !came);
                 let missing = missing.map(|(rank, _)| rank).collect();
-                Meeting { place, token, name: gathered.name, size, missing }
+                Meeting { place, name: gathered.name, size, missing }
             }
             Place::Shrink { comm: key, number } => {
                 // The communicator may be broken: that is what a shrink is for.
                 let comm = self.state.comms.get(key)?;
                 let missing = comm.meeting.lifecycle.missing(number)?;
                 let missing = missing.into_iter().map(Rank::get).collect();
-                Meeting { place, token, name: None, size: comm.ends.len() as u32, missing }
+                Meeting { place, name: None, size: comm.ends.len() as u32, missing }
             }
             Place::Split { comm: key, round } => {
                 let comm = self.state.comms.get(key).filter(|comm| !comm.broken)?;
-                let missing = comm.meeting.missing(round)?;
+                let missing = match &comm.across {
+                    Some(across) => across.joint.missing(round)?,
+                    None => comm.meeting.missing(round)?,
+                };
                 if missing.iter().any(|&rank| comm.ends[rank as usize].departed) {
                     return None;
                 }
-                Meeting { place, token, name: None, size: comm.ends.len() as u32, missing }
+                Meeting { place, name: None, size: comm.ends.len() as u32, missing }
             }
         })
     }
@@ -581,7 +586,9 @@ impl<'a> Camera<'a> {
             What::GrowId { comm: key, rank } => {
                 let comm = comm(key)?;
                 let known = self.state.comms.get(key).filter(|comm| !comm.broken)?;
-                let lacks = known.meeting.lifecycle.lacks_grow_id(Rank::new(rank));
+                // Across processes nobody knows who has called grow, and would make one later.
+                let lacks = known.across.is_none()
+                    && known.meeting.lifecycle.lacks_grow_id(Rank::new(rank));
                 if lacks { For::GrowId { comm, rank } } else { For::Nothing }
             }
             What::Join { rank, .. } => For::Join { meeting: meeting()?, rank },

@@ -16,9 +16,9 @@ use crate::{
     judge::{Judge, Node, Place, Sentence},
     op::Kind,
     pending::{PendingOp, PendingStatus, known},
-    scene::{Meeting, Seat},
+    scene::Seat,
     slab::Key,
-    snapshot::{self, End, Entry, For, Op, Wait},
+    snapshot::{self, End, Entry, For, Meeting, Op, Wait},
     state::{Arrival, Owner, State},
     stream,
     threads::{Thread, What},
@@ -331,6 +331,7 @@ impl State {
     fn tell_apart(&self, arrivals: &[Arrival]) -> Verdict {
         let pending = |arrival: &Arrival| {
             let stream = match arrival.owner {
+                Owner::Elsewhere => return PendingOp::elsewhere(self, &arrival.op),
                 Owner::Stream(stream) => stream,
                 Owner::Unit(unit) => self.unit_streams(unit).first().copied().unwrap_or(0),
             };
@@ -470,13 +471,11 @@ impl Case {
                     }));
                 }
                 Some(For::Shrink { meeting, .. }) => {
-                    let places = &scene.meetings[meeting as usize].places;
-                    actions.extend(places.iter().filter_map(|&(process, place)| match place {
-                        snapshot::Place::Shrink { comm, number } => {
-                            Some((process, Action::CallOffShrink { comm, number }))
-                        }
-                        _ => None,
-                    }));
+                    let meeting = &scene.meetings[meeting as usize];
+                    if let snapshot::Place::Shrink { comm, number } = meeting.place {
+                        let action = Action::CallOffShrink { comm, number };
+                        actions.insert((meeting.process, action));
+                    }
                 }
                 Some(For::Stream { stream, .. }) => {
                     let stream = &scene.streams[stream as usize];
@@ -494,11 +493,10 @@ impl Case {
             actions.extend(keys.map(|&(process, comm)| (process, Action::FailComm { comm })));
         }
         for &meeting in &part.joins {
-            let places = &scene.meetings[meeting as usize].places;
-            actions.extend(places.iter().filter_map(|&(process, place)| match place {
-                snapshot::Place::Join { id } => Some((process, Action::CallOffJoin { id })),
-                _ => None,
-            }));
+            let meeting = &scene.meetings[meeting as usize];
+            if let snapshot::Place::Join { id } = meeting.place {
+                actions.insert((meeting.process, Action::CallOffJoin { id }));
+            }
         }
         let verdict = Some(Report { judge, part }.verdict());
         Self { verdict, actions: actions.into_iter().collect() }
@@ -532,7 +530,7 @@ impl Engine {
                     }
                 }
                 (Action::FailComm { comm }, Some(failure)) => {
-                    state.fail_comm(comm, |_| Some(failure.clone()));
+                    state.fail_comm(comm, failure, None);
                 }
                 (Action::FailStream { stream }, Some(failure)) => {
                     if let Some(stream) = state.streams.get_mut(stream) {
@@ -724,7 +722,7 @@ impl Report<'_> {
             let held = held.filter(|_| place.index == 0 && !stream.is_started);
             held.map_or(PendingStatus::Queued, PendingStatus::Held)
         };
-        let site = scene.sites[op.site as usize].clone();
+        let site = scene.sites[op.site as usize];
         Some(PendingOp::told(&scene.comms[comm as usize], stream, &op, site, status))
     }
 
@@ -746,7 +744,7 @@ impl Report<'_> {
 
     /// Who came to a join, and who did not.
     fn meeting(&self, index: u32) -> (String, Vec<RankState>) {
-        let Meeting { name, size, missing, .. } = &self.judge.scene.meetings[index as usize];
+        let Meeting { name, size, missing, .. } = &*self.judge.scene.meetings[index as usize];
         let title = name.clone().unwrap_or_else(|| "a new communicator".into());
         let state = |rank: u32| {
             let waits = self.judge.scene.threads.iter().find_map(|thread| {

@@ -353,9 +353,8 @@ pub(crate) struct Told {
 /// How a communicator grows.
 #[repr(C)]
 pub(crate) struct Growth {
-    /// Ids that were made; the latest of them.
+    /// Ids that were made.
     pub(crate) made: AtomicU64,
-    pub(crate) ids: [[AtomicU64; 2]; IDS],
     /// Members that wait for an id, and how often all did so in vain.
     pub(crate) waiting: AtomicU64,
     pub(crate) stalls: AtomicU64,
@@ -375,7 +374,9 @@ pub(crate) struct Seat {
     pub(crate) splits: AtomicU64,
     /// Under what it came to its last shrink.
     pub(crate) shrink: AtomicU64,
-    rest: [AtomicU64; 4],
+    /// Two ranks that disagree on that one, each plus 1.
+    pub(crate) quarrel: AtomicU64,
+    rest: [AtomicU64; 3],
 }
 
 // SAFETY: made of atomic integers, to the last byte.
@@ -629,9 +630,6 @@ const WRITING: u32 = 1;
 const WRITTEN: u32 = 2;
 const NO_HINT: u32 = u32::MAX;
 const NO_RANK: u32 = u32::MAX;
-
-/// Ids for growing that may be under way at once.
-pub(crate) const IDS: usize = 8;
 
 /// Kinds of errors, as a fate numbers them.
 const KINDS: [ErrorKind; 15] = [

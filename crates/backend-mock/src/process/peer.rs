@@ -462,4 +462,31 @@ mod tests {
         assert_eq!(refused(&|card| card.fds.truncate(2)), invalid);
         assert_eq!(refused(&|_| ()), None);
     }
+
+    #[test]
+    fn a_forked_child_drops_a_peer_without_its_parents_lock() {
+        fork::arm();
+        let (one, other) = (Process::new(4 << 20).unwrap(), Process::new(4 << 20).unwrap());
+        let peer = one.adopt(other.card().unwrap()).unwrap();
+        // As if another thread held it at the moment of the fork.
+        let held = lock(&one.peers.known);
+        // SAFETY: the child makes no call that needs another thread, and ends.
+        let child = unsafe { libc::fork() };
+        assert!(child >= 0, "fork: {}", io::Error::last_os_error());
+        if child == 0 {
+            // SAFETY: ends the child, should it wait for the lock.
+            unsafe { libc::alarm(10) };
+            drop(peer);
+            // SAFETY: ends the child at once, running no destructor of the parent's.
+            unsafe { libc::_exit(7) };
+        }
+        drop(held);
+        let mut status = 0;
+        // SAFETY: `status` outlives the call.
+        let waited = unsafe { libc::waitpid(child, &mut status, 0) };
+        assert_eq!((waited, libc::WIFEXITED(status)), (child, true), "status {status:#x}");
+        assert_eq!(libc::WEXITSTATUS(status), 7);
+        assert_eq!(one.peers().living().len(), 1);
+        assert!(peer.translate(0, 8).is_some());
+    }
 }

@@ -88,11 +88,6 @@ impl Answer {
     }
 }
 
-/// Whether it is worth asking others: whether somebody here waits in vain, unless others act.
-pub(crate) fn is_suspicious(snapshot: Snapshot) -> bool {
-    Judge::suspicious(&Scene::new([snapshot])).finds_stuck()
-}
-
 /// Judges. The rulings are empty where everything can still happen.
 pub(crate) fn rule(answers: &Answers) -> Vec<Ruling> {
     let sure: Vec<_> = answers.iter().filter(|(_, answer)| answer.is_sure).collect();
@@ -420,8 +415,13 @@ mod tests {
         }
 
         fn waits(mut self, what: For, text: &str) -> Self {
-            self.0.threads[0].waiting =
-                Some(Wait { number: 1, what, text: text.into(), has_deadline: false });
+            self.0.threads[0].waiting = Some(Wait {
+                number: 1,
+                what,
+                text: text.into(),
+                has_deadline: false,
+                polls: false,
+            });
             self
         }
 
@@ -431,7 +431,6 @@ mod tests {
             let text = format!("in split of '{title}'");
             self.0.meetings.push(Meeting {
                 place: Place::Split { comm: key, round: 0 },
-                token: Some(7),
                 name: None,
                 size,
                 missing: missing.to_vec(),
@@ -547,8 +546,8 @@ mod tests {
         // Dead, too slow, or never asked.
         one.remove(&[1; 16]);
         assert!(rule(&one).is_empty());
-        let alone = one[&[0; 16]].snapshot.clone();
-        assert!(is_suspicious(alone));
+        let is_suspicious = |snapshot| Judge::suspicious(&Scene::new([snapshot])).finds_stuck();
+        assert!(is_suspicious(one.remove(&[0; 16]).unwrap().snapshot));
         assert!(!is_suspicious(Made::new(0, 2).0));
     }
 
@@ -559,8 +558,8 @@ mod tests {
         let verdict = verdict(&answers([splits(0), splits(1), waits]));
         assert_eq!(verdict.kind, VerdictKind::SplitIncomplete);
         assert!(verdict.ranks[0].doing.contains("'main 0' waits in split of 'world'"));
-        // One that has come is missing for nobody, even if another does not know yet.
-        let came = [Made::new(0, 2).splits(&[1]), Made::new(1, 2).splits(&[])];
+        // All have come, and are about to see it.
+        let came = [Made::new(0, 2).splits(&[]), Made::new(1, 2).splits(&[])];
         assert!(rule(&answers(came)).is_empty());
     }
 
