@@ -7,6 +7,8 @@ use std::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
+    time::Duration,
 };
 
 use crate::{
@@ -57,7 +59,8 @@ impl Engine {
     pub(crate) fn inquire(&self) -> Found {
         let Some(process) = &self.process else { return Found::Slow };
         self.suspect(true);
-        let peers = self.others();
+        let mut peers = self.others();
+        peers.retain(|peer| !peer.has_ended());
         let others = || peers.iter().map(|peer| &**peer);
         if !is_ours_to_ask(process.own(), others()) {
             return Found::Slow;
@@ -105,11 +108,9 @@ impl Engine {
         }
     }
 
-    /// The living processes that have ranks in communicators of this one.
+    /// The processes that have ranks in communicators of this one, some of which may have ended.
     fn others(&self) -> Vec<Arc<Peer>> {
-        let mut others = self.watch(|state| state.others());
-        others.retain(|peer| !peer.has_ended());
-        others
+        self.watch(|state| state.others())
     }
 
     fn testify(&self) -> Answer {
@@ -119,34 +120,45 @@ impl Engine {
         })
     }
 
-    /// Does this process's part, if it has not moved.
+    /// Does this process's part, if it has not moved; or notes it, where others were quicker, and what
+    /// they did has come here.
     fn obey(&self, ruling: Ruling) {
-        self.witness(|state, statement| {
-            let is_sure = (statement.is_sure)();
-            let answer = Answer::new(statement.snapshot, statement.quiet.as_ref(), is_sure);
-            let holds = is_sure && answer.mark == ruling.mark;
-            for Part { verdict, actions } in ruling.parts {
-                if holds {
-                    self.carry_out(state, verdict, actions.into_iter());
-                } else if let Some(verdict) = verdict.filter(|_| state.is_done(&actions)) {
-                    // Others were quicker, and their failure has come here.
-                    state.take_note(verdict);
+        let Ruling { mark, mut parts, .. } = ruling;
+        for _ in 0..TRIES {
+            self.witness(|state, statement| {
+                let is_sure = (statement.is_sure)();
+                let answer = Answer::new(statement.snapshot, statement.quiet.as_ref(), is_sure);
+                if is_sure && answer.mark == mark {
+                    for Part { verdict, actions } in parts.drain(..) {
+                        self.carry_out(state, verdict, actions.into_iter());
+                    }
                 }
+                parts.retain(|part| {
+                    let is_done = state.is_done(&part.actions);
+                    let verdict = part.verdict.as_ref().filter(|_| is_done);
+                    verdict.into_iter().for_each(|verdict| state.take_note(verdict));
+                    !is_done
+                });
+            });
+            // Those who were told wake up.
+            self.with(|_| ());
+            if parts.is_empty() {
+                return;
             }
-        });
-        // Those who were told wake up.
-        self.with(|_| ());
+            // Void, or others are just doing it.
+            thread::sleep(PAUSE);
+        }
     }
 }
 
 impl State {
     /// Keeps a verdict that was carried out by others, unless it is known here.
-    fn take_note(&mut self, verdict: Verdict) {
+    fn take_note(&mut self, verdict: &Verdict) {
         let is_same = |known: &Verdict| {
             (known.kind, &known.communicators) == (verdict.kind, &verdict.communicators)
         };
         if !self.verdicts.iter().any(is_same) {
-            self.pronounce(verdict);
+            self.pronounce(verdict.clone());
         }
     }
 
@@ -160,3 +172,7 @@ impl State {
         comms.clone().next().is_some() && comms.all(has_failed)
     }
 }
+
+/// Looks whether a ruling can be obeyed, and the time between them.
+const TRIES: usize = 10;
+const PAUSE: Duration = Duration::from_millis(1);

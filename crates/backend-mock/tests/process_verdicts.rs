@@ -336,17 +336,20 @@ fn ranks_as_threads_of_processes() {
     // Ranks 0 and 1 in one process, 2 in another: each waits for the next one.
     processes("ranks_as_threads_of_processes", 2, &[], |process| {
         let ranks = if process.number == 0 { vec![0, 1] } else { vec![2] };
-        thread::scope(|scope| {
-            for rank in ranks {
-                scope.spawn(move || {
-                    let end = process.join_as(rank, 3);
-                    told("threads of processes", ErrorKind::Deadlock, || {
-                        end.recv((rank + 1) % 3)?;
-                        end.send((rank + 2) % 3)?;
-                        end.wait()
-                    })
-                });
-            }
+        let act = |rank: u32| {
+            let end = process.join_as(rank, 3);
+            told("threads of processes", ErrorKind::Deadlock, || {
+                end.recv((rank + 1) % 3)?;
+                end.send((rank + 2) % 3)?;
+                end.wait()
+            });
+            end
+        };
+        // Kept until the verdict is known.
+        let _ends: Vec<_> = thread::scope(|scope| {
+            let ranks: Vec<_> =
+                ranks.into_iter().map(|rank| scope.spawn(move || act(rank))).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
         });
         let verdict = process.verdict();
         assert_eq!((verdict.kind, verdict.ranks.len()), (VerdictKind::Cycle, 3));
