@@ -25,7 +25,7 @@ use crate::{
     joint::{Joint, Stance, write_site},
     op::{Kind, Op},
     process::{
-        board::{self, Board, End, Seat},
+        board::{self, Board, End, Progress, Seat},
         peer::{Peer, Process, Token},
     },
     slab::Key,
@@ -251,6 +251,16 @@ impl State {
         loop {
             let slots = joint.board.track(track);
             let Some(comm) = self.comms.get_mut(key).filter(|comm| !comm.broken) else { break };
+            match slots.progress(number) {
+                Progress::Open => {}
+                // Who did it may not have seen the next one, which came later.
+                Progress::Done => {
+                    number += 1;
+                    continue;
+                }
+                // Who does it looks at the next one afterwards.
+                Progress::Claimed(_) | Progress::Dropped => break,
+            }
             if !slots.is_ready(number) {
                 if settled {
                     break;
@@ -260,7 +270,7 @@ impl State {
                 continue;
             }
             if !joint.claim(&slots, number) {
-                break;
+                continue;
             }
             let mut arrivals = comm.take_across(&joint, track, number);
             let parties = if track == Board::COLLECTIVES { joint.peers.len() } else { 2 };

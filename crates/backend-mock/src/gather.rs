@@ -286,6 +286,8 @@ impl Engine {
             cancelled: &cancelled,
         };
         let met = rendezvous::meet(&joint.process, call).map_err(|missed| {
+            // Why the others left is on the board.
+            self.with(|state| state.advance());
             if let (Missed::Cancelled, Err(error)) = (&missed, end.check()) {
                 return named(error);
             }

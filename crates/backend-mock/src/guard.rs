@@ -195,9 +195,10 @@ impl Seals {
         })
     }
 
-    /// One sum over all that an operation reads, as it was.
+    /// One sum over what an operation sends, as it was. A scalar, which comes behind it, is none of
+    /// that: others get a copy.
     pub(crate) fn sum(&self, key: &OpKey) -> Option<u64> {
-        self.0.get(key).map(|seals| fold(seals.iter().flat_map(|seal| &seal.sums)))
+        self.0.get(key).map(|seals| fold(seals.iter().take(1).flat_map(|seal| &seal.sums)))
     }
 
     pub(crate) fn forget(&mut self, key: &OpKey) {

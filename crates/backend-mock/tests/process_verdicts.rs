@@ -48,7 +48,11 @@ impl Process {
     fn join_as(&self, rank: u32, size: usize) -> End {
         let config = JoinConfig::new(rank, size).with_name("world").with_device(rank as usize);
         let comm = self.mock.join(&self.id, config.with_deadline(PATIENCE)).unwrap();
-        End::new(&self.mock, comm)
+        let end = End::new(&self.mock, comm);
+        // So that all begin at about the same time.
+        end.all_reduce().unwrap();
+        end.wait().unwrap();
+        end
     }
 
     /// The one verdict, once it is known here.
@@ -269,7 +273,7 @@ fn a_rank_that_never_comes() {
         assert_eq!(process.verdict().kind, VerdictKind::MissingRank);
         contains(
             error.message(),
-            &["rank 2 of 'world' never issues its side of all_reduce #0", "outside the library"],
+            &["rank 2 of 'world' never issues its side of all_reduce #1", "outside the library"],
         );
     });
 }
@@ -279,11 +283,8 @@ fn a_rank_whose_thread_has_ended() {
     processes("a_rank_whose_thread_has_ended", 2, &[1], |process| {
         if process.number == 1 {
             let (mock, id) = (process.mock.clone(), process.id.clone());
-            let join = move || {
-                let config = JoinConfig::new(1, 2).with_device(1);
-                std::mem::forget(mock.join(&id, config).unwrap());
-            };
-            thread::spawn(join).join().unwrap();
+            let process = Process { number: 1, count: 2, mock, id };
+            thread::spawn(move || std::mem::forget(process.join())).join().unwrap();
             sleep_for_ever();
         }
         let end = process.join();

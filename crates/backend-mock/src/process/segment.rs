@@ -13,7 +13,7 @@ use rustix::{
     mm::Advice,
 };
 
-use super::shared::Shared;
+use super::shared::{HUGE_PAGE, Shared};
 use crate::sync::lock;
 
 /// One sparse memfd, mapped once here and once in every peer, out of which ranges are handed out. So
@@ -123,10 +123,6 @@ fn length(bytes: usize) -> Option<u64> {
 
 /// What CUDA promises of its allocations.
 const GRANULE: usize = 256;
-
-/// Large allocations start at a huge page, where the system has them.
-const HUGE_PAGE: usize = 2 << 20;
-
 #[cfg(all(test, not(miri)))] // Miri has no memfd
 mod tests {
     use super::*;
@@ -174,6 +170,9 @@ mod tests {
 
     #[test]
     fn a_world_of_memory_fits() {
+        // Now and then another thread takes the place.
+        let base = || Segment::new(128 << 30).unwrap().base().addr();
+        assert!((0..10).any(|_| base().is_multiple_of(HUGE_PAGE)));
         let segment = Segment::new(128 << 30).unwrap();
         assert!(segment.bytes() == 128 << 30 || segment.shortage().is_some());
     }

@@ -1,7 +1,7 @@
 //! Memory that several processes map.
 
 use std::{
-    ffi::CString,
+    ffi::{CString, c_void},
     io,
     mem::{align_of, size_of},
     os::fd::OwnedFd,
@@ -89,10 +89,10 @@ impl Shared {
             return refuse(format!("a memfd of {size} bytes, should have {bytes}"));
         }
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-        // SAFETY: a new mapping, at an address that the system chooses, touches no other memory.
-        let base = unsafe {
-            mm::mmap(ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, flags, fd, 0)
-        }?;
+        let place = if bytes >= HUGE_PAGE { place(bytes)? } else { ptr::null_mut() };
+        // SAFETY: a new mapping, where the system has room, touches no other memory.
+        let base =
+            unsafe { mm::mmap(place, bytes, ProtFlags::READ | ProtFlags::WRITE, flags, fd, 0) }?;
         let base = NonNull::new(base.cast()).ok_or(Errno::NOMEM)?;
         Ok(Self { base, bytes })
     }
@@ -166,6 +166,21 @@ fn memfd(name: &str) -> io::Result<OwnedFd> {
         made => Ok(made?),
     }
 }
+
+/// An address at which so many bytes could be mapped from a huge page's start on. A hint: another
+/// thread may take the place.
+fn place(bytes: usize) -> io::Result<*mut c_void> {
+    let room = bytes.checked_add(HUGE_PAGE).ok_or(Errno::NOMEM)?;
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: a new mapping, where the system has room, touches no other memory.
+    let start = unsafe { mm::mmap_anonymous(ptr::null_mut(), room, ProtFlags::empty(), flags) }?;
+    // SAFETY: mapped just now, and not used.
+    unsafe { mm::munmap(start, room) }?;
+    Ok(start.map_addr(|start| start.next_multiple_of(HUGE_PAGE)))
+}
+
+/// Large mappings start at a huge page, where the system has them.
+pub(crate) const HUGE_PAGE: usize = 2 << 20;
 
 const FIXED: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
 

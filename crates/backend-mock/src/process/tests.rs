@@ -162,6 +162,33 @@ fn a_host_that_gives_up_leaves_the_meeting_to_its_guests() {
 }
 
 #[test]
+fn who_gives_up_at_the_last_moment_strands_nobody() {
+    // All come and give up at all times, until they meet: who thinks to have met while another has
+    // given up would be missed for ever.
+    for round in 0..200 {
+        let (token, end) = (peer::random().unwrap(), far());
+        thread::scope(|scope| {
+            let try_until_met = |seat: u32| {
+                let process = process();
+                for attempt in 0_u64.. {
+                    // Anything that differs between seats, attempts and rounds.
+                    let mixed = (round * 31 + u64::from(seat) * 17 + attempt * 7) % 23;
+                    let until = Some(Instant::now() + Duration::from_micros(30 * mixed));
+                    match meet(&process, Call { until, ..call(token, seat, 4) }) {
+                        Ok(met) => return all_are_here(&met),
+                        Err(Missed::Late { .. }) => assert!(Instant::now() < end, "stranded"),
+                        Err(missed) => panic!("{missed}"),
+                    }
+                }
+            };
+            for seat in 0..4 {
+                scope.spawn(move || try_until_met(seat));
+            }
+        });
+    }
+}
+
+#[test]
 fn disagreement_is_told_to_those_concerned() {
     let told = |changes: [fn(&mut Call<'_>); 2]| {
         let token = peer::random().unwrap();
@@ -298,28 +325,24 @@ fn a_host_that_is_killed_ends_the_meeting_for_all() {
     if let Some(part) = Part::mine() {
         return part.wait_to_meet(4);
     }
-    let token = peer::random().unwrap();
-    let mut host = Part { token, seat: 3 }.start(TEST);
-    assert_eq!(host.hear(), "waits");
-    let mut guest = Part { token, seat: 1 }.start(TEST);
-    assert_eq!(guest.hear(), "waits");
-    thread::scope(|scope| {
-        let (here, is_here) = mpsc::channel();
-        let own = scope.spawn(move || {
-            let cancelled = || {
-                let _ = here.send(());
-                false
-            };
-            meet(&process(), Call { cancelled: &cancelled, ..call(token, 0, 4) }).err()
-        });
-        is_here.recv().unwrap();
-        // A guest knows its host's seat once it is let in, its pid from the beginning.
+    // A guest may know its host's pid only, where that one ends before it has let it in.
+    let knows_seat = || {
+        let token = peer::random().unwrap();
+        let mut host = Part { token, seat: 3 }.start(TEST);
+        assert_eq!(host.hear(), "waits");
+        let mut guests = [0, 1].map(|seat| Part { token, seat }.start(TEST));
+        for guest in &mut guests {
+            assert_eq!(guest.hear(), "waits");
+        }
         let pid = host.kill();
-        let died = format!("seat 3 (pid {pid}) ended before all had come");
-        assert_eq!(guest.hear(), died);
-        let missed = own.join().unwrap();
-        assert!(matches!(missed, Some(Missed::Died { pid: it, .. }) if it == pid), "{missed:?}");
-    });
+        guests.map(|mut guest| {
+            let died = guest.hear();
+            let knows = died == format!("seat 3 (pid {pid}) ended before all had come");
+            assert!(knows || died == format!("pid {pid} ended before all had come"), "{died}");
+            knows
+        })
+    };
+    assert!((0..10).any(|_| knows_seat() == [true; 2]));
 }
 
 #[test]
@@ -400,21 +423,26 @@ fn nothing_stays_behind() {
     const TEST: &str = "nothing_stays_behind";
     if let Some(part) = Part::mine() {
         // Descriptors are counted in a process where no other test opens any.
-        let meet_often = |times: u8| {
+        let meet_often = |times: u8, look: &dyn Fn()| {
             let process = process();
             let watch = Watch::start(&process, Box::new(|_| ())).unwrap();
             for time in 0..times {
                 let token = part.token.map(|byte| byte ^ time);
                 let met = meet(&process, call(token, part.seat, 2)).unwrap();
+                assert_eq!(process.peers().living().len(), 1);
+                look();
                 all_are_here(&met);
                 let missed =
                     meet(&process, Call { cancelled: &|| true, ..call(token, part.seat, 2) });
                 assert!(missed.is_err());
-                assert_eq!(process.peers().living().len(), 1);
             }
             drop((watch, process));
         };
-        let count = || fs::read_dir("/proc/self/fd").unwrap().count();
+        let fds = || {
+            let names = fs::read_dir("/proc/self/fd").unwrap().flatten();
+            names.map(|entry| entry.file_name()).collect::<BTreeSet<_>>()
+        };
+        let count = || fds().len();
         // The thread that watches ends soon, but nobody waits for it.
         let settled = |wanted: usize| {
             let until = far();
@@ -423,8 +451,19 @@ fn nothing_stays_behind() {
             }
             count()
         };
-        let before = count();
-        meet_often(10);
+        let (before, inherited) = (count(), fds());
+        meet_often(10, &|| {
+            for fd in fds().difference(&inherited) {
+                // Gone by now where it was that of the directory.
+                let info = fs::read_to_string(Path::new("/proc/self/fdinfo").join(fd));
+                let flags = info.ok().and_then(|info| {
+                    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+                    u32::from_str_radix(flags.trim(), 8).ok()
+                });
+                let closes = |flags: u32| flags & O_CLOEXEC != 0;
+                assert!(flags.is_none_or(closes), "{fd:?}: {flags:?}");
+            }
+        });
         assert_eq!(settled(before), before);
         let mapped = fs::read_to_string("/proc/self/maps").unwrap();
         assert!(!mapped.contains("memfd:collectives"), "{mapped}");
@@ -511,11 +550,11 @@ impl Part {
         out.flush().unwrap();
     }
 
-    /// Comes to a meeting, says when it waits there, and what becomes of it.
+    /// Comes to a meeting, says when it has waited there for a moment, and what becomes of it.
     fn wait_to_meet(&self, seats: u32) {
-        let said = AtomicBool::new(false);
+        let looks = AtomicU64::new(0);
         let cancelled = || {
-            if !said.swap(true, Ordering::Relaxed) {
+            if looks.fetch_add(1, Ordering::Relaxed) == 3 {
                 self.say("waits");
             }
             false
@@ -613,6 +652,9 @@ fn told(met: &Met, seat: usize) -> &AtomicU64 {
 }
 
 const BOARD_BYTES: usize = 1 << 16;
+
+/// As Linux writes it in `/proc`.
+const O_CLOEXEC: u32 = 0o200_0000;
 
 /// Says which part a process is to play.
 const PART: &str = "COLLECTIVES_TEST_PART";
