@@ -135,8 +135,9 @@ impl Engine {
                 }
                 parts.retain(|part| {
                     let is_done = state.is_done(&part.actions);
-                    let verdict = part.verdict.as_ref().filter(|_| is_done);
-                    verdict.into_iter().for_each(|verdict| state.take_note(verdict));
+                    if is_done && let Some(verdict) = &part.verdict {
+                        state.take_note(verdict, &part.actions);
+                    }
                     !is_done
                 });
             });
@@ -152,8 +153,14 @@ impl Engine {
 }
 
 impl State {
-    /// Keeps a verdict that was carried out by others, unless it is known here.
-    fn take_note(&mut self, verdict: &Verdict) {
+    /// Keeps a verdict that was carried out by others, unless it is known here. Only shrinks end in
+    /// each process for itself.
+    fn take_note(&mut self, verdict: &Verdict, actions: &[Action]) {
+        for action in actions {
+            if let Action::CallOffShrink { comm, number } = *action {
+                self.call_off_shrink(comm, number, &verdict.failure());
+            }
+        }
         let is_same = |known: &Verdict| {
             (known.kind, &known.communicators) == (verdict.kind, &verdict.communicators)
         };

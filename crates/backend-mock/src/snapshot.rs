@@ -555,8 +555,15 @@ impl<'a> Camera<'a> {
             Place::Shrink { comm: key, number } => {
                 // The communicator may be broken: that is what a shrink is for.
                 let comm = self.state.comms.get(key)?;
-                let missing = comm.meeting.lifecycle.missing(number)?;
-                let missing = missing.into_iter().map(Rank::get).collect();
+                let missing = match (&comm.across, what) {
+                    (Some(across), What::Shrink { rank, .. }) => {
+                        across.joint.missing_of_shrink(rank, number)?
+                    }
+                    _ => {
+                        let missing = comm.meeting.lifecycle.missing(number)?;
+                        missing.into_iter().map(Rank::get).collect()
+                    }
+                };
                 Meeting { place, name: None, size: comm.ends.len() as u32, missing }
             }
             Place::Split { comm: key, round } => {
@@ -586,9 +593,10 @@ impl<'a> Camera<'a> {
             What::GrowId { comm: key, rank } => {
                 let comm = comm(key)?;
                 let known = self.state.comms.get(key).filter(|comm| !comm.broken)?;
-                // Across processes nobody knows who has called grow, and would make one later.
-                let lacks = known.across.is_none()
-                    && known.meeting.lifecycle.lacks_grow_id(Rank::new(rank));
+                let lacks = match &known.across {
+                    Some(across) => across.joint.lacks_grow_id(rank),
+                    None => known.meeting.lifecycle.lacks_grow_id(Rank::new(rank)),
+                };
                 if lacks { For::GrowId { comm, rank } } else { For::Nothing }
             }
             What::Join { rank, .. } => For::Join { meeting: meeting()?, rank },

@@ -344,6 +344,15 @@ impl State {
         disagreement(&place, ops)
     }
 
+    /// Ends a shrink for all who came, if it is open.
+    pub(crate) fn call_off_shrink(&self, comm: Key, number: u64, failure: &Failure) {
+        match self.comms.get(comm).map(|comm| (&comm.across, &comm.meeting)) {
+            Some((Some(across), _)) => across.joint.call_off(number, failure),
+            Some((None, meeting)) => meeting.lifecycle.call_off(number, failure.clone()),
+            None => {}
+        }
+    }
+
     /// Logs a verdict and keeps it for [`Mock::verdicts`](crate::Mock::verdicts).
     pub(crate) fn pronounce(&mut self, verdict: Verdict) -> Failure {
         tracing::error!("{verdict}");
@@ -525,9 +534,7 @@ impl Engine {
                     self.meetings.call_off(id, failure.clone());
                 }
                 (Action::CallOffShrink { comm, number }, Some(failure)) => {
-                    if let Some(comm) = state.comms.get(comm) {
-                        comm.meeting.lifecycle.call_off(number, failure.clone());
-                    }
+                    state.call_off_shrink(comm, number, failure);
                 }
                 (Action::FailComm { comm }, Some(failure)) => {
                     state.fail_comm(comm, failure, None);

@@ -20,8 +20,8 @@ use collectives_backend_mock::{
     ExitNotice, Mock, MockComm, MockConfig, MockDevice, Ranks, Verdict, VerdictKind,
 };
 use collectives_core::{
-    Backend, Collectives, DType, Device, Error, ErrorKind, JoinConfig, Launch, Rank, RawStream,
-    RecvBuf, ReduceOp, Result, SendBuf, Split, SplitConfig, UniqueId,
+    Backend, Collectives, DType, Device, Error, ErrorKind, GrowConfig, JoinConfig, Launch, Rank,
+    RawStream, RecvBuf, ReduceOp, Result, SendBuf, ShrinkConfig, Split, SplitConfig, UniqueId,
 };
 
 /// One process of a test.
@@ -329,6 +329,41 @@ fn a_split_that_one_rank_never_calls() {
             error.message(),
             &["ranks wait in the split of 'world'", "waits in split of 'world' for rank 2"],
         );
+    });
+}
+
+#[test]
+fn a_shrink_that_one_rank_never_calls() {
+    processes("a_shrink_that_one_rank_never_calls", 4, &[2, 3], |process| {
+        let end = process.join();
+        if end.rank() >= 2 {
+            sleep_for_ever();
+        }
+        let without = |ranks: &[u32]| {
+            let ranks: Vec<_> = ranks.iter().copied().map(Rank::new).collect();
+            end.comm.shrink(ShrinkConfig::new(ranks).with_name("fewer"))
+        };
+        end.comm.revoke().unwrap();
+        let error = told("shrink", ErrorKind::Deadlock, || without(&[3]).map(drop));
+        assert_eq!(process.verdict().kind, VerdictKind::ShrinkIncomplete);
+        contains(error.message(), &["ranks wait in the shrink of 'world'"]);
+        // A verdict on one shrink leaves the next one possible.
+        assert_eq!(without(&[2, 3]).unwrap().info().size, 2);
+    });
+}
+
+#[test]
+fn a_grow_for_which_nobody_makes_an_id() {
+    processes("a_grow_for_which_nobody_makes_an_id", 2, &[], |process| {
+        let end = process.join();
+        told("grow", ErrorKind::Deadlock, || {
+            if end.rank() == 1 {
+                end.recv(0)?;
+                return end.wait();
+            }
+            end.comm.grow(GrowConfig::new(3)).map(drop)
+        });
+        assert_eq!(process.verdict().kind, VerdictKind::GrowIncomplete);
     });
 }
 
