@@ -12,7 +12,11 @@
 //!
 //! A process looks when its bell was rung. Bells of others are rung when the lock is released.
 
-use std::{collections::HashMap, panic::Location, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    panic::Location,
+    sync::Arc,
+};
 
 use collectives_core::{ErrorKind, Rank};
 
@@ -87,6 +91,15 @@ impl Reach {
 }
 
 impl State {
+    /// The processes that have ranks in this one's communicators.
+    pub(crate) fn others(&self) -> Vec<Arc<Peer>> {
+        let keys = self.reach.iter().flat_map(|reach| &reach.comms);
+        let comms = keys.filter_map(|&key| self.comms.get(key)?.across.as_ref());
+        let peers = comms.flat_map(|across| across.joint.others());
+        let known: BTreeMap<_, _> = peers.map(|peer| (peer.token(), peer)).collect();
+        known.into_values().map(Arc::clone).collect()
+    }
+
     /// A communicator was made whose ranks are in several processes.
     pub(crate) fn reach_out(&mut self, key: Key, joint: &Joint) {
         if let Some(reach) = &mut self.reach {

@@ -14,11 +14,13 @@ use rustix::process::{Signal, getpid, kill_process};
 
 use crate::{
     MockConfig,
+    clerk::Clerk,
     engine::Engine,
     error::{Failure, refuse},
     fork,
     process::{
         peer::{Process, Token, random},
+        verdicts::Desk,
         watch::Watch,
     },
     threads,
@@ -59,6 +61,15 @@ impl Aides {
         if let Err(error) = thread.spawn(move || progress.run()) {
             tracing::warn!(%error, "no thread for progress: work goes on only when this rank calls");
         }
+        let clerk = Clerk {
+            engine: engine.me.clone(),
+            process: Arc::clone(&process),
+            stopped: Arc::clone(&stopped),
+        };
+        let thread = thread::Builder::new().name("collectives-clerk".into());
+        if let Err(error) = thread.spawn(move || clerk.run()) {
+            tracing::warn!(%error, "no thread to speak for this process: deadlocks will hang");
+        }
         Self { _watch: watch.ok(), process: Some(process), stopped }
     }
 }
@@ -68,6 +79,9 @@ impl Drop for Aides {
         self.stopped.store(true, Ordering::Release);
         if let Some(process) = self.process.as_ref().filter(|_| !fork::in_forked_child()) {
             process.own().bell().ring();
+            if let Some(desk) = Desk::of(process.own()) {
+                desk.bell().ring();
+            }
         }
     }
 }

@@ -17,11 +17,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
+
 /// What was seen of some threads, by the system's number.
-#[derive(Clone)]
+#[derive(Clone, Hash)]
 pub(crate) struct Look(BTreeMap<i32, Seen>);
 
-#[derive(Clone, Copy, Eq, PartialEq)]
+#[derive(Clone, Copy, Eq, Hash, PartialEq)]
 struct Seen {
     rest: Rest,
     /// Times it was taken off a core.
@@ -29,7 +31,7 @@ struct Seen {
 }
 
 /// How a thread rests.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub(crate) enum Rest {
     /// Not at all, or not for long, or in a way that is not known.
     Awake,
@@ -45,6 +47,11 @@ impl Look {
     /// Looks at all threads but those to `skip`. `None` where the system doesn't show them.
     pub(crate) fn take(skip: impl Fn(i32) -> bool) -> Option<Self> {
         system::threads(skip).map(Self)
+    }
+
+    /// Leaves those out that do not even doze.
+    pub(crate) fn retain_sleepers(&mut self) {
+        self.0.retain(|_, seen| seen.rest != Rest::Awake);
     }
 
     /// Whether some thread does not even doze.

@@ -4,7 +4,7 @@
 //! normally nobody else wants, and whoever has the engine's lock takes over what is in all inboxes.
 //! Small operations are left there until a few have come together or somebody waits; large ones ask
 //! for the engine at once ([`Engine::press`]). If the lock is taken then, its holder is told to look
-//! once more before it goes, so nothing is left behind and nobody has to wait.
+//! once more before it goes ([`Gate`]), so nothing is left behind and nobody has to wait.
 //!
 //! Why nothing is lost: a thread that is going to sleep first counts itself as a sleeper, then takes
 //! over the inboxes. Work that came into an inbox before that is taken over by it; work that comes
@@ -21,8 +21,8 @@ use std::{
     hash::{BuildHasher, RandomState},
     hint, panic,
     sync::{
-        Arc, Mutex, MutexGuard, Once, OnceLock, TryLockError, Weak,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
+        Arc, Mutex, Once, OnceLock, Weak,
+        atomic::{AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -43,6 +43,7 @@ use crate::{
     comm_state::{Comm, EndShared, NOTHING},
     error::{BACKEND, Failure, invalid, misuse, refuse},
     fault::{Action, Held, Who},
+    gate::Gate,
     group::Member,
     joint::{Across, Joint},
     judge::Waited,
@@ -60,7 +61,7 @@ use crate::{
     slab::Key,
     state::{COUNT, Job, State},
     stream::{Entry, Stream, StreamShared},
-    sync::{Parker, lock},
+    sync::{Guard, Parker, lock},
     threads::{Threads, What},
 };
 
@@ -86,19 +87,13 @@ pub(crate) struct Engine {
     pub(crate) last_look: Mutex<Vec<Waited>>,
     /// The default stream of each device.
     defaults: Vec<Arc<StreamShared>>,
-    /// Inboxes with something in them: bit `index % 64` of their streams.
-    dirty: AtomicU64,
-    /// Somebody wanted the lock while it was taken.
-    pressed: AtomicBool,
-    /// Threads that sleep, or are about to.
-    sleepers: AtomicUsize,
     /// The size of the largest communicator so far: about as many threads are at work.
     crowd: AtomicUsize,
     /// Whether anything is asked of it beyond running: then streams are watched.
     pub(crate) adversarial: bool,
     /// Whether large operations are done by those who come by, one after another.
     scheduled: bool,
-    state: Mutex<State>,
+    gate: Gate<State>,
     /// This process, as others see it, where ranks are processes; or why there is none.
     pub(crate) process: Option<Arc<Process>>,
     pub(crate) unable: Option<Failure>,
@@ -193,13 +188,10 @@ impl Engine {
                 sleepers_seen: Mutex::default(),
                 last_look: Mutex::default(),
                 defaults,
-                dirty: AtomicU64::new(0),
-                pressed: AtomicBool::new(false),
-                sleepers: AtomicUsize::new(0),
                 crowd: AtomicUsize::new(0),
                 adversarial,
                 scheduled,
-                state: Mutex::new(state),
+                gate: Gate::new(state),
                 process,
                 unable,
                 aides: OnceLock::new(),
@@ -221,13 +213,13 @@ impl Engine {
         let held = inbox.len();
         drop(inbox);
         if held == 1 {
-            self.dirty.fetch_or(1 << (stream.key.index % u64::BITS), Ordering::AcqRel);
+            self.gate.mark(stream.key.index);
             if let Some(process) = &self.process {
                 // The program may never call again.
                 process.own().bell().ring();
             }
         }
-        if urgent() || self.sleepers.load(Ordering::Acquire) > 0 {
+        if urgent() || self.gate.anybody_sleeps() {
             self.press();
         } else if held.is_multiple_of(BATCH) {
             self.glance();
@@ -243,17 +235,17 @@ impl Engine {
             return false;
         }
         // Counted first, so that at no time it is neither.
-        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        self.gate.count_in();
         if end.disarm(wanted) {
             return true;
         }
-        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        self.gate.count_out();
         false
     }
 
     /// Looks at what is in the inboxes, unless somebody has the lock.
     fn glance(&self) {
-        if let Ok(state) = self.state.try_lock() {
+        if let Some(state) = self.gate.try_lock() {
             self.let_go(state);
         }
     }
@@ -265,26 +257,13 @@ impl Engine {
             // What runs when must not depend on who held the lock.
             return self.with(|_| ());
         }
-        loop {
-            self.pressed.store(true, Ordering::SeqCst);
-            // Either the holder sees the flag after it let go, or this thread gets the lock.
-            fence(Ordering::SeqCst);
-            let state = match self.state.try_lock() {
-                Ok(state) => state,
-                Err(TryLockError::Poisoned(state)) => state.into_inner(),
-                Err(TryLockError::WouldBlock) => return,
-            };
-            self.settle(state);
-            if !self.pressed.load(Ordering::SeqCst) {
-                return;
-            }
-        }
+        self.gate.press(|state| self.settle(state));
     }
 
     /// Does something with the state, after everything that was enqueued before; then starts
     /// whatever that made ready.
     pub(crate) fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
-        let mut state = lock(&self.state);
+        let mut state = self.gate.lock();
         self.drain(&mut state);
         let result = act(&mut state);
         self.let_go(state);
@@ -296,7 +275,7 @@ impl Engine {
     /// There is nothing in the inboxes then, since streams are watched.
     pub(crate) fn watch<R>(&self, look: impl FnOnce(&mut State) -> R) -> R {
         if self.scheduled {
-            return look(&mut lock(&self.state));
+            return look(&mut self.gate.lock());
         }
         self.with(|state| {
             state.advance();
@@ -305,9 +284,9 @@ impl Engine {
     }
 
     /// Settles, and looks once more where somebody asked for it meanwhile.
-    fn let_go(&self, state: MutexGuard<'_, State>) {
+    fn let_go<'a>(&'a self, state: Guard<'a, State>) {
         self.settle(state);
-        if self.pressed.load(Ordering::SeqCst) {
+        if self.gate.is_pressed() {
             self.press();
         }
     }
@@ -383,20 +362,20 @@ impl Engine {
             Stance::Counted => true,
         };
         if counted {
-            self.sleepers.fetch_sub(1, Ordering::SeqCst);
+            self.gate.count_out();
         }
         result
     }
 
     /// Counts the calling thread as one that nothing may be hidden from.
     fn stand_by(&self) -> Stance {
-        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        self.gate.count_in();
         Stance::Counted
     }
 
     /// Takes over what is in the inboxes.
     fn drain(&self, state: &mut State) {
-        let mut dirty = self.dirty.swap(0, Ordering::AcqRel);
+        let mut dirty = self.gate.take_marks();
         while dirty != 0 {
             let mut index = dirty.trailing_zeros();
             dirty &= dirty - 1;
@@ -408,10 +387,10 @@ impl Engine {
     }
 
     /// Starts what is ready until nothing is, then lets go of the lock.
-    fn settle<'a>(&'a self, mut state: MutexGuard<'a, State>) {
+    fn settle<'a>(&'a self, mut state: Guard<'a, State>) {
         let mut budget = INLINE_BYTES;
         loop {
-            self.pressed.store(false, Ordering::SeqCst);
+            self.gate.heed();
             self.drain(&mut state);
             state.advance();
             let job = state.jobs.pop_front();
@@ -419,10 +398,9 @@ impl Engine {
             let garbage = std::mem::take(&mut state.garbage);
             let rings = state.reach.as_mut().map(|reach| std::mem::take(&mut reach.rings));
             let Some(job) = job else {
-                drop(state);
+                self.gate.leave(state);
                 self.wake(wake, rings);
                 drop(garbage);
-                fence(Ordering::SeqCst);
                 return;
             };
             drop(state);
@@ -435,11 +413,11 @@ impl Engine {
                 // SAFETY: the callers' buffers are the engine's until the streams have passed, and
                 // this thread does the whole span.
                 unsafe { job.transfer.run(self.config.accumulation, 0..length) };
-                state = lock(&self.state);
+                state = self.gate.lock();
                 state.complete(&job);
             } else {
                 self.share(job);
-                state = lock(&self.state);
+                state = self.gate.lock();
             }
         }
     }
@@ -496,7 +474,7 @@ impl Engine {
                 if crowded { thread::yield_now() } else { hint::spin_loop() }
             }
             let is_due = crowded || tried % SPINS_PER_LOOK == 0;
-            if is_due && self.dirty.load(Ordering::Relaxed) != 0 {
+            if is_due && self.gate.is_marked() {
                 if until.is_some_and(|until| until <= Instant::now()) {
                     return false;
                 }
@@ -636,8 +614,8 @@ impl Engine {
             _ => {
                 let key = self.key(raw.bits(), STREAM, "stream")?;
                 let found =
-                    lock(&self.state).streams.get(key).map(|found| Arc::clone(&found.shared));
-                if self.pressed.load(Ordering::SeqCst) {
+                    self.gate.lock().streams.get(key).map(|found| Arc::clone(&found.shared));
+                if self.gate.is_pressed() {
                     self.press();
                 }
                 let found = found.filter(|shared| is_it(shared));

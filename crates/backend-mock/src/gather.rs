@@ -286,6 +286,8 @@ impl Engine {
             cancelled: &cancelled,
         };
         let met = rendezvous::meet(&joint.process, call).map_err(|missed| {
+            // Why the others left is on the board.
+            self.with(|state| state.advance());
             if let (Missed::Cancelled, Err(error)) = (&missed, end.check()) {
                 return named(error);
             }
@@ -340,8 +342,9 @@ impl Engine {
         let round = lock(&joint.shrinks).get(&key).copied().unwrap_or(0);
         let words: Vec<u64> = exclude.iter().map(|rank| u64::from(rank.get())).collect();
         let token = derive(&joint.token, "shrink", &[&[round], &*words].concat());
+        joint.begin_anew(rank.get());
         let visit = Visit::begin(joint, rank, &exclude, &token);
-        let what = What::Shrink { comm: end.comm, rank: rank.get(), number: round };
+        let what = What::Shrink { comm: end.comm, rank: rank.get(), number: visit.mark };
         let _wait = self.begin_wait(what, None);
         let lost = || -> Vec<Rank> {
             let gone = board::Seat::DEPARTED | board::Seat::ABORTED;
@@ -352,7 +355,13 @@ impl Engine {
             };
             stay.iter().copied().filter(is_lost).map(Rank::new).collect()
         };
-        let cancelled = || end.is_aborted() || visit.disagreement().is_some() || !lost().is_empty();
+        let called_off = || joint.called_off(rank.get());
+        let cancelled = || {
+            end.is_aborted()
+                || called_off().is_some()
+                || visit.disagreement().is_some()
+                || !lost().is_empty()
+        };
         let seat = stay.iter().position(|&other| other == rank.get());
         let payload = Ticket { device: end.info.device, name, split: None }.encode();
         let call = Call {
@@ -367,7 +376,7 @@ impl Engine {
         let met = match rendezvous::meet(&joint.process, call) {
             Ok(met) => met,
             Err(missed) => {
-                if let Some(failure) = visit.disagreement() {
+                if let Some(failure) = called_off().or_else(|| visit.disagreement()) {
                     return Err(failure.plain());
                 }
                 let (lost, died) = (lost(), matches!(missed, Missed::Died { .. }));

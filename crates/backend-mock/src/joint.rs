@@ -19,13 +19,14 @@ use crate::{
     footprint,
     op::{Factor, Kind, Op},
     process::{
-        board::{Board, End, Issued, Part, Progress, Told, Track},
+        board::{Board, End, Issued, Part, Progress, Seat, Told, Track},
         peer::{Peer, Process, Token},
     },
     schedule::OpKey,
     site::Site,
     slab::Key,
     state::{Arrival, Owner},
+    sync::lock,
 };
 
 /// The part that users' threads share with the engine.
@@ -42,6 +43,8 @@ pub(crate) struct Joint {
     pub(crate) grown: Box<[AtomicU64]>,
     /// Shrinks so far, by rank and list.
     pub(crate) shrinks: Mutex<HashMap<(u32, Vec<Rank>), u64>>,
+    /// Shrinks that nothing comes of, by the rank that waits in it, and why.
+    called_off: Mutex<HashMap<u32, Failure>>,
 }
 
 /// The engine's part.
@@ -75,8 +78,8 @@ impl Joint {
     ) -> Self {
         let own = peers.iter().position(|peer| peer.is_own()).unwrap_or(0) as u32;
         let grown = peers.iter().map(|_| AtomicU64::new(0)).collect();
-        let (peers, shrinks) = (peers.into(), Mutex::default());
-        Self { token, board, process, peers, own, grown, shrinks }
+        let (shrinks, called_off) = (Mutex::default(), Mutex::default());
+        Self { token, board, process, peers: peers.into(), own, grown, shrinks, called_off }
     }
 
     /// Whether a rank is one of this process's.
@@ -137,6 +140,68 @@ impl Joint {
                 !self.is_here(from as usize) && published(self.board.messages(from, key.rank), 0)
             }
         }
+    }
+
+    /// Whether `rank` waits for an id for growing that somebody has to make, and all who could are
+    /// there.
+    pub(crate) fn lacks_grow_id(&self, rank: u32) -> bool {
+        let (growth, ranks) = (self.board.growth(), 0..self.peers.len() as u32);
+        let gone = |rank: u32| self.board.seat(rank).has(Seat::DEPARTED | Seat::ABORTED);
+        let used = self.grown[rank as usize].load(Ordering::SeqCst);
+        let all_wait = growth.waiting.load(Ordering::SeqCst) >= self.peers.len() as u64;
+        growth.made.load(Ordering::SeqCst) <= used && !all_wait && !ranks.into_iter().any(gone)
+    }
+
+    /// Ranks that have not come to the shrink in which `rank` waits under a mark, as long as they
+    /// still can.
+    pub(crate) fn missing_of_shrink(&self, rank: u32, mark: u64) -> Option<Vec<u32>> {
+        let seat = |rank: u32| self.board.seat(rank);
+        let waits = |rank: u32| seat(rank).shrinks_as.load(Ordering::SeqCst) != 0;
+        // Also one that has left again: it has seen that all came, or somebody will.
+        let came = |rank: u32| seat(rank).shrink.load(Ordering::SeqCst) == mark;
+        if !(waits(rank) && came(rank)) {
+            return None;
+        }
+        let excluded = self.board.excluded(rank);
+        let stays = |rank: &u32| {
+            excluded[*rank as usize / 64].load(Ordering::SeqCst) >> (rank % 64) & 1 == 0
+        };
+        let ranks = 0..self.peers.len() as u32;
+        let missing: Vec<_> = ranks.filter(stays).filter(|&rank| !came(rank)).collect();
+        let gone = |&rank: &u32| seat(rank).has(Seat::DEPARTED | Seat::ABORTED);
+        (!missing.is_empty() && !missing.iter().any(gone)).then_some(missing)
+    }
+
+    /// Ends the shrink with this mark for this process's ranks that have come to it.
+    pub(crate) fn call_off(&self, mark: u64, failure: &Failure) {
+        for rank in 0..self.peers.len() as u32 {
+            let seat = self.board.seat(rank);
+            if seat.shrink.load(Ordering::SeqCst) != mark {
+                continue;
+            }
+            // Who is told first may begin another one, with which this one has no quarrel.
+            seat.shrinks_as.store(0, Ordering::SeqCst);
+            if self.is_here(rank as usize) {
+                lock(&self.called_off).insert(rank, failure.clone());
+            }
+        }
+    }
+
+    /// Why nothing comes of the shrink in which `rank` waits, if so.
+    pub(crate) fn called_off(&self, rank: u32) -> Option<Failure> {
+        lock(&self.called_off).get(&rank).cloned()
+    }
+
+    /// Forgets that.
+    pub(crate) fn begin_anew(&self, rank: u32) {
+        lock(&self.called_off).remove(&rank);
+    }
+
+    /// Ranks that have not come to split number `round`; `None` where all have.
+    pub(crate) fn missing(&self, round: u64) -> Option<Vec<u32>> {
+        let came = |rank: &u32| self.board.seat(*rank).splits.load(Ordering::SeqCst) > round;
+        let missing: Vec<_> = (0..self.peers.len() as u32).filter(|rank| !came(rank)).collect();
+        (!missing.is_empty()).then_some(missing)
     }
 
     /// How many operations a rank that has left has issued, of those that `op` is one of.

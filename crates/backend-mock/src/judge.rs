@@ -13,6 +13,9 @@
 //! given the end, and be about to call. See [`crate::asleep`] for when a thread can act.
 //!
 //! In doubt something can happen: a rank that is only slow must never be condemned.
+//!
+//! The judge knows nothing but [snapshots](crate::snapshot), so that it is all the same to it in how
+//! many processes the ranks are. What is not in any of them can happen.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -20,18 +23,15 @@ use std::{
     time::Duration,
 };
 
-use collectives_core::Rank;
-
 use crate::{
     asleep::{Look, Rest},
-    comm_state::EndShared,
     engine::Engine,
-    op::{Kind, Op},
-    slab::Key,
+    op::Kind,
+    scene::{In, Scene, Seat},
+    snapshot::{DEPTH, End, Entry, For, Op, Snapshot, Thread, View, Wait},
     state::State,
-    stream::Entry,
     sync::lock,
-    threads::{self, Known, Thread, Waiting, What},
+    threads::{self, Known, Waiting, What},
     verdict::Case,
     watch::Found,
 };
@@ -44,12 +44,68 @@ pub(crate) struct Waited {
     passed: u64,
 }
 
+/// What a process can say of itself.
+pub(crate) struct Statement<'a> {
+    pub(crate) snapshot: Snapshot,
+    /// The threads that sleep and don't wait in the engine, where the system shows them.
+    pub(crate) quiet: Option<Look>,
+    /// Whether all threads have kept still since before the snapshot.
+    pub(crate) is_sure: &'a dyn Fn() -> bool,
+}
+
+/// Whose rest a snapshot relies on, by the system's numbers.
+struct Relied {
+    /// Threads that call on the engine.
+    callers: BTreeSet<i32>,
+    /// Those of them that wait in it.
+    waiting: BTreeSet<i32>,
+    /// Those of these of whom it does not matter whether they sleep.
+    polling: BTreeSet<i32>,
+}
+
+impl Relied {
+    fn of(snapshot: &Snapshot) -> Self {
+        let live = || snapshot.threads.iter().filter(|thread| thread.is_live);
+        let waiting = |polls: bool| {
+            let waits = move |wait: &&Wait| wait.polls == polls;
+            let waiting =
+                live().filter(move |thread| thread.waiting.as_ref().filter(waits).is_some());
+            waiting.filter_map(|thread| thread.tid).collect()
+        };
+        Self {
+            callers: live().filter_map(|thread| thread.tid).collect(),
+            waiting: waiting(false),
+            polling: waiting(true),
+        }
+    }
+
+    /// Threads that call on other mocks only are none of this one's.
+    fn counts(&self, tid: i32) -> bool {
+        self.callers.contains(&tid) || !threads::is_ours(tid)
+    }
+
+    /// Leaves out those who say nothing by being awake.
+    fn of_others(&self, mut look: Look) -> Look {
+        look.retain(|tid| !self.polling.contains(&tid));
+        look
+    }
+
+    /// Leaves those that sleep elsewhere than in the engine.
+    fn of_idle(&self, mut look: Look) -> Look {
+        let waits = |tid| self.waiting.contains(&tid) || self.polling.contains(&tid);
+        look.retain(|tid| self.counts(tid) && !waits(tid));
+        look.retain_sleepers();
+        look
+    }
+}
+
 impl Engine {
     /// Looks whether anything can still happen, and tells those who wait where nothing can.
     pub(crate) fn look(&self) -> Found {
         let last = std::mem::take(&mut *lock(&self.last_look));
         let waits = self.waits();
         if waits.is_empty() {
+            self.suspect(false);
             return Found::Nobody;
         }
         // Only a wait that was there before is worth the lock, and one that has not come on since
@@ -61,39 +117,32 @@ impl Engine {
             *lock(&self.last_look) = waits;
             return Found::Progress;
         }
-        let suspect = self.watch(|state| {
+        let snapshot = self.watch(|state| {
             let waits = self.waits_at(state);
             let same = waits.iter().any(|wait| last.contains(wait));
             *lock(&self.last_look) = waits;
-            same.then(|| Judge::new(self, state, Outside::Nobody).finds_stuck())
+            same.then(|| Snapshot::take(self, state, View::Nobody))
         });
-        match suspect {
-            None => Found::Progress,
-            Some(false) => Found::Slow,
-            Some(true) => self.judge(),
+        let Some(snapshot) = snapshot else { return Found::Progress };
+        let scene = Scene::new([snapshot]);
+        // As if nobody acted who does not wait here.
+        if !Judge::suspicious(&scene).finds_stuck() {
+            self.suspect(false);
+            return Found::Slow;
         }
+        if self.has_processes() { self.inquire() } else { self.judge() }
     }
 
     /// As seen from here somebody is stuck, unless threads act that don't wait here.
     fn judge(&self) -> Found {
-        let own = Thread::current().tid();
-        let look = || Look::take(|tid| Some(tid) == own);
-        let before = look();
-        let found = self.watch(|state| {
-            let outside = before.as_ref().map_or(Outside::Unseen, Outside::Seen);
-            let mut judge = Judge::new(self, state, outside);
-            // What was seen holds only if it held all the time since before the lock was taken.
-            let is_sure = |judge: &Judge<'_>| match (&before, look()) {
-                (Some(before), Some(after)) => self.is_sure(judge, before, after),
-                (Some(_), None) => false,
-                (None, _) => true,
-            };
-            if !judge.finds_stuck() || !is_sure(&judge) {
+        let found = self.witness(|state, statement| {
+            let scene = Scene::new([statement.snapshot]);
+            let mut judge = Judge::new(&scene);
+            if !judge.finds_stuck() || !(statement.is_sure)() {
                 return Found::Slow;
             }
             let parts = judge.sentences();
-            let cases: Vec<_> = parts.iter().map(|part| Case::new(&judge, part)).collect();
-            for case in cases {
+            for case in parts.iter().map(|part| Case::new(&judge, part)) {
                 case.close(self, state);
             }
             Found::Progress
@@ -105,19 +154,37 @@ impl Engine {
         found
     }
 
+    /// Looks at the threads of the process and at the state. Nothing changes in the state while `act`
+    /// runs, and `is_sure` says whether nothing has changed outside.
+    pub(crate) fn witness<R>(&self, act: impl FnOnce(&mut State, Statement<'_>) -> R) -> R {
+        // This thread is one of them.
+        let look = || Look::take(threads::is_watcher);
+        let before = look();
+        self.watch(|state| {
+            let view = before.as_ref().map_or(View::Unseen, View::Seen);
+            let snapshot = Snapshot::take(self, state, view);
+            let relied_on = Relied::of(&snapshot);
+            // What was seen holds only if it held all the time since before the lock was taken.
+            let is_sure = || match (&before, look()) {
+                (Some(before), Some(after)) => self.is_sure(&relied_on, before, after),
+                (Some(_), None) => false,
+                (None, _) => true,
+            };
+            let quiet = before.clone().map(|look| relied_on.of_idle(look));
+            act(state, Statement { snapshot, quiet, is_sure: &is_sure })
+        })
+    }
+
     /// Whether the threads that sleep have really nobody to wake them.
-    fn is_sure(&self, judge: &Judge<'_>, before: &Look, mut after: Look) -> bool {
+    fn is_sure(&self, relied_on: &Relied, before: &Look, after: Look) -> bool {
+        let (before, mut after) = (relied_on.of_others(before.clone()), relied_on.of_others(after));
         let is_awake = before.anybody_is_awake() || after.anybody_is_awake();
-        // Threads that call on other mocks only are none of this one's.
-        let known = |tid| judge.callers.iter().any(|caller| caller.thread.tid() == Some(tid));
-        let counts = |tid| known(tid) || !threads::is_ours(tid);
-        let mut relied_on = before.clone();
-        relied_on.retain(counts);
-        after.retain(counts);
+        let mut earlier = before.clone();
+        earlier.retain(|tid| relied_on.counts(tid));
+        after.retain(|tid| relied_on.counts(tid));
         // One that waits here may be on its way out of the lock that another one wants.
-        let waits = judge.callers.iter().filter(|caller| caller.waiting.is_some());
-        let mut rests = waits.filter_map(|caller| before.of(caller.thread.tid()?));
-        if rests.any(|rest| rest == Rest::Awake) || !relied_on.still_holds(&after) {
+        let mut rests = relied_on.waiting.iter().filter_map(|&tid| before.of(tid));
+        if rests.any(|rest| rest == Rest::Awake) || !earlier.still_holds(&after) {
             return false;
         }
         let calm = lock(&self.sleepers_seen).note(&after);
@@ -126,7 +193,7 @@ impl Engine {
 
     fn waits(&self) -> Vec<Waited> {
         let waits = waiting(&self.threads.live(), self.threads.engine());
-        let seen = |(thread, waiting): (Arc<Thread>, Waiting)| Waited {
+        let seen = |(thread, waiting): (Arc<threads::Thread>, Waiting)| Waited {
             thread: thread.number(),
             wait: waiting.number,
             passed: 0,
@@ -136,7 +203,7 @@ impl Engine {
 
     fn waits_at(&self, state: &State) -> Vec<Waited> {
         let waits = waiting(&self.threads.live(), self.threads.engine());
-        let seen = |(thread, waiting): (Arc<Thread>, Waiting)| {
+        let seen = |(thread, waiting): (Arc<threads::Thread>, Waiting)| {
             let passed = match waiting.what {
                 What::Stream { stream, .. } => {
                     state.streams.get(stream).map_or(0, |stream| stream.passed)
@@ -157,43 +224,24 @@ impl Engine {
     }
 }
 
-fn waiting(threads: &[Known], engine: u64) -> Vec<(Arc<Thread>, Waiting)> {
+fn waiting(threads: &[Known], engine: u64) -> Vec<(Arc<threads::Thread>, Waiting)> {
     let waits = |known: &Known| Some((Arc::clone(&known.thread), known.thread.waiting_in(engine)?));
     threads.iter().filter_map(waits).collect()
 }
 
-/// What threads do that don't wait in the engine.
-pub(crate) enum Outside<'a> {
-    /// Assumed: nothing, ever. What is not stuck then is not stuck at all.
-    Nobody,
-    /// This was seen of them.
-    Seen(&'a Look),
-    /// The system doesn't show it.
-    Unseen,
-}
-
-/// A thread that the engine knows and that has not ended.
-pub(crate) struct Caller {
-    pub(crate) thread: Arc<Thread>,
-    devices: BTreeSet<usize>,
-    pub(crate) waiting: Option<Waiting>,
-    /// Whether its wait comes to an end.
-    goes_on: bool,
-}
-
-/// The state, and what of it can still happen.
+/// What is known, and what of it can still happen.
 pub(crate) struct Judge<'a> {
-    pub(crate) engine: &'a Engine,
-    pub(crate) state: &'a State,
-    outside: Outside<'a>,
-    pub(crate) callers: Vec<Caller>,
-    /// By stream: how many entries are looked at, and how many of them come to pass.
-    looked: Vec<usize>,
+    pub(crate) scene: &'a Scene,
+    /// Whether ranks of whom nothing is known may act.
+    hidden_act: bool,
+    /// By thread: whether its wait comes to an end.
+    goes_on: Vec<bool>,
+    /// By stream: how many of its entries come to pass.
     passes: Vec<usize>,
     /// Where operations stand that are issued and not done.
     ops: HashMap<Name, Vec<Place>>,
     /// By communicator and rank: where its operations stand.
-    ends: BTreeMap<(Key, u32), Vec<Place>>,
+    ends: BTreeMap<(u32, u32), Vec<Place>>,
     records: HashMap<u32, Place>,
     launches: HashMap<u32, Place>,
     run_ends: HashMap<u32, Vec<Place>>,
@@ -210,23 +258,24 @@ pub(crate) struct Place {
 /// One rank's operation, by what others know it by.
 #[derive(Clone, Copy, Eq, Hash, PartialEq)]
 struct Name {
-    comm: Key,
+    comm: u32,
     rank: u32,
     /// Direction and peer of a message.
     message: Option<(bool, u32)>,
     sequence: u64,
 }
 
-/// Something that is stuck, and what it is stuck at.
+/// Something that is stuck, and what it is stuck at. Communicators, meetings and threads are named
+/// by their place in the [`Scene`].
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Node {
     /// An end that does not issue what others wait for.
-    Absent(Key, u32),
+    Absent(u32, u32),
     /// The first stuck entry of a stream.
     Head(Place),
     /// A join that not all ranks come to.
-    Meeting(u64),
-    /// A thread that waits, by its place in [`Judge::callers`].
+    Meeting(u32),
+    /// A thread that waits.
     Wait(usize),
 }
 
@@ -234,26 +283,19 @@ pub(crate) enum Node {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sentence {
     pub(crate) nodes: BTreeSet<Node>,
-    /// Waits of it, by place in [`Judge::callers`].
+    /// The threads that wait.
     pub(crate) waits: BTreeSet<usize>,
-    pub(crate) comms: BTreeSet<Key>,
-    pub(crate) joins: BTreeSet<u64>,
+    pub(crate) comms: BTreeSet<u32>,
+    pub(crate) joins: BTreeSet<u32>,
 }
 
 impl<'a> Judge<'a> {
-    pub(crate) fn new(engine: &'a Engine, state: &'a State, outside: Outside<'a>) -> Self {
-        let caller = |Known { thread, devices }| {
-            let waiting = thread.waiting_in(engine.threads.engine());
-            Caller { thread, devices, waiting, goes_on: false }
-        };
-        let places = state.streams.places() as usize;
+    pub(crate) fn new(scene: &'a Scene) -> Self {
         let mut judge = Self {
-            engine,
-            state,
-            outside,
-            callers: engine.threads.live().into_iter().map(caller).collect(),
-            looked: vec![0; places],
-            passes: vec![0; places],
+            scene,
+            hidden_act: true,
+            goes_on: vec![false; scene.threads.len()],
+            passes: vec![0; scene.streams.len()],
             ops: HashMap::new(),
             ends: BTreeMap::new(),
             records: HashMap::new(),
@@ -265,11 +307,15 @@ impl<'a> Judge<'a> {
         judge
     }
 
+    /// One that takes it that ranks of whom nothing is known do nothing more. What is not stuck then
+    /// is not stuck at all.
+    pub(crate) fn suspicious(scene: &'a Scene) -> Self {
+        Self { hidden_act: false, ..Self::new(scene) }
+    }
+
     fn take_stock(&mut self) {
-        let state = self.state;
-        for (stream, queue) in state.streams.iter().map(|(index, stream)| (index, &stream.queue)) {
-            self.looked[stream as usize] = queue.len().min(DEPTH);
-            for (index, entry) in queue.iter().take(DEPTH).enumerate() {
+        for (stream, queue) in (0..).zip(self.scene.streams.iter().map(|stream| &stream.queue)) {
+            for (index, entry) in queue.iter().enumerate() {
                 let place = Place { stream, index };
                 match *entry {
                     Entry::Record { signal } => {
@@ -282,9 +328,10 @@ impl<'a> Judge<'a> {
                     Entry::Unit { unit } => self.units.entry(unit).or_default().push(place),
                     _ => {}
                 }
-                for op in state.ops(entry) {
-                    self.ops.entry(Name::of(op)).or_default().push(place);
-                    self.ends.entry((op.comm, op.rank)).or_default().push(place);
+                for op in self.scene.ops(entry) {
+                    let Some(comm) = op.comm else { continue };
+                    self.ops.entry(Name::of(comm, op)).or_default().push(place);
+                    self.ends.entry((comm, op.rank)).or_default().push(place);
                 }
             }
         }
@@ -294,9 +341,9 @@ impl<'a> Judge<'a> {
     pub(crate) fn finds_stuck(&mut self) -> bool {
         loop {
             let mut changed = false;
-            for stream in 0..self.passes.len() {
+            for (stream, queue) in self.scene.streams.iter().map(|it| &it.queue).enumerate() {
                 let mut index = self.passes[stream];
-                while index < self.looked[stream] {
+                while index < queue.len() {
                     let place = Place { stream: stream as u32, index };
                     if !self.causes_of_entry(place, true).is_empty() {
                         break;
@@ -306,11 +353,9 @@ impl<'a> Judge<'a> {
                     self.passes[stream] = index;
                 }
             }
-            for index in 0..self.callers.len() {
-                let caller = &self.callers[index];
-                let Some(waiting) = caller.waiting.filter(|_| !caller.goes_on) else { continue };
-                if self.causes_of_wait(index, waiting.what).is_empty() {
-                    self.callers[index].goes_on = true;
+            for index in 0..self.goes_on.len() {
+                if self.is_stuck(index) && self.causes_of_wait(index).is_empty() {
+                    self.goes_on[index] = true;
                     changed = true;
                 }
             }
@@ -318,15 +363,14 @@ impl<'a> Judge<'a> {
                 break;
             }
         }
-        self.callers.iter().any(Caller::is_stuck)
+        (0..self.goes_on.len()).any(|thread| self.is_stuck(thread))
     }
 
     /// What is stuck, in parts that have nothing to do with each other.
     pub(crate) fn sentences(&self) -> Vec<Sentence> {
         let mut parts: Vec<Sentence> = Vec::new();
-        let stuck = (0..self.callers.len()).filter(|&index| self.callers[index].is_stuck());
-        for index in stuck {
-            let mut part = self.reach(index);
+        for thread in (0..self.goes_on.len()).filter(|&thread| self.is_stuck(thread)) {
+            let mut part = self.reach(thread);
             let (joined, apart) = parts.into_iter().partition(|other| part.meets(other));
             parts = apart;
             for other in joined {
@@ -338,18 +382,15 @@ impl<'a> Judge<'a> {
     }
 
     /// All that keeps a wait from ending.
-    fn reach(&self, index: usize) -> Sentence {
+    fn reach(&self, thread: usize) -> Sentence {
         let mut part = Sentence::default();
-        let mut open = vec![Node::Wait(index)];
-        if let Some(Waiting { what: What::Stream { stream, target }, .. }) =
-            self.callers[index].waiting
-        {
+        let mut open = vec![Node::Wait(thread)];
+        if let Some(For::Stream { stream, entries }) = self.waits_for(thread) {
             // Also what stands behind the first one: it would be the next to be stuck at.
-            let first = self.passes[stream.index as usize];
-            let last = self.target(stream, target).min(self.looked[stream.index as usize]);
-            let queue = self.state.streams.get(stream).map(|stream| &stream.queue);
-            let behind = queue.into_iter().flat_map(|queue| queue.range(first..last.max(first)));
-            part.comms.extend(behind.flat_map(|entry| self.state.ops(entry)).map(|op| op.comm));
+            let queue = &self.scene.streams[stream as usize].queue;
+            let behind = queue.iter().take(entries).skip(self.passes[stream as usize]);
+            part.comms
+                .extend(behind.flat_map(|entry| self.scene.ops(entry)).filter_map(|op| op.comm));
         }
         while let Some(node) = open.pop() {
             if !part.nodes.insert(node) {
@@ -360,13 +401,13 @@ impl<'a> Judge<'a> {
                     part.comms.insert(comm);
                 }
                 Node::Head(place) => {
-                    part.comms.extend(self.ops_at(place).iter().map(|op| op.comm));
+                    part.comms.extend(self.ops_at(place).iter().filter_map(|op| op.comm));
                 }
-                Node::Meeting(id) => {
-                    part.joins.insert(id);
+                Node::Meeting(meeting) => {
+                    part.joins.insert(meeting);
                 }
-                Node::Wait(index) => {
-                    part.waits.insert(index);
+                Node::Wait(thread) => {
+                    part.waits.insert(thread);
                 }
             }
             open.extend(self.causes(node));
@@ -378,122 +419,92 @@ impl<'a> Judge<'a> {
     pub(crate) fn causes(&self, node: Node) -> Vec<Node> {
         match node {
             Node::Absent(comm, rank) => {
-                let caller = self.end(comm, rank).and_then(EndShared::caller);
-                let caller = caller.and_then(|thread| self.find(&thread));
-                let waiting = caller.filter(|&index| self.callers[index].waiting.is_some());
+                let caller = self.end(comm, rank).and_then(|end| self.live_caller(end));
+                let waiting = caller.filter(|&thread| self.waits_for(thread).is_some());
                 waiting.map(Node::Wait).into_iter().collect()
             }
             Node::Head(place) => self.causes_of_entry(place, false),
             Node::Meeting(_) => Vec::new(),
-            Node::Wait(index) => self.callers[index]
-                .waiting
-                .map_or_else(Vec::new, |waiting| self.causes_of_wait(index, waiting.what)),
+            Node::Wait(thread) => self.causes_of_wait(thread),
         }
     }
 
     /// What keeps a wait from ending.
-    fn causes_of_wait(&self, index: usize, what: What) -> Vec<Node> {
+    fn causes_of_wait(&self, thread: usize) -> Vec<Node> {
+        let Some(what) = self.waits_for(thread) else { return Vec::new() };
         match what {
-            What::Stream { stream, target } => {
-                let passes = self.passes.get(stream.index as usize).copied().unwrap_or(0);
-                let gone = self.state.streams.get(stream).is_none();
-                // What stands deeper than was looked at is given the benefit of the doubt.
-                if gone || passes >= self.target(stream, target).min(DEPTH) {
-                    return Vec::new();
-                }
-                vec![Node::Head(Place { stream: stream.index, index: passes })]
-            }
-            What::Flush { comm, rank, .. } => {
+            For::Flush { comm, rank, .. } => {
                 let places = self.ends.get(&(comm, rank)).map_or(&[][..], Vec::as_slice);
                 let stuck = places.iter().find(|place| !self.comes_to_pass(**place));
                 stuck.map(|place| self.head(place.stream)).into_iter().collect()
             }
-            What::Join { id, .. } => {
-                let open = self.engine.meetings.gathered(id).is_some();
-                let comes = !open || self.somebody_may_join(index);
-                if comes { Vec::new() } else { vec![Node::Meeting(id)] }
-            }
-            // It ends, or an abort or a deadline does.
-            What::Fault { .. } => Vec::new(),
-            What::GrowId { comm: key, rank } => {
-                let Some(comm) = self.state.comms.get(key).filter(|comm| !comm.broken) else {
-                    return Vec::new();
-                };
-                if comm.across.is_some() || !comm.meeting.lifecycle.lacks_grow_id(Rank::new(rank)) {
-                    return Vec::new();
-                }
+            For::GrowId { comm, rank } => {
                 // Any of the others will do.
-                let others = (0..comm.ends.len() as u32).filter(|&other| other != rank);
-                if others.clone().any(|other| self.may_issue(key, other)) {
+                let size = self.scene.comms[comm as usize].seats.len() as u32;
+                let others = (0..size).filter(|&other| other != rank);
+                if others.clone().any(|other| self.may_issue(comm, other)) {
                     return Vec::new();
                 }
-                others.map(|other| Node::Absent(key, other)).collect()
+                others.map(|other| Node::Absent(comm, other)).collect()
             }
-            What::Shrink { comm: key, number, .. } => {
-                // It may be broken: that is what a shrink is for.
-                let Some(comm) = self.state.comms.get(key) else { return Vec::new() };
-                let missing = comm.meeting.lifecycle.missing(number).unwrap_or_default();
-                let missing = missing.into_iter().map(Rank::get);
-                let never = missing.filter(|&rank| !self.may_issue(key, rank));
-                never.map(|rank| Node::Absent(key, rank)).collect()
+            For::Join { meeting, .. } => {
+                let comes = self.somebody_may_join(thread);
+                if comes { Vec::new() } else { vec![Node::Meeting(meeting)] }
             }
-            What::Split { comm: key, round, .. } => {
-                let Some(comm) = self.state.comms.get(key).filter(|comm| !comm.broken) else {
-                    return Vec::new();
-                };
-                let missing = comm.meeting.missing(round).unwrap_or_default();
-                if missing.iter().any(|&rank| comm.ends[rank as usize].departed) {
-                    return Vec::new();
-                }
-                let never = missing.into_iter().filter(|&rank| !self.may_issue(key, rank));
-                never.map(|rank| Node::Absent(key, rank)).collect()
+            For::Nothing => Vec::new(),
+            For::Shrink { comm, meeting } | For::Split { comm, meeting } => {
+                let missing = self.scene.meetings[meeting as usize].missing.iter();
+                let never = missing.filter(|&&rank| !self.may_issue(comm, rank));
+                never.map(|&rank| Node::Absent(comm, rank)).collect()
+            }
+            For::Stream { stream, entries } => {
+                // What stands deeper than was looked at is given the benefit of the doubt.
+                let passes = self.passes[stream as usize];
+                let comes = passes >= entries.min(DEPTH);
+                if comes { Vec::new() } else { vec![Node::Head(Place { stream, index: passes })] }
             }
         }
     }
 
     /// What keeps an entry from coming to pass, given that those before it do: all of it, or `any`.
     fn causes_of_entry(&self, place: Place, any: bool) -> Vec<Node> {
-        let Some(stream) = self.state.streams.at(place.stream) else { return Vec::new() };
-        let Some(entry) = stream.queue.get(place.index) else { return Vec::new() };
+        let Some(entry) = self.entry(place) else { return Vec::new() };
         let behind = |at: Option<&Place>| {
             at.filter(|at| !self.comes_to_pass(**at)).map(|at| self.head(at.stream))
         };
         let mut causes = Vec::new();
         match *entry {
-            Entry::Copy { .. }
-            | Entry::Fill { .. }
-            | Entry::Free { .. }
-            | Entry::GraphEnd { .. }
-            | Entry::Record { .. } => {}
+            Entry::GraphEnd { .. } | Entry::Other(_) | Entry::Record { .. } => {}
             Entry::Op(op) => self.causes_of_op(&op, any, &mut causes),
             Entry::Unit { unit } => {
                 let places = self.units.get(&unit).map_or(&[][..], Vec::as_slice);
                 let late = places.iter().filter(|at| !self.is_reached(**at));
                 causes.extend(late.map(|at| self.head(at.stream)));
-                for op in self.state.ops(entry) {
+                for op in self.scene.ops(entry) {
                     if any && !causes.is_empty() {
                         break;
                     }
                     self.causes_of_op(op, any, &mut causes);
                 }
             }
-            Entry::Wait { signal } => {
-                let reached = self.state.signals.at(signal).is_none_or(|signal| signal.reached);
-                causes.extend(behind(self.records.get(&signal)).filter(|_| !reached));
+            Entry::Wait { signal, is_reached } => {
+                causes.extend(behind(self.records.get(&signal)).filter(|_| !is_reached));
             }
             Entry::GraphRun { run } => {
                 let ends = self.run_ends.get(&run).map_or(&[][..], Vec::as_slice);
                 causes.extend(ends.iter().filter_map(|at| behind(Some(at))));
             }
             Entry::GraphBegin { run } => {
-                let Some(state) = self.state.runs.at(run).filter(|run| !run.open) else {
+                if self.scene.runs[run as usize].is_open {
                     return causes;
-                };
+                }
                 let launch = self.launches.get(&run).filter(|at| !self.is_reached(**at));
                 causes.extend(launch.map(|at| self.head(at.stream)));
-                let earlier = self.state.graphs.at(state.graph).map(|graph| &graph.pending);
-                let earlier = earlier.into_iter().flatten().take_while(|&&other| other != run);
-                let ends = earlier.flat_map(|run| self.run_ends.get(run)).flatten();
+                let before = |run: u32| self.scene.runs[run as usize].before;
+                let mut earlier: Vec<_> =
+                    std::iter::successors(before(run), |&run| before(run)).collect();
+                earlier.reverse();
+                let ends = earlier.iter().flat_map(|run| self.run_ends.get(run)).flatten();
                 causes.extend(ends.filter_map(|at| behind(Some(at))));
             }
         }
@@ -501,134 +512,166 @@ impl<'a> Judge<'a> {
     }
 
     fn causes_of_op(&self, op: &Op, any: bool, causes: &mut Vec<Node>) {
-        let Some(comm) = self.state.comms.get(op.comm).filter(|comm| !comm.broken) else { return };
-        let mut add = |rank: u32| {
-            let message = match op.kind {
-                Kind::Send => Some((false, op.rank)),
-                Kind::Recv => Some((true, op.rank)),
-                _ => None,
-            };
-            let name = Name { comm: op.comm, rank, message, sequence: op.sequence };
-            match self.ops.get(&name) {
-                Some(places) => {
+        let Some(comm) = op.comm else { return };
+        if self.scene.comms[comm as usize].is_broken {
+            return;
+        }
+        for rank in self.partners(op) {
+            match self.side_of(op, comm, rank) {
+                Side::Issued(places) => {
                     let late = places.iter().find(|at| !self.is_reached(**at));
                     causes.extend(late.map(|at| self.head(at.stream)));
                 }
-                None => {
-                    let lacks = comm.lacks(Rank::new(rank), op);
-                    if lacks && !self.may_issue(op.comm, rank) {
-                        causes.push(Node::Absent(op.comm, rank));
-                    }
+                Side::Lacking if !self.may_issue(comm, rank) => {
+                    causes.push(Node::Absent(comm, rank));
                 }
+                Side::Lacking | Side::Out => {}
             }
-            any && !causes.is_empty()
-        };
-        if op.kind.is_point_to_point() {
-            add(op.other);
-        } else {
-            (0..comm.ends.len() as u32).filter(|&rank| rank != op.rank).any(&mut add);
+            if any && !causes.is_empty() {
+                return;
+            }
         }
+    }
+
+    /// The ranks without which an operation cannot be done.
+    pub(crate) fn partners(&self, op: &Op) -> impl Iterator<Item = u32> + use<> {
+        let size = op.comm.map_or(0, |comm| self.scene.comms[comm as usize].seats.len() as u32);
+        let ranks = match op.other {
+            Some(peer) if op.kind.is_point_to_point() => peer..(peer + 1).min(size),
+            _ => 0..size,
+        };
+        let (own, is_message) = (op.rank, op.kind.is_point_to_point());
+        ranks.filter(move |&rank| is_message || rank != own)
+    }
+
+    /// How far `rank` is with its side of an operation.
+    fn side_of(&self, op: &Op, comm: u32, rank: u32) -> Side<'_> {
+        let message = match op.kind {
+            Kind::Send => Some((false, op.rank)),
+            Kind::Recv => Some((true, op.rank)),
+            _ => None,
+        };
+        let name = Name { comm, rank, message, sequence: op.sequence };
+        if let Some(places) = self.ops.get(&name) {
+            return Side::Issued(places);
+        }
+        let lacks = match &self.scene.comms[comm as usize].seats[rank as usize] {
+            Seat::Empty | Seat::Hidden => true,
+            Seat::Taken(end) => end.lacks(op),
+        };
+        if lacks { Side::Lacking } else { Side::Out }
+    }
+
+    /// Whether `rank`'s side of an operation has not come to where they meet.
+    pub(crate) fn is_missing(&self, op: &Op, rank: u32) -> bool {
+        let Some(comm) = op.comm else { return false };
+        match self.side_of(op, comm, rank) {
+            Side::Issued(places) => places.iter().any(|&place| !self.has_arrived(place)),
+            Side::Lacking => true,
+            Side::Out => false,
+        }
+    }
+
+    /// Whether an entry has been started, and waits for its peers if it has any.
+    pub(crate) fn has_arrived(&self, place: Place) -> bool {
+        let is_started = self.scene.streams[place.stream as usize].is_started;
+        let is_head = place.index == 0 && is_started;
+        is_head
+            && match self.entry(place) {
+                Some(Entry::Unit { unit }) => self.scene.units[*unit as usize].has_arrived,
+                _ => true,
+            }
     }
 
     /// Whether a rank's end may still be called on.
-    fn may_issue(&self, comm: Key, rank: u32) -> bool {
-        // What other processes do is not seen from here.
-        if self.state.comms.get(comm).is_some_and(|comm| comm.is_elsewhere(rank as usize)) {
-            return true;
-        }
-        let Some(end) = self.end(comm, rank) else { return false };
-        let last = end.caller();
-        let place = last.as_ref().and_then(|thread| self.find(thread));
-        let called = match place.map(|index| &self.callers[index]) {
-            Some(Caller { waiting: Some(_), goes_on, .. }) => *goes_on,
-            Some(caller) => self.may_be_woken(caller),
-            // It has ended, and somebody else has the end.
-            None => !self.is_quiet(),
+    fn may_issue(&self, comm: u32, rank: u32) -> bool {
+        let end = match self.scene.comms[comm as usize].seats.get(rank as usize) {
+            Some(Seat::Empty) => return false,
+            Some(Seat::Hidden) | None => return self.hidden_act,
+            Some(Seat::Taken(end)) => end,
         };
-        let device = end.info.device;
+        let last = self.live_caller(end);
+        let called = match last {
+            Some(thread) if self.waits_for(thread).is_some() => self.goes_on[thread],
+            Some(thread) => self.may_be_woken(thread),
+            // It has ended, and somebody else has the end.
+            None => !self.is_quiet(end.process),
+        };
         let others = || {
-            let others = self.callers.iter().enumerate();
             // One that has named no device may be at work for any.
             let may_hold =
-                |devices: &BTreeSet<usize>| devices.is_empty() || devices.contains(&device);
-            let mut others =
-                others.filter(|(index, other)| Some(*index) != place && may_hold(&other.devices));
-            others.any(|(_, other)| match other.waiting {
-                Some(_) => other.goes_on,
-                None => self.rest(&other.thread) != Rest::Asleep,
-            })
+                |devices: &BTreeSet<usize>| devices.is_empty() || devices.contains(&end.device);
+            self.callers(end.process)
+                .filter(|&(index, other)| Some(index) != last && may_hold(&other.devices))
+                .any(|(index, other)| match other.waiting {
+                    Some(_) => self.goes_on[index],
+                    None => other.rest != Rest::Asleep,
+                })
         };
-        called || others() || self.stranger_may_act()
+        called || others() || self.scene.outside[end.process].acts
     }
 
-    /// Whether a thread may come to a join in which caller `index` waits.
-    fn somebody_may_join(&self, index: usize) -> bool {
-        let others = self.callers.iter().enumerate().filter(|(other, _)| *other != index);
-        let known = others.map(|(_, other)| other).any(|other| match other.waiting {
-            Some(_) => other.goes_on,
-            None => self.may_be_woken(other),
-        });
+    /// Whether a rank may come to a join in which `thread` waits.
+    fn somebody_may_join(&self, thread: usize) -> bool {
+        let process = self.scene.threads[thread].process;
+        let known =
+            self.callers(process).filter(|&(index, _)| index != thread).any(|(index, other)| {
+                match other.waiting {
+                    Some(_) => self.goes_on[index],
+                    None => self.may_be_woken(index),
+                }
+            });
         // A rank that has not joined has not called, so it takes a look at all threads.
-        known || self.stranger_may_act() || matches!(self.outside, Outside::Unseen)
+        let outside = self.scene.outside[process];
+        known || outside.acts || outside.is_unseen
     }
 
     /// Whether a thread that does not wait here acts some day.
-    fn may_be_woken(&self, caller: &Caller) -> bool {
+    fn may_be_woken(&self, thread: usize) -> bool {
+        let In { process, .. } = self.scene.threads[thread];
         // A wait that ends by itself is as good as somebody who wakes it.
-        let someday = |other: &Caller| other.waiting.is_some_and(|waiting| waiting.has_deadline);
-        self.rest(&caller.thread) != Rest::Asleep
-            || !self.is_quiet()
-            || self.callers.iter().any(someday)
+        let someday = |other: &Thread| other.waiting.as_ref().is_some_and(|wait| wait.has_deadline);
+        self.scene.threads[thread].rest != Rest::Asleep
+            || !self.is_quiet(process)
+            || self.callers(process).any(|(_, other)| someday(other))
     }
 
-    /// Whether a thread may act that never called.
-    fn stranger_may_act(&self) -> bool {
-        match &self.outside {
-            Outside::Nobody | Outside::Unseen => false,
-            Outside::Seen(look) => {
-                let able = [Rest::Awake, Rest::Dozing];
-                look.all().any(|(tid, rest)| able.contains(&rest) && !threads::is_ours(tid))
-            }
-        }
-    }
-
-    /// Whether no thread of the process may act.
-    fn is_quiet(&self) -> bool {
-        let asleep = match &self.outside {
-            Outside::Nobody => true,
-            Outside::Seen(look) => {
-                look.all().all(|(tid, rest)| rest == Rest::Asleep || threads::is_ours(tid))
-            }
-            Outside::Unseen => false,
-        };
-        asleep
-            && self.callers.iter().all(|caller| match caller.waiting {
-                Some(_) => !caller.goes_on,
-                None => self.rest(&caller.thread) == Rest::Asleep,
+    /// Whether no thread of a process may act.
+    fn is_quiet(&self, process: usize) -> bool {
+        self.scene.outside[process].sleeps
+            && self.callers(process).all(|(index, caller)| match caller.waiting {
+                Some(_) => !self.goes_on[index],
+                None => caller.rest == Rest::Asleep,
             })
     }
 
-    fn rest(&self, thread: &Thread) -> Rest {
-        match &self.outside {
-            Outside::Nobody => Rest::Asleep,
-            Outside::Seen(look) => thread.tid().and_then(|tid| look.of(tid)).unwrap_or(Rest::Awake),
-            Outside::Unseen => Rest::Awake,
+    /// The threads of a process that have called and may act.
+    fn callers(&self, process: usize) -> impl Iterator<Item = (usize, &Thread)> {
+        let threads = self.scene.threads.iter().enumerate();
+        let live = threads.filter(move |(_, thread)| thread.is_live && thread.process == process);
+        live.map(|(index, thread)| (index, &**thread))
+    }
+
+    /// The thread that called on an end last, unless it has ended.
+    fn live_caller(&self, end: &End) -> Option<usize> {
+        let caller = end.caller.map(|thread| thread as usize);
+        caller.filter(|&thread| self.scene.threads[thread].is_live)
+    }
+
+    fn waits_for(&self, thread: usize) -> Option<For> {
+        self.scene.threads[thread].waiting.as_ref().map(|wait| wait.what)
+    }
+
+    fn is_stuck(&self, thread: usize) -> bool {
+        let it = &self.scene.threads[thread];
+        it.is_live && it.waiting.is_some() && !self.goes_on[thread]
+    }
+
+    pub(crate) fn end(&self, comm: u32, rank: u32) -> Option<&'a In<End>> {
+        match self.scene.comms[comm as usize].seats.get(rank as usize)? {
+            Seat::Taken(end) => Some(end),
+            Seat::Empty | Seat::Hidden => None,
         }
-    }
-
-    fn find(&self, thread: &Arc<Thread>) -> Option<usize> {
-        self.callers.iter().position(|caller| Arc::ptr_eq(&caller.thread, thread))
-    }
-
-    pub(crate) fn end(&self, comm: Key, rank: u32) -> Option<&EndShared> {
-        let end = self.state.comms.get(comm)?.ends.get(rank as usize)?;
-        (!end.departed).then_some(&*end.shared)
-    }
-
-    /// Entries that a stream is to pass from now on.
-    fn target(&self, stream: Key, target: u64) -> usize {
-        let passed = self.state.streams.get(stream).map_or(0, |stream| stream.passed);
-        target.saturating_sub(passed) as usize
     }
 
     /// Whether an entry becomes the head of its stream.
@@ -645,32 +688,38 @@ impl<'a> Judge<'a> {
         Node::Head(Place { stream, index: self.passes[stream as usize] })
     }
 
+    pub(crate) fn entry(&self, place: Place) -> Option<&'a Entry> {
+        self.scene.streams[place.stream as usize].queue.get(place.index)
+    }
+
     pub(crate) fn ops_at(&self, place: Place) -> &'a [Op] {
-        let stream = self.state.streams.at(place.stream);
-        let entry = stream.and_then(|stream| stream.queue.get(place.index));
-        entry.map_or(&[], |entry| self.state.ops(entry))
+        self.entry(place).map_or(&[], |entry| self.scene.ops(entry))
     }
 
     /// The first operation of a rank that does not come to pass, and where it stands.
-    pub(crate) fn first_stuck(&self, comm: Key, rank: u32) -> Option<(Place, Op)> {
+    pub(crate) fn first_stuck(&self, comm: u32, rank: u32) -> Option<(Place, Op)> {
         let places = self.ends.get(&(comm, rank))?;
         let stuck = places.iter().filter(|place| !self.comes_to_pass(**place));
         let ops = stuck.flat_map(|&place| self.ops_at(place).iter().map(move |op| (place, *op)));
-        ops.filter(|(_, op)| op.comm == comm && op.rank == rank)
+        ops.filter(|(_, op)| op.comm == Some(comm) && op.rank == rank)
             .min_by_key(|(place, op)| (place.index, op.sequence))
     }
 }
 
-impl Caller {
-    pub(crate) fn is_stuck(&self) -> bool {
-        self.waiting.is_some() && !self.goes_on
-    }
+/// How far a rank is with its side of an operation.
+enum Side<'a> {
+    /// It stands here.
+    Issued(&'a [Place]),
+    Lacking,
+    /// Done, or out of sight.
+    Out,
 }
 
 impl Name {
-    fn of(op: &Op) -> Self {
-        let message = op.kind.is_point_to_point().then(|| (op.kind == Kind::Send, op.other));
-        Self { comm: op.comm, rank: op.rank, message, sequence: op.sequence }
+    fn of(comm: u32, op: &Op) -> Self {
+        let message = op.other.filter(|_| op.kind.is_point_to_point());
+        let message = message.map(|peer| (op.kind == Kind::Send, peer));
+        Self { comm, rank: op.rank, message, sequence: op.sequence }
     }
 }
 
@@ -692,7 +741,3 @@ impl Sentence {
 
 /// How long sleepers must have slept while others are awake.
 const CALM: Duration = Duration::from_millis(200);
-
-/// Entries of a stream that are looked at. What stands deeper counts as something that can happen; it
-/// comes within sight as those before it pass.
-const DEPTH: usize = 256;

@@ -1,6 +1,7 @@
 //! One rank's part of an operation, as it waits in a stream.
 
 use collectives_core::{DType, Rank, ReduceOp};
+use serde::{Deserialize, Serialize};
 
 use crate::{site::Site, slab::Key};
 
@@ -51,7 +52,7 @@ impl Op {
 pub(crate) const NOBODY: u32 = u32::MAX;
 
 /// Which operation.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub(crate) enum Kind {
     AllGather,
     AllReduce,
@@ -103,7 +104,7 @@ impl Kind {
 }
 
 /// How elements are combined: what must agree on all ranks. Scalars need not.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) enum Reduction {
     Avg,
     Max,

@@ -3,17 +3,20 @@
 use std::{collections::BTreeSet, fmt};
 
 use collectives_core::{DType, Rank, RawStream};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{
-    op::{Kind, Op},
+    op::{Kind, Op, Reduction},
+    scene,
     site::Site,
     slab::Key,
+    snapshot,
     state::State,
     stream::{Entry, Stream, StreamShared},
 };
 
 /// One rank's operation that is enqueued and not done. See [`Mock::pending`](crate::Mock::pending).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[non_exhaustive]
 pub struct PendingOp {
     /// The communicator's name, or a number.
@@ -23,13 +26,15 @@ pub struct PendingOp {
     /// Number of ranks.
     pub size: usize,
     /// The trait method's name.
-    pub operation: &'static str,
+    #[serde(deserialize_with = "operation")]
+    pub operation: Name,
     /// Elements per rank, in the sense of [`collectives_core::shape::Shape::count`].
     pub count: usize,
     /// Their type.
     pub dtype: DType,
     /// The reduce op's name, where the operation reduces.
-    pub reduce_op: Option<&'static str>,
+    #[serde(deserialize_with = "reduce_op")]
+    pub reduce_op: Option<Name>,
     /// The root or peer, where the operation has one.
     pub other: Option<Rank>,
     /// Its number among the rank's collectives, or among its sends to (receives from) the peer.
@@ -37,6 +42,7 @@ pub struct PendingOp {
     /// The device of its stream.
     pub device: usize,
     /// Its stream; the default stream too where it is part of a launched graph.
+    #[serde(deserialize_with = "handle", serialize_with = "bits")]
     pub stream: RawStream,
     /// Whether it is part of a launched graph.
     pub in_graph: bool,
@@ -47,8 +53,11 @@ pub struct PendingOp {
     key: (Key, Key),
 }
 
+/// By another name, since serde would borrow what it reads.
+type Name = &'static str;
+
 /// How far a pending operation has come.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub enum PendingStatus {
     /// At the head of its stream, and kept from starting by this: a schedule, or a rule for a fault.
@@ -111,6 +120,33 @@ impl PendingOp {
             site: op.site,
             status,
             key: (op.comm, stream.shared.key),
+        }
+    }
+
+    /// What one of the processes knows of an operation.
+    pub(crate) fn told(
+        comm: &scene::Comm,
+        stream: &snapshot::Stream,
+        op: &snapshot::Op,
+        site: Site,
+        status: PendingStatus,
+    ) -> Self {
+        Self {
+            communicator: comm.title.clone(),
+            rank: Rank::new(op.rank),
+            size: comm.seats.len(),
+            operation: op.kind.name(),
+            count: op.count,
+            dtype: op.dtype,
+            reduce_op: op.reduction.name(),
+            other: op.other.map(Rank::new),
+            sequence: op.sequence,
+            device: stream.device,
+            stream: RawStream::from_bits(stream.handle),
+            in_graph: stream.is_branch,
+            site,
+            status,
+            key: (comm.key, stream.key),
         }
     }
 
@@ -195,6 +231,33 @@ pub(crate) fn stream_name(stream: RawStream, in_graph: bool) -> String {
         RawStream::DEFAULT => "the default stream".into(),
         stream => format!("stream {:#x}", stream.bits()),
     }
+}
+
+/// Reads the name of an operation.
+fn operation<'de, D: Deserializer<'de>>(from: D) -> Result<&'static str, D::Error> {
+    known(&String::deserialize(from)?, Kind::ALL.into_iter().map(Kind::name))
+}
+
+/// Reads the name of a reduce op.
+fn reduce_op<'de, D: Deserializer<'de>>(from: D) -> Result<Option<&'static str>, D::Error> {
+    let Some(name) = Option::<String>::deserialize(from)? else { return Ok(None) };
+    known(&name, Reduction::ALL.into_iter().filter_map(Reduction::name)).map(Some)
+}
+
+/// The one of `names` that is this one.
+pub(crate) fn known<E: de::Error>(
+    name: &str,
+    mut names: impl Iterator<Item = &'static str>,
+) -> Result<&'static str, E> {
+    names.find(|known| *known == name).ok_or_else(|| E::custom(format!("'{name}' is not known")))
+}
+
+fn handle<'de, D: Deserializer<'de>>(from: D) -> Result<RawStream, D::Error> {
+    usize::deserialize(from).map(RawStream::from_bits)
+}
+
+fn bits<S: Serializer>(stream: &RawStream, to: S) -> Result<S::Ok, S::Error> {
+    stream.bits().serialize(to)
 }
 
 /// One line: who, what, where, and what for.

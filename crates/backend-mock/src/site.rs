@@ -7,11 +7,13 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 /// Where in a program a call stands: in this process, or in another one that is a rank too.
-#[derive(Clone, Copy, Eq, PartialEq)]
+#[derive(Clone, Copy, Eq, Hash, PartialEq)]
 pub struct Site(Place);
 
-#[derive(Clone, Copy, Eq, PartialEq)]
+#[derive(Clone, Copy, Eq, Hash, PartialEq)]
 enum Place {
     Here(&'static Location<'static>),
     /// Of another process.
@@ -19,7 +21,7 @@ enum Place {
 }
 
 /// A place that is known by what another process says of it.
-#[derive(Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 struct Named {
     file: String,
     line: u32,
@@ -84,6 +86,20 @@ impl From<&'static Location<'static>> for Site {
     #[inline]
     fn from(location: &'static Location<'static>) -> Self {
         Self(Place::Here(location))
+    }
+}
+
+impl Serialize for Site {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        (self.file(), self.line(), self.column()).serialize(to)
+    }
+}
+
+/// As a call in another process.
+impl<'de> Deserialize<'de> for Site {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let (file, line, column) = Deserialize::deserialize(from)?;
+        Ok(Self::elsewhere(file, line, column))
     }
 }
 

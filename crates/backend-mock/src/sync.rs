@@ -2,13 +2,21 @@
 
 use std::{
     cell::RefCell,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
-    thread::{self, Thread},
-    time::Instant,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
+
+// What is modelled with loom takes these from here.
+#[cfg(all(loom, test))]
+pub(crate) use loom::sync::{Mutex as Lock, MutexGuard as Guard, atomic};
+#[cfg(not(all(loom, test)))]
+pub(crate) use std::sync::{Mutex as Lock, MutexGuard as Guard, atomic};
+
+use atomic::{AtomicU32, Ordering};
+#[cfg(all(loom, test))]
+use loom::thread::{self, Thread};
+#[cfg(not(all(loom, test)))]
+use std::thread::{self, Thread};
 
 use crate::process::bell::Bell;
 
@@ -31,14 +39,17 @@ impl Parker {
         thread_local! {
             static OWN: RefCell<Option<Arc<Parker>>> = const { RefCell::new(None) };
         }
-        OWN.with_borrow_mut(|own| {
-            let fresh =
-                || Arc::new(Self { state: AtomicU32::new(EMPTY), thread: thread::current() });
-            Arc::clone(own.get_or_insert_with(fresh))
-        })
+        OWN.with_borrow_mut(|own| Arc::clone(own.get_or_insert_with(|| Arc::new(Self::new()))))
     }
 
-    /// Forgets an earlier [`set`](Self::set).
+    /// One more of the calling thread's.
+    pub(crate) fn new() -> Self {
+        Self { state: AtomicU32::new(EMPTY), thread: thread::current() }
+    }
+
+    /// Forgets an earlier [`set`](Self::set). Comes before the lock is taken under which what is waited
+    /// for is looked at, and under which others set: without it this could undo a set that the look
+    /// did not see.
     pub(crate) fn reset(&self) {
         self.state.store(EMPTY, Ordering::Relaxed);
     }
@@ -87,20 +98,90 @@ impl Parker {
                 // Set at the last moment counts.
                 return state.swap(EMPTY, Ordering::AcqRel) == SET;
             }
-            thread::park_timeout(left);
+            park_timeout(left);
         }
         true
     }
+}
+
+#[cfg(not(all(loom, test)))]
+fn park_timeout(time: Duration) {
+    thread::park_timeout(time);
+}
+
+/// In a model there is no time.
+#[cfg(all(loom, test))]
+fn park_timeout(_: Duration) {
+    thread::yield_now();
 }
 
 const EMPTY: u32 = 0;
 const SET: u32 = 1;
 const ASLEEP: u32 = 2;
 
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
+/// Tries all ways in which threads can come upon each other, with so many switches at most where they
+/// could go on.
+#[cfg(all(loom, test))]
+pub(crate) fn model(body: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound.get_or_insert(SWITCHES);
+    builder.check(body);
+}
 
+#[cfg(all(loom, test))]
+const SWITCHES: usize = 3;
+
+#[cfg(all(loom, test))]
+mod loom_tests {
+    use super::*;
+
+    #[test]
+    fn a_parker_that_is_set_does_not_sleep_for_ever() {
+        model(|| {
+            let parker = loom::sync::Arc::new(Parker::new());
+            let other = loom::sync::Arc::clone(&parker);
+            let setter = loom::thread::spawn(move || {
+                if other.set() {
+                    other.wake();
+                }
+            });
+            assert!(parker.sleep(None));
+            setter.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_parker_is_used_again() {
+        model(|| {
+            let shared = loom::sync::Arc::new((Parker::new(), Lock::new(0)));
+            let other = loom::sync::Arc::clone(&shared);
+            let setter = loom::thread::spawn(move || {
+                let (parker, rounds) = &*other;
+                for _ in 0..2 {
+                    let mut rounds = rounds.lock().unwrap();
+                    *rounds += 1;
+                    let is_asleep = parker.set();
+                    drop(rounds);
+                    if is_asleep {
+                        parker.wake();
+                    }
+                }
+            });
+            let (parker, rounds) = &*shared;
+            loop {
+                parker.reset();
+                if *rounds.lock().unwrap() == 2 {
+                    break;
+                }
+                parker.sleep(None);
+            }
+            setter.join().unwrap();
+        });
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
     use super::*;
 
     #[test]

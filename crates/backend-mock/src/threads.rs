@@ -97,6 +97,7 @@ impl Drop for Own {
         self.0.ended.store(true, Ordering::Release);
         if let Some(tid) = self.0.tid {
             lock(&OURS).remove(&tid);
+            lock(&WATCHERS).remove(&tid);
         }
     }
 }
@@ -133,6 +134,10 @@ impl Thread {
 
     pub(crate) fn number(&self) -> u64 {
         self.number
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     pub(crate) fn tid(&self) -> Option<i32> {
@@ -192,6 +197,18 @@ pub(crate) fn enlist() {
     count_in(Thread::current().tid);
 }
 
+/// As [`enlist`], for a thread that looks after others: whether it is awake says nothing of them.
+pub(crate) fn enlist_watcher() {
+    let tid = Thread::current().tid;
+    count_in(tid);
+    lock(&WATCHERS).extend(tid);
+}
+
+/// Whether a thread only looks after others.
+pub(crate) fn is_watcher(tid: i32) -> bool {
+    lock(&WATCHERS).contains(&tid)
+}
+
 /// From here on a thread is no stranger. Comes last: whoever finds it here finds it with the engine
 /// that it called on, too.
 fn count_in(tid: Option<i32>) {
@@ -207,6 +224,9 @@ pub(crate) fn is_ours(tid: i32) -> bool {
 
 /// Live threads that are known to some engine or work for one.
 static OURS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+/// Those of them that only look after others.
+static WATCHERS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
 impl Threads {
     pub(crate) const fn new(engine: u64) -> Self {
@@ -268,6 +288,13 @@ impl Threads {
         let aside = |thread: &Thread| thread.aside.load(Ordering::Acquire);
         let acts = |known: &&Known| !known.thread.has_ended() && !aside(&known.thread);
         lock(&self.known).iter().filter(acts).cloned().collect()
+    }
+
+    /// The thread of this number, if it has called.
+    pub(crate) fn find(&self, number: u64) -> Option<Arc<Thread>> {
+        let known = lock(&self.known);
+        let found = known.iter().find(|known| known.thread.number == number)?;
+        Some(Arc::clone(&found.thread))
     }
 
     pub(crate) fn engine(&self) -> u64 {

@@ -7,17 +7,20 @@ use std::{
 };
 
 use collectives_core::{ErrorKind, Rank};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
-    comm_state::{Comm, EndShared},
+    comm_state::{self, EndShared},
     engine::Engine,
     error::Failure,
     judge::{Judge, Node, Place, Sentence},
-    op::{Kind, Op},
-    pending::{PendingOp, PendingStatus},
+    op::Kind,
+    pending::{PendingOp, PendingStatus, known},
+    scene::Seat,
     slab::Key,
+    snapshot::{self, End, Entry, For, Meeting, Op, Wait},
     state::{Arrival, Owner, State},
-    stream::{Entry, Stream},
+    stream,
     threads::{Thread, What},
 };
 
@@ -27,7 +30,7 @@ use crate::{
 /// the ranks' operations, those that differ in nothing but the rank on one line.
 ///
 /// [`Mock::verdicts`]: crate::Mock::verdicts
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[non_exhaustive]
 pub struct Verdict {
     /// What is wrong.
@@ -37,6 +40,7 @@ pub struct Verdict {
     /// What each rank of them is doing.
     pub ranks: Vec<RankState>,
     /// The columns in which the calls differ, where the ranks disagree.
+    #[serde(deserialize_with = "columns")]
     pub fields: Vec<&'static str>,
     /// The ranks in the minority, where the ranks disagree and there is a majority.
     pub odd: Vec<Rank>,
@@ -46,7 +50,7 @@ pub struct Verdict {
 }
 
 /// What is wrong, in one word.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[non_exhaustive]
 pub enum VerdictKind {
     /// Ranks wait for each other: operations in a different order, sends that meet no receive.
@@ -68,7 +72,7 @@ pub enum VerdictKind {
 }
 
 /// What one rank of a communicator was doing when a verdict was given.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[non_exhaustive]
 pub struct RankState {
     /// The communicator's name, or a number.
@@ -82,7 +86,7 @@ pub struct RankState {
 }
 
 impl Verdict {
-    fn failure(&self) -> Failure {
+    pub(crate) fn failure(&self) -> Failure {
         let (kind, hint) = match self.kind {
             VerdictKind::Cycle => (
                 ErrorKind::Deadlock,
@@ -270,6 +274,12 @@ impl Table {
     }
 }
 
+/// Reads names of columns.
+fn columns<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<&'static str>, D::Error> {
+    let names = Vec::<String>::deserialize(from)?;
+    names.iter().map(|name| known(name, COLUMNS.into_iter())).collect()
+}
+
 /// The columns behind the rank; the stream is left out.
 fn cells(op: &PendingOp) -> Vec<String> {
     let other = op.other.map_or_else(String::new, |rank| rank.to_string());
@@ -332,6 +342,15 @@ impl State {
         let number = if first.is_message() { "message" } else { "collective" };
         let place = format!("{number} #{} in '{}'", first.sequence, first.communicator);
         disagreement(&place, ops)
+    }
+
+    /// Ends a shrink for all who came, if it is open.
+    pub(crate) fn call_off_shrink(&self, comm: Key, number: u64, failure: &Failure) {
+        match self.comms.get(comm).map(|comm| (&comm.across, &comm.meeting)) {
+            Some((Some(across), _)) => across.joint.call_off(number, failure),
+            Some((None, meeting)) => meeting.lifecycle.call_off(number, failure.clone()),
+            None => {}
+        }
     }
 
     /// Logs a verdict and keeps it for [`Mock::verdicts`](crate::Mock::verdicts).
@@ -410,67 +429,129 @@ fn doing(op: &PendingOp) -> String {
     text
 }
 
-/// A verdict and those whom it concerns.
+/// A verdict, and what has to be done to make those see it whom it concerns.
 pub(crate) struct Case {
-    verdict: Verdict,
-    comms: BTreeSet<Key>,
-    joins: BTreeSet<u64>,
-    /// Shrinks, by communicator and number. They go on where the communicator is broken.
-    shrinks: BTreeSet<(Key, u64)>,
-    /// Streams that are waited for in vain.
-    streams: Vec<Key>,
-    /// Threads that drop an end, and only wait to be polite.
-    drops: Vec<(Arc<Thread>, Key, u32)>,
+    /// There is none where it is enough to send away who only waits to be polite.
+    pub(crate) verdict: Option<Verdict>,
+    /// With the process that has to do it.
+    pub(crate) actions: Vec<(usize, Action)>,
+}
+
+/// What a process has to do for a verdict, in the order in which it is done: streams know the verdict
+/// before what they hold fails, and shrinks before their communicator does.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub(crate) enum Action {
+    /// Tell those who wait for a stream in vain.
+    FailStream {
+        stream: Key,
+    },
+    /// End a shrink. It goes on where the communicator is broken.
+    CallOffShrink {
+        comm: Key,
+        number: u64,
+    },
+    FailComm {
+        comm: Key,
+    },
+    /// End a join for all who came and will come.
+    CallOffJoin {
+        id: u64,
+    },
+    /// Send a thread away that drops an end, and only waits to be polite.
+    Release {
+        thread: u64,
+        comm: Key,
+        rank: u32,
+    },
 }
 
 impl Case {
     pub(crate) fn new(judge: &Judge<'_>, part: &Sentence) -> Self {
-        let (mut shrinks, mut streams, mut drops) = (BTreeSet::new(), Vec::new(), Vec::new());
+        let scene = judge.scene;
+        let (mut actions, mut drops) = (BTreeSet::new(), Vec::new());
         for &index in &part.waits {
-            let caller = &judge.callers[index];
-            match caller.waiting.map(|waiting| waiting.what) {
-                Some(What::Stream { stream, .. }) => streams.push(stream),
-                Some(What::Shrink { comm, number, .. }) => {
-                    shrinks.insert((comm, number));
+            let thread = &scene.threads[index];
+            match thread.waiting.as_ref().map(|wait| wait.what) {
+                Some(For::Flush { comm, rank, is_drop: true }) => {
+                    let keys = scene.comms[comm as usize].keys.iter();
+                    let own = keys.filter(|(process, _)| *process == thread.process);
+                    drops.extend(own.map(|&(process, comm)| {
+                        (process, Action::Release { thread: thread.number, comm, rank })
+                    }));
                 }
-                Some(What::Flush { comm, rank, is_drop: true }) => {
-                    drops.push((Arc::clone(&caller.thread), comm, rank));
+                Some(For::Shrink { meeting, .. }) => {
+                    let meeting = &scene.meetings[meeting as usize];
+                    if let snapshot::Place::Shrink { comm, number } = meeting.place {
+                        let action = Action::CallOffShrink { comm, number };
+                        actions.insert((meeting.process, action));
+                    }
+                }
+                Some(For::Stream { stream, .. }) => {
+                    let stream = &scene.streams[stream as usize];
+                    actions.insert((stream.process, Action::FailStream { stream: stream.key }));
                 }
                 _ => {}
             }
         }
-        let verdict = Report { judge, part }.verdict();
-        let Sentence { comms, joins, .. } = part.clone();
-        Self { verdict, comms, joins, shrinks, streams, drops }
-    }
-
-    /// Tells everybody.
-    pub(crate) fn close(self, engine: &Engine, state: &mut State) {
-        let Self { verdict, comms, joins, shrinks, streams, drops } = self;
         if !drops.is_empty() {
             // They go on without, and what they leave behind is looked at then.
-            for (thread, comm, rank) in drops {
-                thread.release();
-                state.wake_flushes(comm, rank);
-            }
-            return;
+            return Self { verdict: None, actions: drops };
         }
-        let failure = state.pronounce(verdict);
-        for stream in streams {
-            if let Some(stream) = state.streams.get_mut(stream) {
-                stream.failure.get_or_insert_with(|| failure.clone());
-            }
+        for &comm in &part.comms {
+            let keys = scene.comms[comm as usize].keys.iter();
+            actions.extend(keys.map(|&(process, comm)| (process, Action::FailComm { comm })));
         }
-        for (comm, number) in shrinks {
-            if let Some(comm) = state.comms.get(comm) {
-                comm.meeting.lifecycle.call_off(number, failure.clone());
+        for &meeting in &part.joins {
+            let meeting = &scene.meetings[meeting as usize];
+            if let snapshot::Place::Join { id } = meeting.place {
+                actions.insert((meeting.process, Action::CallOffJoin { id }));
             }
         }
-        for comm in comms {
-            state.fail_comm(comm, &failure, None);
-        }
-        for id in joins {
-            engine.meetings.call_off(id, failure.clone());
+        let verdict = Some(Report { judge, part }.verdict());
+        Self { verdict, actions: actions.into_iter().collect() }
+    }
+
+    /// Tells everybody, where all are in one process.
+    pub(crate) fn close(self, engine: &Engine, state: &mut State) {
+        let Self { verdict, actions } = self;
+        let actions = actions.into_iter().map(|(_, action)| action);
+        engine.carry_out(state, verdict, actions);
+    }
+}
+
+impl Engine {
+    /// Does this process's part of a verdict.
+    pub(crate) fn carry_out(
+        &self,
+        state: &mut State,
+        verdict: Option<Verdict>,
+        actions: impl Iterator<Item = Action>,
+    ) {
+        let failure = verdict.map(|verdict| state.pronounce(verdict));
+        for action in actions {
+            match (action, &failure) {
+                (Action::CallOffJoin { id }, Some(failure)) => {
+                    self.meetings.call_off(id, failure.clone());
+                }
+                (Action::CallOffShrink { comm, number }, Some(failure)) => {
+                    state.call_off_shrink(comm, number, failure);
+                }
+                (Action::FailComm { comm }, Some(failure)) => {
+                    state.fail_comm(comm, failure, None);
+                }
+                (Action::FailStream { stream }, Some(failure)) => {
+                    if let Some(stream) = state.streams.get_mut(stream) {
+                        stream.failure.get_or_insert_with(|| failure.clone());
+                    }
+                }
+                (Action::Release { thread, comm, rank }, _) => {
+                    if let Some(thread) = self.threads.find(thread) {
+                        thread.release();
+                    }
+                    state.wake_flushes(comm, rank);
+                }
+                (_, None) => {}
+            }
         }
     }
 }
@@ -485,21 +566,20 @@ impl Report<'_> {
     fn verdict(&self) -> Verdict {
         let path = self.path();
         let kind = self.kind(&path);
-        let comms = || self.part.comms.iter().filter_map(|&key| self.comm(key));
         if kind == VerdictKind::Mismatch
-            && let Some(&key) = self.part.comms.first()
+            && let Some(&comm) = self.part.comms.first()
         {
-            let ops = self.ranks(key).filter_map(|rank| self.operation(key, rank)).collect();
-            let title = self.title(key);
+            let ops = self.ranks(comm).filter_map(|rank| self.operation(comm, rank)).collect();
+            let title = self.title(comm);
             return disagreement(&format!("what comes next in '{title}'"), ops);
         }
-        let mut communicators: Vec<_> = comms().map(Comm::title).collect();
-        let mut ranks = Vec::new();
-        for &key in &self.part.comms {
-            ranks.extend(self.ranks(key).map(|rank| self.rank(key, rank)));
+        let titles = self.part.comms.iter().map(|&comm| self.title(comm).to_owned());
+        let (mut communicators, mut ranks): (Vec<_>, Vec<_>) = (titles.collect(), Vec::new());
+        for &comm in &self.part.comms {
+            ranks.extend(self.ranks(comm).map(|rank| self.rank(comm, rank)));
         }
-        for &id in &self.part.joins {
-            let (title, states) = self.meeting(id);
+        for &meeting in &self.part.joins {
+            let (title, states) = self.meeting(meeting);
             communicators.push(title);
             ranks.extend(states);
         }
@@ -528,15 +608,13 @@ impl Report<'_> {
     }
 
     fn kind(&self, path: &[Node]) -> VerdictKind {
-        let waits =
-            || self.part.waits.iter().filter_map(|&index| self.judge.callers[index].waiting);
         if !self.part.joins.is_empty() {
             return VerdictKind::JoinIncomplete;
         }
-        let meets = waits().find_map(|waiting| match waiting.what {
-            What::GrowId { .. } => Some(VerdictKind::GrowIncomplete),
-            What::Shrink { .. } => Some(VerdictKind::ShrinkIncomplete),
-            What::Split { .. } => Some(VerdictKind::SplitIncomplete),
+        let meets = self.part.waits.iter().find_map(|&thread| match self.wait(thread)?.what {
+            For::GrowId { .. } => Some(VerdictKind::GrowIncomplete),
+            For::Shrink { .. } => Some(VerdictKind::ShrinkIncomplete),
+            For::Split { .. } => Some(VerdictKind::SplitIncomplete),
             _ => None,
         });
         if let Some(kind) = meets {
@@ -545,8 +623,8 @@ impl Report<'_> {
         if let Some(&Node::Absent(comm, rank)) = path.last()
             && path.first() != path.last()
         {
-            let caller = self.judge.end(comm, rank).and_then(EndShared::caller);
-            let ended = caller.is_none_or(|thread| thread.has_ended());
+            let caller = self.judge.end(comm, rank).and_then(|end| self.caller(end));
+            let ended = caller.is_none_or(|thread| thread.has_ended);
             return if ended { VerdictKind::RankEnded } else { VerdictKind::MissingRank };
         }
         if self.is_disagreement() {
@@ -561,11 +639,11 @@ impl Report<'_> {
     /// Whether all ranks of the one communicator wait in operations that could never meet, since
     /// some are collectives and some are messages.
     fn is_disagreement(&self) -> bool {
-        let Some(&key) = self.part.comms.first().filter(|_| self.part.comms.len() == 1) else {
+        let Some(&comm) = self.part.comms.first().filter(|_| self.part.comms.len() == 1) else {
             return false;
         };
         let ops: Option<Vec<_>> =
-            self.ranks(key).map(|rank| self.judge.first_stuck(key, rank)).collect();
+            self.ranks(comm).map(|rank| self.judge.first_stuck(comm, rank)).collect();
         let Some(ops) = ops else { return false };
         let messages = ops.iter().filter(|(_, op)| op.kind.is_point_to_point()).count();
         (1..ops.len()).contains(&messages)
@@ -617,98 +695,115 @@ impl Report<'_> {
                     _ => None,
                 });
                 let ranks: BTreeSet<u32> = ops.map(|op| op.rank).collect();
+                // The same rank of several communicators.
+                if ranks.len() == 1 {
+                    return format!("ranks wait for each other in {names}");
+                }
                 let ranks = list("rank", &ranks.into_iter().collect::<Vec<_>>());
                 format!("{ranks} wait for each other in {names}")
             }
         }
     }
 
-    fn comm(&self, key: Key) -> Option<&Comm> {
-        self.judge.state.comms.get(key)
+    fn title(&self, comm: u32) -> &str {
+        &self.judge.scene.comms[comm as usize].title
     }
 
-    fn title(&self, key: Key) -> String {
-        self.comm(key).map_or_else(|| "gone".into(), Comm::title)
+    fn ranks(&self, comm: u32) -> impl Iterator<Item = u32> + use<> {
+        0..self.judge.scene.comms[comm as usize].seats.len() as u32
     }
 
-    fn ranks(&self, key: Key) -> impl Iterator<Item = u32> + use<> {
-        0..self.comm(key).map_or(0, |comm| comm.ends.len() as u32)
+    fn operation(&self, comm: u32, rank: u32) -> Option<PendingOp> {
+        let (place, op) = self.judge.first_stuck(comm, rank)?;
+        let scene = self.judge.scene;
+        let stream = &scene.streams[place.stream as usize];
+        let status = if self.judge.has_arrived(place) {
+            let missing = self.judge.partners(&op).filter(|&rank| self.judge.is_missing(&op, rank));
+            let missing: Vec<_> = missing.map(Rank::new).collect();
+            match &missing[..] {
+                [] => PendingStatus::Running,
+                _ => PendingStatus::Waiting(missing),
+            }
+        } else {
+            let held = stream.held_by.clone();
+            let held = held.filter(|_| place.index == 0 && !stream.is_started);
+            held.map_or(PendingStatus::Queued, PendingStatus::Held)
+        };
+        let site = scene.sites[op.site as usize];
+        Some(PendingOp::told(&scene.comms[comm as usize], stream, &op, site, status))
     }
 
-    fn operation(&self, key: Key, rank: u32) -> Option<PendingOp> {
-        let (Place { stream, index }, op) = self.judge.first_stuck(key, rank)?;
-        let stream = self.judge.state.streams.at(stream)?;
-        let entry = stream.queue.get(index)?;
-        let arrived = index == 0 && stream.started && self.judge.state.has_arrived(entry);
-        Some(PendingOp::of(self.judge.state, stream, &op, index, arrived))
-    }
-
-    fn rank(&self, key: Key, rank: u32) -> RankState {
-        let operation = self.operation(key, rank);
-        let doing = match (&operation, self.judge.end(key, rank)) {
+    fn rank(&self, comm: u32, rank: u32) -> RankState {
+        let operation = self.operation(comm, rank);
+        let seat = &self.judge.scene.comms[comm as usize].seats[rank as usize];
+        let doing = match (&operation, seat) {
             (Some(operation), _) => doing(operation),
-            (None, None) => "has left the communicator".into(),
-            (None, Some(end)) => match end.caller() {
-                Some(thread) => format!("nothing; {}", self.thread(&thread)),
+            (None, Seat::Empty) => "has left the communicator".into(),
+            (None, Seat::Hidden) => "nothing is known of it".into(),
+            (None, Seat::Taken(end)) => match self.caller(end) {
+                Some(thread) => format!("nothing; {}", self.thread(thread)),
                 None => "nothing".into(),
             },
         };
-        RankState { communicator: self.title(key), rank: Rank::new(rank), operation, doing }
+        let communicator = self.title(comm).to_owned();
+        RankState { communicator, rank: Rank::new(rank), operation, doing }
     }
 
     /// Who came to a join, and who did not.
-    fn meeting(&self, id: u64) -> (String, Vec<RankState>) {
-        let gathered = self.judge.engine.meetings.gathered(id);
-        let (name, came) =
-            gathered.map_or((None, Vec::new()), |meeting| (meeting.name, meeting.came));
-        let title = name.unwrap_or_else(|| "a new communicator".into());
-        let state = |(rank, came): (usize, bool)| {
-            let waits = self.judge.callers.iter().find_map(|caller| match caller.waiting?.what {
-                What::Join { call, id: other, rank: who } if (other, who) == (id, rank as u32) => {
-                    Some(format!("waits in {call} ({})", caller.thread))
+    fn meeting(&self, index: u32) -> (String, Vec<RankState>) {
+        let Meeting { name, size, missing, .. } = &*self.judge.scene.meetings[index as usize];
+        let title = name.clone().unwrap_or_else(|| "a new communicator".into());
+        let state = |rank: u32| {
+            let waits = self.judge.scene.threads.iter().find_map(|thread| {
+                let wait = thread.waiting.as_ref().filter(|_| thread.is_live)?;
+                match wait.what {
+                    For::Join { meeting, rank: who } if (meeting, who) == (index, rank) => {
+                        Some(format!("waits {} ({})", wait.text, **thread))
+                    }
+                    _ => None,
                 }
-                _ => None,
             });
             let doing = match waits {
-                Some(waits) if came => waits,
-                _ if came => "has come, and does not wait".into(),
-                _ => "has not joined, and no thread is left that could".into(),
+                _ if missing.contains(&rank) => {
+                    "has not joined, and no thread is left that could".into()
+                }
+                Some(waits) => waits,
+                None => "has come, and does not wait".into(),
             };
-            let rank = Rank::new(rank as u32);
+            let rank = Rank::new(rank);
             RankState { communicator: title.clone(), rank, operation: None, doing }
         };
-        let states = came.into_iter().enumerate().map(state).collect();
+        let states = (0..*size).map(state).collect();
         (title, states)
     }
 
+    /// The thread that called on an end last.
+    fn caller(&self, end: &End) -> Option<&snapshot::Thread> {
+        end.caller.map(|thread| &*self.judge.scene.threads[thread as usize])
+    }
+
     /// What a thread does.
-    fn thread(&self, thread: &Arc<Thread>) -> String {
-        if thread.has_ended() {
-            return format!("its {thread} has ended");
-        }
-        let waiting = thread.waiting_in(self.judge.engine.nonce);
-        match waiting {
-            Some(waiting) => format!("its {thread} waits {}", self.wait(waiting.what)),
+    fn thread(&self, thread: &snapshot::Thread) -> String {
+        match &thread.waiting {
+            _ if thread.has_ended => format!("its {thread} has ended"),
+            Some(wait) => format!("its {thread} waits {}", wait.text),
             None => format!("its {thread} sleeps outside the library"),
         }
     }
 
-    fn wait(&self, what: What) -> String {
-        wait_of(self.judge.state, what)
+    fn wait(&self, thread: usize) -> Option<&Wait> {
+        self.judge.scene.threads[thread].waiting.as_ref()
     }
 
     /// How one node hangs on the next.
     fn link(&self, node: Node, next: Node) -> Option<String> {
         Some(match (node, next) {
             (Node::Wait(index), Node::Head(place)) => {
-                let caller = &self.judge.callers[index];
-                let wait = caller.waiting.map(|waiting| self.wait(waiting.what))?;
-                format!("{} waits {wait}, which is at {}", caller.thread, self.entry(place))
+                let wait = &self.wait(index)?.text;
+                format!("{} waits {wait}, which is at {}", self.name(index), self.entry(place))
             }
             (Node::Wait(index), Node::Absent(_, rank)) => {
-                let caller = &self.judge.callers[index];
-                let wait = caller.waiting.map(|waiting| self.wait(waiting.what))?;
-                format!("{} waits {wait} for rank {rank}", caller.thread)
+                format!("{} waits {} for rank {rank}", self.name(index), self.wait(index)?.text)
             }
             (Node::Wait(_), _) => return None,
             (Node::Head(place), Node::Absent(_, rank)) => {
@@ -728,12 +823,11 @@ impl Report<'_> {
             }
             (Node::Head(_), _) => return None,
             (Node::Absent(comm, rank), Node::Wait(index)) => {
-                let caller = &self.judge.callers[index];
-                let wait = caller.waiting.map(|waiting| self.wait(waiting.what))?;
                 format!(
-                    "rank {rank} of '{}' issues nothing: its {} waits {wait}",
+                    "rank {rank} of '{}' issues nothing: its {} waits {}",
                     self.title(comm),
-                    caller.thread
+                    self.name(index),
+                    self.wait(index)?.text
                 )
             }
             (Node::Absent(..) | Node::Meeting(_), _) => return None,
@@ -743,9 +837,9 @@ impl Report<'_> {
     /// The operation for which `place` waits and that stands behind `behind`.
     fn counterpart(&self, place: Place, behind: Place) -> Option<String> {
         let ops = self.judge.ops_at(place);
-        let queue = &self.judge.state.streams.at(behind.stream)?.queue;
-        let others = queue.iter().skip(behind.index + 1);
-        let mut others = others.flat_map(|entry| self.judge.state.ops(entry));
+        let scene = self.judge.scene;
+        let others = scene.streams[behind.stream as usize].queue.iter().skip(behind.index + 1);
+        let mut others = others.flat_map(|entry| scene.ops(entry));
         let other = others.find(|other| ops.iter().any(|op| is_side_of(op, other)))?;
         Some(self.op(other))
     }
@@ -755,26 +849,28 @@ impl Report<'_> {
         if let [op, ..] = self.judge.ops_at(place) {
             return self.op(op);
         }
-        let stream = self.judge.state.streams.at(place.stream);
-        let entry = stream.and_then(|stream| stream.queue.get(place.index));
-        match (entry, stream) {
-            (Some(Entry::Wait { .. }), Some(stream)) => {
-                format!("a wait for an event on {}", stream_of(stream))
-            }
-            (Some(entry), Some(stream)) => format!("a {} on {}", entry.name(), stream_of(stream)),
-            _ => "its end".into(),
+        let stream = &*self.judge.scene.streams[place.stream as usize];
+        match self.judge.entry(place) {
+            Some(Entry::Wait { .. }) => format!("a wait for an event on {stream}"),
+            Some(entry) => format!("a {} on {stream}", entry.name()),
+            None => "its end".into(),
         }
     }
 
     fn op(&self, op: &Op) -> String {
-        let name = op.kind.name();
         format!(
-            "rank {}'s {name} #{} in '{}' ({})",
+            "rank {}'s {} #{} in '{}' ({})",
             op.rank,
+            op.kind.name(),
             op.sequence,
-            self.title(op.comm),
-            op.site
+            op.comm.map_or("gone", |comm| self.title(comm)),
+            self.judge.scene.sites[op.site as usize]
         )
+    }
+
+    /// A thread, for people.
+    fn name(&self, thread: usize) -> &snapshot::Thread {
+        &self.judge.scene.threads[thread]
     }
 }
 
@@ -783,21 +879,22 @@ fn is_side_of(op: &Op, other: &Op) -> bool {
     let same = (op.comm, op.sequence) == (other.comm, other.sequence);
     let pair = match (op.kind, other.kind) {
         (Kind::Send, Kind::Recv) | (Kind::Recv, Kind::Send) => {
-            (op.rank, op.other) == (other.other, other.rank)
+            (Some(op.rank), op.other) == (other.other, Some(other.rank))
         }
         (one, two) => !one.is_point_to_point() && !two.is_point_to_point() && op.rank != other.rank,
     };
     same && pair
 }
 
-fn stream_of(stream: &Stream) -> String {
+fn stream_of(stream: &stream::Stream) -> String {
     let name = crate::pending::stream_name(stream.shared.raw, stream.is_branch);
     format!("{name} of device {}", stream.shared.device)
 }
 
 /// A wait, for people: what comes behind "waits".
-fn wait_of(state: &State, what: What) -> String {
-    let title = |comm: Key| state.comms.get(comm).map_or_else(|| "gone".into(), Comm::title);
+pub(crate) fn wait_of(state: &State, what: What) -> String {
+    let title =
+        |comm: Key| state.comms.get(comm).map_or_else(|| "gone".into(), comm_state::Comm::title);
     match what {
         What::Flush { comm, is_drop, .. } => {
             let call = if is_drop { "drop" } else { "finalize" };

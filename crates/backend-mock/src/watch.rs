@@ -104,7 +104,7 @@ impl Watch {
 
     fn run(&self) {
         // So that no engine takes this thread for one that may act.
-        threads::enlist();
+        threads::enlist_watcher();
         let (mut pause, mut quiet) = (SHORTEST, 0);
         loop {
             thread::sleep(pause);

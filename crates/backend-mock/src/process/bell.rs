@@ -1,20 +1,9 @@
 //! Wakes a process that sleeps, from any process that maps the bell.
 
-use std::{
-    sync::atomic::{AtomicU32, Ordering},
-    thread,
-    time::{Duration, Instant},
-};
-
-use rustix::{
-    io::Errno,
-    thread::{
-        Timespec,
-        futex::{self, Flags},
-    },
-};
+use std::time::Instant;
 
 use super::shared::Plain;
+use crate::sync::atomic::{AtomicU32, Ordering};
 
 /// A place in shared memory where threads sleep until somebody rings. Zero bytes are a fresh one.
 ///
@@ -59,6 +48,7 @@ impl Bell {
     /// answer is whether it was rung.
     pub(crate) fn sleep(&self, seen: u32, until: Option<Instant>) -> bool {
         self.sleepers.fetch_add(1, Ordering::SeqCst);
+        in_one_order();
         let rung = self.sleep_as_counted(seen, until);
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
         rung
@@ -68,6 +58,7 @@ impl Bell {
     #[inline]
     pub(crate) fn ring(&self) {
         self.rung.fetch_add(1, Ordering::SeqCst);
+        in_one_order();
         if self.sleepers.load(Ordering::SeqCst) != 0 {
             self.wake();
         }
@@ -79,30 +70,130 @@ impl Bell {
             if left.is_some_and(|left| left.is_zero()) {
                 return false;
             }
-            // A time that the system can't express is as good as none.
-            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-            match futex::wait(&self.rung, SHARED, seen, timeout.as_ref()) {
-                Ok(()) | Err(Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT) => {}
-                // There is no other in a working system; one that forbids the call gets polled.
-                Err(_) => thread::sleep(Duration::from_millis(1)),
-            }
+            system::wait(&self.rung, seen, left);
         }
         true
     }
 
     #[cold]
     fn wake(&self) {
-        // The word is mapped, so there is nothing that could fail; and nobody to tell.
-        let _ = futex::wake(&self.rung, SHARED, i32::MAX.cast_unsigned());
+        system::wake(&self.rung);
     }
 }
 
-/// Not private to a process.
-const SHARED: Flags = Flags::empty();
+/// `SeqCst` operations have one order as they are. A model takes them for less, and needs a fence.
+#[inline]
+fn in_one_order() {
+    #[cfg(all(loom, test))]
+    crate::sync::atomic::fence(Ordering::SeqCst);
+}
 
-#[cfg(all(test, not(miri)))] // Miri has no memfd
+#[cfg(not(all(loom, test)))]
+mod system {
+    use std::{sync::atomic::AtomicU32, thread, time::Duration};
+
+    use rustix::{
+        io::Errno,
+        thread::{
+            Timespec,
+            futex::{self, Flags},
+        },
+    };
+
+    /// Sleeps for some time, if `word` is `seen`.
+    pub(super) fn wait(word: &AtomicU32, seen: u32, time: Option<Duration>) {
+        // A time that the system can't express is as good as none.
+        let timeout = time.and_then(|time| Timespec::try_from(time).ok());
+        match futex::wait(word, SHARED, seen, timeout.as_ref()) {
+            Ok(()) | Err(Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT) => {}
+            // There is no other in a working system; one that forbids the call gets polled.
+            Err(_) => thread::sleep(Duration::from_millis(1)),
+        }
+    }
+
+    pub(super) fn wake(word: &AtomicU32) {
+        // The word is mapped, so there is nothing that could fail; and nobody to tell.
+        let _ = futex::wake(word, SHARED, i32::MAX.cast_unsigned());
+    }
+
+    /// Not private to a process.
+    const SHARED: Flags = Flags::empty();
+}
+
+/// The system's futex in a model, for all bells at once.
+#[cfg(all(loom, test))]
+mod system {
+    use std::time::Duration;
+
+    use loom::sync::{Condvar, Mutex};
+
+    use crate::sync::atomic::{AtomicU32, Ordering};
+
+    loom::lazy_static! {
+        static ref BUCKET: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
+    }
+
+    pub(super) fn wait(word: &AtomicU32, seen: u32, _: Option<Duration>) {
+        let (lock, changed) = &*BUCKET;
+        let guard = lock.lock().unwrap();
+        if word.load(Ordering::SeqCst) == seen {
+            drop(changed.wait(guard).unwrap());
+        }
+    }
+
+    pub(super) fn wake(_: &AtomicU32) {
+        let (lock, changed) = &*BUCKET;
+        drop(lock.lock().unwrap());
+        changed.notify_all();
+    }
+}
+
+#[cfg(all(loom, test))]
+mod loom_tests {
+    use loom::{sync::Arc, thread};
+
+    use super::*;
+    use crate::sync::model;
+
+    fn bell() -> Bell {
+        let word = || AtomicU32::new(0);
+        Bell { rung: word(), sleepers: word(), rest: std::array::from_fn(|_| word()) }
+    }
+
+    #[test]
+    fn no_ring_is_lost_on_who_is_about_to_sleep() {
+        for sleepers in 1..=2 {
+            model(move || {
+                let shared = Arc::new((bell(), AtomicU32::new(0)));
+                let sleepers: Vec<_> = (0..sleepers)
+                    .map(|_| {
+                        let shared = Arc::clone(&shared);
+                        thread::spawn(move || {
+                            let (bell, condition) = &*shared;
+                            loop {
+                                let seen = bell.state();
+                                if condition.load(Ordering::Acquire) == 1 {
+                                    break;
+                                }
+                                bell.sleep(seen, None);
+                            }
+                        })
+                    })
+                    .collect();
+                let (bell, condition) = &*shared;
+                condition.store(1, Ordering::Release);
+                bell.ring();
+                for sleeper in sleepers {
+                    sleeper.join().unwrap();
+                }
+            });
+        }
+    }
+}
+
+#[cfg(all(test, not(any(loom, miri))))] // Miri has no memfd
 mod tests {
-    use std::thread;
+    use std::{thread, time::Duration};
 
     use super::{super::shared::Shared, *};
 

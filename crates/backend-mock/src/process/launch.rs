@@ -11,10 +11,7 @@ use std::{
         unix::process::{CommandExt, ExitStatusExt},
     },
     process::{Command, ExitStatus},
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU32, AtomicU64, Ordering},
-    },
+    sync::{Arc, OnceLock},
 };
 
 use rustix::{
@@ -23,6 +20,7 @@ use rustix::{
 };
 
 use super::shared::{Plain, Shared};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Tells the peers of a rank how its process ended: `rank 2 (pid 4711) ended by signal 9` instead of
 /// only `ended`. For programs that start ranks of the mock as processes.

@@ -11,6 +11,7 @@
 //! * [`peer`]: a process as others see it: its memory, its bell, whether it has ended.
 //! * [`board`]: where the operations of one communicator meet.
 //! * [`launch`]: what a launcher does so that peers learn how a process ended.
+//! * [`verdicts`]: how they find out together that nothing can happen any more.
 //! * [`rendezvous`]: how processes become peers; [`host`] and [`guest`] are its two sides, [`wire`] is
 //!   what they say.
 //! * [`watch`]: the thread that sees peers end.
@@ -24,6 +25,7 @@ pub(crate) mod peer;
 pub(crate) mod rendezvous;
 pub(crate) mod segment;
 pub(crate) mod shared;
+pub(crate) mod verdicts;
 pub(crate) mod watch;
 mod wire;
 

@@ -8,10 +8,7 @@ use std::{
         unix::process::ExitStatusExt,
     },
     process::ExitStatus,
-    sync::{
-        Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicU32, AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, OnceLock, Weak},
     thread,
     time::{Duration, Instant},
 };
@@ -29,7 +26,13 @@ use super::{
     segment::{self, Segment},
     shared::{Plain, Shared},
 };
-use crate::{fork, sync::lock};
+use crate::{
+    fork,
+    sync::{
+        atomic::{AtomicU32, AtomicU64, Ordering},
+        lock,
+    },
+};
 
 /// 128 random bits, which nobody else has.
 pub(crate) type Token = [u8; 16];
@@ -399,7 +402,7 @@ pub(crate) fn at(what: &'static str) -> impl FnOnce(io::Error) -> io::Error {
 const PATIENCE: Duration = Duration::from_millis(30);
 
 /// Bytes of a process's block; few of them are ever touched.
-pub(crate) const BLOCK_BYTES: usize = 64 << 10;
+pub(crate) const BLOCK_BYTES: usize = 1 << 20;
 
 /// From this offset on a block is free for others' use.
 pub(crate) const SPARE: usize = 4096;
@@ -409,7 +412,7 @@ const MAGIC: u64 = u64::from_be_bytes(*b"mockpro\x01");
 
 const _: () = assert!(size_of::<Header>() <= SPARE);
 
-#[cfg(all(test, not(miri)))] // Miri has no memfd
+#[cfg(all(test, not(any(loom, miri))))] // Miri has no memfd
 mod tests {
     use super::*;
 

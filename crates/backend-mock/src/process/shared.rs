@@ -7,7 +7,6 @@ use std::{
     os::fd::OwnedFd,
     ptr::{self, NonNull},
     slice,
-    sync::atomic::{AtomicI32, AtomicU8, AtomicU16, AtomicU32, AtomicU64},
 };
 
 use rustix::{
@@ -16,6 +15,8 @@ use rustix::{
     mm::{self, Advice, MapFlags, ProtFlags},
     process::{Resource, getrlimit},
 };
+
+use crate::sync::atomic::{AtomicI32, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 
 /// A memfd that is mapped here, and in other processes too. Unmapped when dropped; the memory itself
 /// lives until the last process has let go of it.
@@ -183,7 +184,7 @@ pub(crate) const HUGE_PAGE: usize = 2 << 20;
 
 const FIXED: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
 
-#[cfg(all(test, not(miri)))] // Miri has no memfd
+#[cfg(all(test, not(any(loom, miri))))] // Miri has no memfd
 mod tests {
     use std::sync::atomic::Ordering;
 
