@@ -3,6 +3,7 @@
 use std::{
     cell::Cell,
     collections::BTreeSet,
+    env,
     io::Write as _,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -11,7 +12,7 @@ use std::{
     },
 };
 
-use collectives_backend_mock::{Mock, MockConfig, MockDevice};
+use collectives_backend_mock::{Mock, MockConfig, MockDevice, Ranks};
 use collectives_core::{Backend, Error, ErrorKind, RawStream, Result};
 
 /// The machine of this process, made on first use as the environment says.
@@ -21,7 +22,12 @@ use collectives_core::{Backend, Error, ErrorKind, RawStream, Result};
 pub(crate) fn mock() -> Result<&'static Mock> {
     static MOCK: OnceLock<Result<Mock, (ErrorKind, String)>> = OnceLock::new();
     let made = MOCK.get_or_init(|| {
-        let config = MockConfig::from_env().map_err(|error| (error.kind(), error.to_string()))?;
+        let mut config =
+            MockConfig::from_env().map_err(|error| (error.kind(), error.to_string()))?;
+        if cfg!(target_os = "linux") && env::var_os(RANKS).is_none() {
+            // A program does not say where its ranks will be, and both have to work.
+            config = config.with_ranks(Ranks::Processes);
+        }
         Ok(Mock::new(config))
     });
     made.as_ref().map_err(|(kind, text)| Error::new(*kind, text.clone()))
@@ -34,6 +40,9 @@ pub(crate) fn mock() -> Result<&'static Mock> {
 pub(crate) fn device(ordinal: usize) -> Result<MockDevice> {
     mock()?.device(ordinal)
 }
+
+/// What the ranks of the machine are: see [`MockConfig::from_env`].
+const RANKS: &str = "COLLECTIVES_MOCK_RANKS";
 
 thread_local! {
     static DEVICE: Cell<usize> = const { Cell::new(0) };
