@@ -45,8 +45,8 @@ pub(super) struct State {
     pub(super) config: Config,
     /// What ends a call that another thread is in.
     abort: Option<AbortHandle>,
-    /// Whether it was aborted while a call had the communicator.
-    aborted: bool,
+    /// Whether it was aborted while a call had the communicator, which then frees it.
+    pub(super) aborted: bool,
     pub(super) revoked: bool,
     pub(super) suspended: bool,
     /// Calls so far, for logs.
@@ -287,6 +287,16 @@ impl Comm {
 
     pub(super) fn handle(&self) -> ncclComm_t {
         ncclComm_t((&raw const *self).cast::<c_void>().cast_mut())
+    }
+
+    /// Gives the communicator back after a call that had it, or what is left where it was aborted
+    /// meanwhile.
+    pub(super) fn put_back(&self, comm: MockComm) {
+        let mut state = self.lock();
+        state.settle(comm);
+        if state.aborted {
+            self.free(&mut state);
+        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {

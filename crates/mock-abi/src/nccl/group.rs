@@ -385,7 +385,7 @@ fn run_makes(makes: Vec<Make>) -> Result<ncclResult_t> {
         }
         drop(state);
         let made = (make.making)(&parent);
-        make.parent.lock().settle(parent);
+        make.parent.put_back(parent);
         match made {
             Ok(made) => make.child.publish(made),
             Err(error) => {

@@ -215,6 +215,10 @@ pub(super) fn finalize_now(comm: &'static Comm) -> Result<ncclResult_t> {
         }
         _ => Phase::Finalized,
     };
+    if state.aborted {
+        comm.free(&mut state);
+    }
+    drop(state);
     ended?;
     Ok(ncclResult_t::SUCCESS)
 }
