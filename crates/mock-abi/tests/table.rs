@@ -272,6 +272,34 @@ fn an_abort_from_another_thread_ends_a_finalize() {
 }
 
 #[test]
+fn a_nonblocking_finalize_is_polled() {
+    let _alone = alone();
+    let id = unique_id();
+    let mut config = nonblocking();
+    let mut comms = [ncclComm_t::NULL; 2];
+    assert_eq!(call!(group_start()), OK);
+    for (rank, comm) in comms.iter_mut().enumerate() {
+        let init = call!(?comm_init_rank_config(comm, 2, id, rank as c_int, &mut config));
+        assert!(matches!(init, OK | IN_PROGRESS), "{init:?}");
+    }
+    assert_eq!(call!(group_end()), IN_PROGRESS);
+    let ranks @ [first, second] = comms.map(Rank);
+    assert_eq!(ranks.map(settled), [OK, OK]);
+    let mut values = [1, 2];
+    let [one, other] = &mut values;
+    assert_eq!(all_reduce(first, one), OK);
+    assert_eq!(call!(?comm_finalize(first.0)), IN_PROGRESS);
+    assert_eq!(state(first), IN_PROGRESS, "it waits for the other rank");
+    assert_eq!(call!(comm_destroy(first.0)), ARGUMENT);
+    assert_eq!(all_reduce(second, other), OK);
+    assert_eq!(call!(?comm_finalize(second.0)), IN_PROGRESS);
+    assert_eq!(ranks.map(settled), [OK, OK]);
+    assert_eq!(call!(?comm_finalize(first.0)), ARGUMENT, "twice");
+    destroy(&ranks);
+    assert_eq!(values, [3, 3]);
+}
+
+#[test]
 fn unequal_counts_are_exchanged() {
     let _alone = alone();
     let ranks = world::<2>();

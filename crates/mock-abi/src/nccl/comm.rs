@@ -15,11 +15,12 @@ use std::{
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, TryRecvError},
     },
 };
 
 use collectives_backend_mock::{JoinState, MockComm, PendingJoin};
-use collectives_core::{AbortHandle, Collectives, PreMulSum};
+use collectives_core::{AbortHandle, Collectives, ErrorKind, PreMulSum};
 use collectives_nccl_abi::{ncclComm_t, ncclResult_t};
 
 use super::{
@@ -69,7 +70,8 @@ pub(super) enum Phase {
     /// A join that the program does not wait for.
     Joining(Box<PendingJoin>),
     Ready(Box<MockComm>),
-    /// `ncclCommFinalize` was called; it goes on behind the program's back, where non-blocking.
+    /// `ncclCommFinalize` was called, and goes on behind the program's back.
+    Finalizing(Receiver<collectives_core::Result<()>>),
     Finalized,
     /// It never came to be, or failed while it was finalized.
     Failed(ncclResult_t),
@@ -120,10 +122,12 @@ impl State {
         }
         match &self.phase {
             Phase::Ready(comm) if self.birth.is_none() => Ok(comm),
-            Phase::Ready(_) | Phase::Busy | Phase::Joining(_) => Err(Refusal::argument(format!(
-                "{call} : Attempt to use communicator before the previous operation returned \
-                 ncclSuccess"
-            ))),
+            Phase::Ready(_) | Phase::Busy | Phase::Joining(_) | Phase::Finalizing(_) => {
+                Err(Refusal::argument(format!(
+                    "{call} : Attempt to use communicator before the previous operation returned \
+                     ncclSuccess"
+                )))
+            }
             Phase::Finalized => {
                 Err(Refusal::argument(format!("{call} : the communicator was finalized")))
             }
@@ -160,6 +164,13 @@ impl State {
                 }
             }
         }
+        if let Phase::Finalizing(ended) = &self.phase {
+            match ended.try_recv() {
+                Err(TryRecvError::Empty) => return ncclResult_t::IN_PROGRESS,
+                Err(TryRecvError::Disconnected) => self.finalized(&Ok(())),
+                Ok(outcome) => self.finalized(&outcome),
+            }
+        }
         if let Some(birth) = &mut self.birth {
             match birth.poll() {
                 None => return ncclResult_t::IN_PROGRESS,
@@ -175,7 +186,7 @@ impl State {
         }
         match &self.phase {
             Phase::Busy if self.config.blocking => ncclResult_t::SUCCESS,
-            Phase::Busy | Phase::Joining(_) => ncclResult_t::IN_PROGRESS,
+            Phase::Busy | Phase::Joining(_) | Phase::Finalizing(_) => ncclResult_t::IN_PROGRESS,
             Phase::Failed(code) => *code,
             Phase::Finalized | Phase::Gone => ncclResult_t::SUCCESS,
             Phase::Ready(comm) => match comm.poll_error() {
@@ -185,6 +196,16 @@ impl State {
                 Err(error) => Refusal::from(error).report(),
             },
         }
+    }
+
+    /// Notes how a finalize ended.
+    pub(super) fn finalized(&mut self, outcome: &collectives_core::Result<()>) {
+        self.phase = match outcome {
+            Err(error) if error.kind() != ErrorKind::Aborted => {
+                Phase::Failed(code_of(error.kind()))
+            }
+            _ => Phase::Finalized,
+        };
     }
 
     /// Lets `birth` go on behind the program's back; it has the communicator.

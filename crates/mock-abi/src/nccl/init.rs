@@ -1,7 +1,7 @@
 //! How communicators come to be.
 #![expect(non_snake_case, reason = "C names stay C names, as in nccl.h")]
 
-use std::ffi::c_int;
+use std::{env, ffi::c_int};
 
 use collectives_core::{
     Backend, Collectives, GrowConfig, JoinAllConfig, JoinConfig, Rank, ShrinkConfig, Split,
@@ -31,6 +31,7 @@ export! {
             if unique_id.is_null() {
                 return Err(Refusal::null("GetUniqueId", "out"));
             }
+            check_comm_id(env::var("NCCL_COMM_ID").ok().as_deref())?;
             let internal = runtime::mock()?.unique_id()?.to_array()?;
             tell("GetUniqueId", "out", unique_id, ncclUniqueId { internal })
         })
@@ -207,6 +208,22 @@ export! {
     }
 }
 
+/// Refuses a malformed `NCCL_COMM_ID`. One that is well-formed has no effect: ids of the mock do not
+/// come from an address.
+fn check_comm_id(address: Option<&str>) -> Result<()> {
+    let is_address = |text: &str| {
+        let (host, port) = text.rsplit_once(':')?;
+        (!host.is_empty()).then(|| port.parse::<u16>().ok()).flatten()
+    };
+    match address {
+        Some(text) if is_address(text).is_none() => Err(Refusal::argument(format!(
+            "Invalid NCCL_COMM_ID, please use format: <ipv4>:<port> or [<ipv6>]:<port> or \
+             <hostname>:<port>, not {text}"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// NCCL's checks of a rank that joins, in its order.
 fn check_place(call: &str, comm: *mut ncclComm_t, nranks: c_int, rank: c_int) -> Result<()> {
     if comm.is_null() {
@@ -353,4 +370,20 @@ fn device_list(comms: *mut ncclComm_t, ndev: c_int, devlist: *const c_int) -> Re
         devices.push(device);
     }
     Ok(devices)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_a_host_and_a_port() {
+        for good in ["10.0.0.1:5000", "[::1]:80", "node:1"] {
+            assert!(check_comm_id(Some(good)).is_ok(), "{good}");
+        }
+        for bad in ["", "node", ":80", "node:", "node:99999"] {
+            assert!(check_comm_id(Some(bad)).is_err(), "{bad}");
+        }
+        assert!(check_comm_id(None).is_ok());
+    }
 }

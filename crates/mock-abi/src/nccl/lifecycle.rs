@@ -1,9 +1,9 @@
 //! How communicators end, and what is asked of them until then.
 #![expect(non_snake_case, reason = "C names stay C names, as in nccl.h")]
 
-use std::ffi::c_int;
+use std::{ffi::c_int, sync::mpsc::channel, thread};
 
-use collectives_core::{Collectives, ErrorKind};
+use collectives_core::Collectives;
 use collectives_nccl_abi::{
     ncclComm_t, ncclResult_t,
     types::{NCCL_REVOKE_DEFAULT, NCCL_SUSPEND_MEM, ncclCommMemStat_t},
@@ -192,29 +192,31 @@ struct Facts {
 /// NCCL's where the communicator is in progress or has failed.
 fn ready(call: &str, comm: ncclComm_t) -> Result<Facts> {
     let state = Comm::of(call, comm)?.lock();
-    if !state.revoked && !matches!(state.phase, Phase::Finalized) {
+    if !state.revoked && !matches!(state.phase, Phase::Finalized | Phase::Finalizing(_)) {
         state.usable(call)?;
     }
     let int = |value: usize| c_int::try_from(value).unwrap_or(c_int::MAX);
     Ok(Facts { rank: int(state.rank), size: int(state.size), device: int(state.device) })
 }
 
-/// Waits for what a communicator has in flight; a non-blocking one is flushed before this returns
-/// too, which NCCL allows.
+/// Waits for what a communicator has in flight; a thread of its own does, where the communicator is
+/// non-blocking.
 pub(super) fn finalize_now(comm: &'static Comm) -> Result<ncclResult_t> {
     let mut state = comm.lock();
     let Some(mock) = state.take() else {
         return Err(Refusal::argument("ncclCommFinalize : the communicator is in use"));
     };
+    if !state.config.blocking {
+        let (tell, ended) = channel();
+        state.phase = Phase::Finalizing(ended);
+        // Where the communicator is aborted meanwhile, nobody asks for the outcome.
+        thread::spawn(move || tell.send(Box::new(mock).finalize()).unwrap_or_default());
+        return Ok(ncclResult_t::IN_PROGRESS);
+    }
     drop(state);
     let ended = Box::new(mock).finalize();
     let mut state = comm.lock();
-    state.phase = match &ended {
-        Err(error) if error.kind() != ErrorKind::Aborted => {
-            Phase::Failed(super::refusal::code_of(error.kind()))
-        }
-        _ => Phase::Finalized,
-    };
+    state.finalized(&ended);
     if state.aborted {
         comm.free(&mut state);
     }
