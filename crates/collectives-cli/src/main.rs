@@ -1,10 +1,11 @@
-//! The `collectives` command: measures collectives ([`perf`]) and says what runs them and why
-//! ([`doctor`]).
+//! The `collectives` command: measures collectives ([`perf`]), says what runs them and why
+//! ([`doctor`]), and lays out the mock as a C library ([`mock`]).
 //!
 //! Tables and JSON go to standard output; errors, logs and the progress bar to standard error. Exit
 //! codes: 0 good, 1 a failed check or run, 2 usage.
 
 mod doctor;
+mod mock;
 mod perf;
 mod text;
 
@@ -29,6 +30,7 @@ struct Cli {
 enum Command {
     Perf(perf::Args),
     Doctor(doctor::Args),
+    Mock(mock::Args),
 }
 
 /// Why the command did not do what was asked.
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
     let (name, outcome) = match Cli::parse().command {
         Command::Perf(args) => ("perf", perf::run(&args)),
         Command::Doctor(args) => ("doctor", doctor::run(&args)),
+        Command::Mock(args) => ("mock", mock::run(&args)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
