@@ -380,12 +380,14 @@ impl Engine {
             let job = state.jobs.pop_front();
             let wake = std::mem::take(&mut state.wake);
             let garbage = std::mem::take(&mut state.garbage);
+            let calls = std::mem::take(&mut state.calls);
             let Some(job) = job else {
                 drop(state);
                 for parker in wake {
                     parker.wake();
                 }
                 drop(garbage);
+                self.make_calls(calls);
                 fence(Ordering::SeqCst);
                 return;
             };
@@ -394,6 +396,7 @@ impl Engine {
                 parker.wake();
             }
             drop(garbage);
+            self.make_calls(calls);
             let traffic = job.transfer.traffic();
             if traffic <= budget || self.scheduled {
                 budget = budget.saturating_sub(traffic);
