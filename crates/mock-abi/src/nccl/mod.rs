@@ -1,0 +1,5 @@
+//! NCCL's functions, and RCCL's own.
+
+mod library;
+
+pub use library::ncclGetVersion;
