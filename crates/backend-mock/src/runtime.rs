@@ -13,7 +13,8 @@ use crate::{
     fork,
     graph::{Recording, number},
     slab::Key,
-    stream::Entry,
+    state::State,
+    stream::{Entry, Stream, StreamShared},
 };
 
 /// Memory of a device, as [`Device::alloc`](collectives_core::Device::alloc) gave it.
@@ -170,29 +171,65 @@ impl MockDevice {
         outcome(failure).map_err(named).map(|()| is_idle)
     }
 
+    /// Number of pieces of work that were ever enqueued on the stream.
+    ///
+    /// # Safety
+    /// See [`Device`](collectives_core::Device).
+    ///
+    /// # Errors
+    /// Those of the stream.
+    pub unsafe fn position(&self, stream: RawStream) -> Result<u64> {
+        let shared = self.stream(stream).map_err(|error| error.with_operation("position"))?;
+        let position =
+            |state: &mut State| state.streams.get(shared.key).map_or(0, Stream::enqueued);
+        Ok(self.engine.with(position))
+    }
+
     /// Blocks until all streams of the device have passed what is enqueued on them now.
     ///
     /// # Errors
     /// The first failure of earlier work.
     #[doc(alias = "cuCtxSynchronize")]
     pub fn synchronize_all(&self) -> Result<()> {
+        let failures = self.wait_all()?.into_iter();
+        let first = failures.map(|(_, failure)| failure).next();
+        outcome(first).map_err(|error| error.with_operation("synchronize_all"))
+    }
+
+    /// As [`synchronize_all`](Self::synchronize_all), but failures of earlier work are left for the
+    /// next wait to tell.
+    ///
+    /// # Errors
+    /// [`Forked`](collectives_core::ErrorKind::Forked).
+    pub fn settle_all(&self) -> Result<()> {
+        let failures = self.wait_all()?;
+        self.engine.with(|state| {
+            for (stream, failure) in failures {
+                if let Some(stream) = state.streams.get_mut(stream) {
+                    stream.failure.get_or_insert(failure);
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Waits for all streams of the device. The answer is what failed on each.
+    fn wait_all(&self) -> Result<Vec<(Key, Failure)>> {
         fork::check()?;
         self.engine.threads.note(Some(self.info.ordinal));
-        let of_device = self.engine.with(|state| {
-            let own = |stream: &crate::stream::Stream| {
-                stream.shared.device == self.info.ordinal && !stream.is_branch
+        let goals: Vec<_> = self.engine.with(|state| {
+            let own = |stream: &&Stream| {
+                let of_device = stream.shared.device == self.info.ordinal;
+                of_device && !stream.is_branch && stream.capture.is_none()
             };
-            let streams = state.streams.iter().map(|(_, stream)| stream);
-            let streams = streams.filter(|stream| own(stream) && stream.capture.is_none());
-            let goals = streams.map(|stream| (Arc::clone(&stream.shared), stream.enqueued()));
-            goals.collect::<Vec<_>>()
+            let streams = state.streams.iter().map(|(_, stream)| stream).filter(own);
+            streams.map(|stream| (Arc::clone(&stream.shared), stream.enqueued())).collect()
         });
-        let mut first = None;
-        for (shared, goal) in of_device {
+        let wait = |(shared, goal): (Arc<StreamShared>, u64)| {
             let failure = self.wait_passed(&shared, Some(goal), None).flatten();
-            first = first.or(failure);
-        }
-        outcome(first).map_err(|error| error.with_operation("synchronize_all"))
+            failure.map(|failure| (shared.key, failure))
+        };
+        Ok(goals.into_iter().filter_map(wait).collect())
     }
 
     /// Makes an event that notes when it is reached.
