@@ -397,15 +397,18 @@ impl Engine {
             let wake = std::mem::take(&mut state.wake);
             let garbage = std::mem::take(&mut state.garbage);
             let rings = state.reach.as_mut().map(|reach| std::mem::take(&mut reach.rings));
+            let calls = std::mem::take(&mut state.calls);
             let Some(job) = job else {
                 self.gate.leave(state);
                 self.wake(wake, rings);
                 drop(garbage);
+                self.make_calls(calls);
                 return;
             };
             drop(state);
             self.wake(wake, rings);
             drop(garbage);
+            self.make_calls(calls);
             let traffic = job.transfer.traffic();
             if traffic <= budget || self.scheduled {
                 budget = budget.saturating_sub(traffic);

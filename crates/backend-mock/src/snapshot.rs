@@ -126,6 +126,7 @@ pub(crate) enum Entry {
 /// Work that waits for nothing.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub(crate) enum Work {
+    Call,
     Copy,
     Fill,
     Free,
@@ -445,6 +446,7 @@ impl<'a> Camera<'a> {
 
     fn entry(&mut self, entry: &stream::Entry) -> Entry {
         match *entry {
+            stream::Entry::Call(_) => Entry::Other(Work::Call),
             stream::Entry::Copy { .. } => Entry::Other(Work::Copy),
             stream::Entry::Fill { .. } => Entry::Other(Work::Fill),
             stream::Entry::Free { .. } => Entry::Other(Work::Free),
@@ -657,6 +659,7 @@ impl Entry {
         match self {
             Self::GraphBegin { .. } | Self::GraphEnd { .. } | Self::GraphRun { .. } => "graph",
             Self::Op(op) => op.kind.name(),
+            Self::Other(Work::Call) => "host function",
             Self::Other(Work::Copy) => "copy",
             Self::Other(Work::Fill) => "memset",
             Self::Other(Work::Free) => "free",
