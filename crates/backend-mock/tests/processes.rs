@@ -166,10 +166,7 @@ fn all_reduce<T: collectives_core::Element>(
     comm: &MockComm,
     send: &Buffer<'_, T>,
     recv: &Buffer<'_, T>,
-) -> Result<()>
-where
-    T: Copy,
-{
+) -> Result<()> {
     let launch = Launch::new(RawStream::DEFAULT);
     // SAFETY: the buffers outlive the operation: all tests wait for the stream.
     unsafe { comm.all_reduce(send.send(), recv.recv(), ReduceOp::Sum, launch) }
@@ -485,14 +482,12 @@ fn a_mismatch_is_shown_to_all_with_both_places() {
         let launch = Launch::new(RawStream::DEFAULT);
         let count = 4 + process.number;
         let buf = RecvBuf::typed(value.ptr, count);
-        let line = line!() + if process.number == 0 { 3 } else { 5 };
         let issued = match process.number {
             // SAFETY: the buffer lives until the stream has passed, here and below.
             0 => unsafe { comm.all_reduce(buf.as_send(), buf, ReduceOp::Sum, launch) },
             // SAFETY: as above.
             _ => unsafe { comm.all_reduce(buf.as_send(), buf, ReduceOp::Sum, launch) },
         };
-        let _ = line;
         let error = issued.and_then(|()| wait(&device)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidUsage, "{error}");
         let text = error.to_string();
@@ -849,7 +844,7 @@ fn a_process_that_dies_at_work_leaves_nobody_waiting() {
             thread::spawn(|| {
                 thread::sleep(Duration::from_millis(100));
                 // SAFETY: sends this process a signal.
-                unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+                unsafe { libc::raise(libc::SIGKILL) };
             });
         }
         let error = loop {
