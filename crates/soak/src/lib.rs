@@ -27,6 +27,8 @@ mod generate;
 mod lower;
 mod mock;
 mod oracle;
+#[cfg(target_os = "linux")]
+pub mod processes;
 mod program;
 mod random;
 mod rank;
