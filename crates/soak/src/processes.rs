@@ -25,7 +25,7 @@ use crate::{
     lower::lower,
     mock::{Setting, Trouble, difference, nothing_left, text_of},
     oracle::expected,
-    program::Program,
+    program::{Program, What},
     rank::{End, Keep, Post, Watch, run_rank},
 };
 
@@ -122,7 +122,7 @@ impl Troupe {
         death: Death,
         deadline: Duration,
     ) -> Result<Outcome, Trouble> {
-        let program = Program::generate(seed);
+        let program = mortal(seed);
         let until = Instant::now() + deadline;
         let ranks = self.run(&program, Some(death), until)?;
         let died = ranks[death.rank].is_none();
@@ -274,6 +274,15 @@ impl fmt::Debug for Troupe {
     }
 }
 
+/// The program of a seed, for ranks that may die. It does not shrink by itself: a rank that shrinks
+/// waits for all that stay, and one that was told of the death shrinks only when all were.
+fn mortal(seed: u64) -> Program {
+    let mut program = Program::generate(seed);
+    program.steps.retain(|step| !matches!(step.what, What::Shrink { .. }));
+    program.prune();
+    program
+}
+
 fn out_of_turn(rank: usize, word: &Word) -> Trouble {
     Trouble::Error(format!("rank {rank} says out of turn: {word:?}"))
 }
@@ -312,7 +321,7 @@ fn play(
     death: Option<Death>,
     ids: &[UniqueId],
 ) -> Result<(), String> {
-    let program = Program::generate(seed);
+    let program = if death.is_some() { mortal(seed) } else { Program::generate(seed) };
     let rank = member.rank();
     let mut setting = Setting::draw(seed);
     if let Some(death) = death {

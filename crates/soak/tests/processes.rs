@@ -47,7 +47,7 @@ mod linux {
     fn programs() -> Result<(), Failed> {
         let mut troupe = troupe(6)?;
         for seed in 0..100 {
-            let t = std::time::Instant::now(); troupe.check(seed, DEADLINE).inspect(|_| eprintln!("CHK {seed} {:?}", t.elapsed())).map_err(|trouble| {
+            troupe.check(seed, DEADLINE).map_err(|trouble| {
                 format!("seed {seed}: {trouble}\n{}", Program::generate(seed))
             })?;
         }
@@ -59,13 +59,11 @@ mod linux {
         let seeds: Vec<u64> =
             (1..).filter(|&seed| Program::generate(seed).ranks > 1).take(POINTS).collect();
         let die = |seed: u64| -> Result<(bool, usize), Failed> {
-            let t = std::time::Instant::now();
             let program = Program::generate(seed);
             let death = Death::draw_for_processes(seed, &program);
             let outcome = troupe(program.ranks)?.survive(seed, death, DEADLINE);
             let outcome =
                 outcome.map_err(|trouble| format!("seed {seed}: {death}: {trouble}\n{program}"))?;
-            eprintln!("DBG {seed} {death} {outcome:?} {:?}", t.elapsed());
             Ok((outcome.died, outcome.told))
         };
         let (mut died, mut told) = (0, 0);
