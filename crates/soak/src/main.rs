@@ -11,9 +11,16 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+#[cfg(target_os = "linux")]
+use collectives_soak::processes::{Troupe, serve};
 use collectives_soak::{Death, Program, Setting, Trouble, check, shrink::shrink, survive};
 
 fn main() -> ExitCode {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = serve() {
+        eprintln!("{error}");
+        return ExitCode::FAILURE;
+    }
     let (seed, programs, seconds) = match (
         number("COLLECTIVES_SOAK_SEED"),
         number("COLLECTIVES_SOAK_PROGRAMS"),
@@ -44,6 +51,8 @@ fn main() -> ExitCode {
         done: AtomicU64::new(0),
         steps: AtomicU64::new(0),
         deaths: AtomicU64::new(0),
+        #[cfg(target_os = "linux")]
+        processes: env::var_os("COLLECTIVES_SOAK_PROCESSES").is_some(),
         single,
         failed: AtomicBool::new(false),
         report: Mutex::default(),
@@ -78,6 +87,9 @@ struct Soak {
     done: AtomicU64,
     steps: AtomicU64,
     deaths: AtomicU64,
+    /// Whether ranks are processes.
+    #[cfg(target_os = "linux")]
+    processes: bool,
     /// One program is asked for, and all that is done with it.
     single: bool,
     failed: AtomicBool,
@@ -86,6 +98,11 @@ struct Soak {
 
 impl Soak {
     fn work(&self) {
+        #[cfg(target_os = "linux")]
+        let mut troupe = match self.processes.then(|| Troupe::start(6, Troupe::this_program)) {
+            Some(Err(error)) => return self.fail(|| format!("soak: no processes: {error}")),
+            troupe => troupe.and_then(Result::ok),
+        };
         while !self.failed.load(Ordering::Relaxed)
             && self.until.is_none_or(|until| Instant::now() < until)
         {
@@ -94,6 +111,18 @@ impl Soak {
                 return;
             }
             let (program, setting) = (Program::generate(seed), Setting::draw(seed));
+            #[cfg(target_os = "linux")]
+            if let Some(troupe) = &mut troupe {
+                self.steps.fetch_add(program.len() as u64, Ordering::Relaxed);
+                match troupe.check(seed, DEADLINE) {
+                    Ok(()) => _ = self.done.fetch_add(1, Ordering::Relaxed),
+                    Err(trouble) => {
+                        self.fail(|| format!("soak: seed {seed} fails, with {trouble}\n{program}"));
+                        return;
+                    }
+                }
+                continue;
+            }
             self.steps.fetch_add(program.len() as u64, Ordering::Relaxed);
             if let Err(trouble) = check(&program, &setting, DEADLINE) {
                 let again = |program: &Program, setting: &Setting| check(program, setting, SOON);

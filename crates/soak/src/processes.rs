@@ -93,6 +93,14 @@ impl Troupe {
         Ok(Self { crew, notices, mock })
     }
 
+    /// The command that starts this very program.
+    ///
+    /// # Errors
+    /// The system does not tell where it is.
+    pub fn this_program() -> io::Result<Command> {
+        Crew::<Word>::this_program()
+    }
+
     /// Runs the program of a seed, with at most as many ranks as there are processes.
     ///
     /// # Errors

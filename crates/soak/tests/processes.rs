@@ -15,12 +15,7 @@ fn main() -> ExitCode {
 
 #[cfg(target_os = "linux")]
 mod linux {
-    use std::{
-        env,
-        process::{Command, ExitCode},
-        thread,
-        time::Duration,
-    };
+    use std::{process::ExitCode, thread, time::Duration};
 
     use collectives_soak::{
         Death, Program,
@@ -41,7 +36,7 @@ mod linux {
     }
 
     fn troupe(size: usize) -> Result<Troupe, Failed> {
-        Ok(Troupe::start(size, || env::current_exe().map(Command::new))?)
+        Ok(Troupe::start(size, Troupe::this_program)?)
     }
 
     fn programs() -> Result<(), Failed> {
