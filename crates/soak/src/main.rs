@@ -1,7 +1,7 @@
 //! `just soak`: random programs on the mock until the number or the time is up, or one fails.
 
 use std::{
-    env,
+    env, panic,
     process::ExitCode,
     sync::{
         Mutex, PoisonError,
@@ -57,6 +57,7 @@ fn main() -> ExitCode {
         failed: AtomicBool::new(false),
         report: Mutex::default(),
     };
+    quiet_deaths();
     let start = Instant::now();
     println!("soak: programs from seed {first} on");
     let workers = thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
@@ -187,6 +188,17 @@ fn explain(
         "soak: seed {seed}{death} fails; what is left of it:\n{small}{plain}\n{latest}\nreplay with \
          COLLECTIVES_SOAK_SEED={seed}"
     )
+}
+
+/// Those who are killed by a fault rule panic, which is what was asked for.
+fn quiet_deaths() {
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        let is_death = |text: &str| text.starts_with("killed by fault rule");
+        if !info.payload_as_str().is_some_and(is_death) {
+            hook(info);
+        }
+    }));
 }
 
 /// A seed that nobody had before.
