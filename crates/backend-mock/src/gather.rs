@@ -297,6 +297,12 @@ impl Engine {
                         format!("rank {gone} left the communicator and will not split it");
                     named(Failure::new(ErrorKind::Remote, message).of(&end.info))
                 }
+                (Missed::Died { seat: None, pid }, _) => {
+                    // It ended before it told its seat, which its peers know.
+                    let rank = joint.peers.iter().position(|peer| peer.pid() == pid);
+                    let missed = Missed::Died { seat: rank.map(|rank| rank as u32), pid };
+                    named(explain(missed, None).with_comm(&end.info))
+                }
                 (missed, _) => named(explain(missed, None).with_comm(&end.info)),
             }
         })?;

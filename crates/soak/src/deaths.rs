@@ -10,10 +10,11 @@ use std::{
     time::Duration,
 };
 
-use collectives_backend_mock::{Action as Fault, Mock, MockComm, Rule};
+use collectives_backend_mock::{Action as Fault, Mock, MockComm, Ranks, Rule};
 use collectives_core::{
-    Backend, Collectives, Device, Launch, Rank, RecvBuf, ReduceOp, ShrinkConfig, Split,
+    Backend, Collectives, Device, Launch, Rank, RecvBuf, ReduceOp, Result, ShrinkConfig, Split,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{
     lower::{Action, lower},
@@ -25,7 +26,7 @@ use crate::{
 };
 
 /// Who dies, and when.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct Death {
     /// The rank.
     pub rank: usize,
@@ -34,10 +35,19 @@ pub struct Death {
 }
 
 /// When a rank dies.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub enum Point {
-    /// Its thread panics before it does its so-many-th thing: between calls, in a group, in a capture.
-    Before(usize),
+    /// Its process is killed so long after all have joined.
+    After {
+        /// Microseconds.
+        micros: u64,
+    },
+    /// Its thread panics, or its process is killed, when it has done so many things: between calls, in a
+    /// group, in a capture.
+    Before {
+        /// The number.
+        things: usize,
+    },
     /// A fault rule kills it in the call of a collective or message with this number.
     Call {
         /// On this communicator.
@@ -70,9 +80,52 @@ impl Death {
             Point::Call { comm: random.of(&comms), sequence: random.next() % 6 }
         } else {
             let things: usize = lower(program, rank).iter().map(things).sum();
-            Point::Before(1 + random.below(things.max(1)))
+            Point::Before { things: 1 + random.below(things.max(1)) }
         };
         Self { rank, point }
+    }
+
+    /// The same for ranks that are processes, which may also be killed from outside.
+    pub fn draw_for_processes(seed: u64, program: &Program) -> Self {
+        let mut random = Random::new(seed, 6);
+        let death = Self::draw(seed, program);
+        match random.one_in(2) {
+            true => Self { point: Point::After { micros: random.next() % 3000 }, ..death },
+            false => death,
+        }
+    }
+
+    /// The rule that kills, where one does.
+    pub(crate) fn rule(self, program: &Program) -> Option<Rule> {
+        let Point::Call { comm, sequence } = self.point else { return None };
+        let own = program.comms[comm].iter().position(|&member| member == self.rank);
+        let rule = Rule::new(Fault::Kill).on_rank(own.unwrap_or_default() as u32);
+        Some(rule.on_communicator(format!("c{comm}")).at(sequence..sequence + 1))
+    }
+}
+
+/// What a survivor was told.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Told {
+    message: String,
+    communicator: Option<String>,
+    /// All of it.
+    text: String,
+}
+
+impl From<Failure> for Told {
+    fn from(failure: Failure) -> Self {
+        Self {
+            message: failure.error.message().into(),
+            communicator: failure.error.communicator().map(Into::into),
+            text: failure.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
     }
 }
 
@@ -89,7 +142,10 @@ impl fmt::Display for Death {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rank = self.rank;
         match self.point {
-            Point::Before(things) => write!(f, "rank {rank} dies before its {things}th thing"),
+            Point::After { micros } => write!(f, "rank {rank} dies after {micros} µs"),
+            Point::Before { things } => {
+                write!(f, "rank {rank} dies when it has done {things} things")
+            }
             Point::Call { comm, sequence } => {
                 write!(f, "rank {rank} dies in call #{sequence} on c{comm}")
             }
@@ -109,18 +165,11 @@ pub fn survive(
     death: Death,
     deadline: Duration,
 ) -> Result<Outcome, Trouble> {
-    let mut setting = setting.clone();
-    if let Point::Call { comm, sequence } = death.point {
-        let own = program.comms[comm].iter().position(|&member| member == death.rank);
-        let rule = Rule::new(Fault::Kill).on_rank(own.unwrap_or_default() as u32);
-        let rule = rule.on_communicator(format!("c{comm}")).at(sequence..sequence + 1);
-        setting = setting.with_rule(rule);
-    }
-    let mock = setting.mock(program);
+    let mock = setting.clone().with_death(program, death).mock(program, Ranks::Threads);
     let count = AtomicUsize::new(0);
     let about_to = move |rank: usize| {
         if rank == death.rank
-            && let Point::Before(things) = death.point
+            && let Point::Before { things } = death.point
             && count.fetch_add(1, Ordering::Relaxed) == things
         {
             // Without the panic hook: nobody needs a backtrace.
@@ -146,19 +195,19 @@ pub fn survive(
                 None => done += 1,
                 Some(text) => return Err(Trouble::Difference(format!("rank {rank}: {text}"))),
             },
-            Err(failure) => told.push((rank, failure)),
+            Err(failure) => told.push((rank, Told::from(failure))),
         }
         match end.world {
             Some(world) => worlds.push((rank, world)),
             None => return Err(Trouble::Left(format!("rank {rank} has no communicator left"))),
         }
     }
-    if !died && let Some((rank, failure)) = told.first() {
-        return Err(Trouble::Error(format!("nobody died, and rank {rank}: {failure}")));
+    if !died && let Some((rank, told)) = told.first() {
+        return Err(Trouble::Error(format!("nobody died, and rank {rank}: {told}")));
     }
     blame(program, death.rank, &told)?;
     if died {
-        recover(&mock, death.rank, worlds)?;
+        recover_all(&mock, death.rank, worlds)?;
     } else {
         // The rule may still wait for its call.
         drop(worlds);
@@ -169,14 +218,14 @@ pub fn survive(
 
 /// Fails unless every error names the dead, or somebody who was told and left because of it; and one
 /// the dead.
-fn blame(program: &Program, dead: usize, told: &[(usize, Failure)]) -> Result<(), Trouble> {
+pub(crate) fn blame(program: &Program, dead: usize, told: &[(usize, Told)]) -> Result<(), Trouble> {
     let gone = |rank: usize| rank == dead || told.iter().any(|(other, _)| *other == rank);
     let mut names_dead = told.is_empty();
-    for (rank, failure) in told {
-        let named = named(program, *rank, failure);
+    for (rank, error) in told {
+        let named = named(program, *rank, error);
         names_dead |= named.contains(&dead);
         if !named.iter().any(|&named| named != *rank && gone(named)) {
-            let text = format!("rank {rank} is told of nobody who is gone: {failure}");
+            let text = format!("rank {rank} is told of nobody who is gone: {error}");
             return Err(Trouble::Error(text));
         }
     }
@@ -184,14 +233,13 @@ fn blame(program: &Program, dead: usize, told: &[(usize, Failure)]) -> Result<()
         return Ok(());
     }
     let list: String =
-        told.iter().map(|(rank, failure)| format!("\n  rank {rank}: {failure}")).collect();
+        told.iter().map(|(rank, error)| format!("\n  rank {rank}: {error}")).collect();
     Err(Trouble::Error(format!("nobody is told of rank {dead}:{list}")))
 }
 
 /// The ranks that an error may be about. It has ranks of its communicator, which not all name.
-fn named(program: &Program, rank: usize, failure: &Failure) -> Vec<usize> {
-    let error = &failure.error;
-    let text = error.message();
+fn named(program: &Program, rank: usize, error: &Told) -> Vec<usize> {
+    let text = &error.message;
     let numbers = |text: &str| -> Vec<usize> {
         let words = text.split(|letter: char| !letter.is_ascii_digit());
         words.filter_map(|word| word.parse().ok()).collect()
@@ -206,7 +254,7 @@ fn named(program: &Program, rank: usize, failure: &Failure) -> Vec<usize> {
     };
     let own = |comm: &&Vec<usize>| comm.contains(&rank);
     let number =
-        error.communicator().and_then(|name| name.strip_prefix('c')?.parse::<usize>().ok());
+        error.communicator.as_ref().and_then(|name| name.strip_prefix('c')?.parse::<usize>().ok());
     let comms: Vec<&Vec<usize>> = match number.and_then(|number| program.comms.get(number)) {
         Some(comm) => vec![comm],
         None => program.comms.iter().filter(own).collect(),
@@ -215,32 +263,33 @@ fn named(program: &Program, rank: usize, failure: &Failure) -> Vec<usize> {
     members.copied().collect()
 }
 
-/// What survivors do: give up what is lost, shrink, and add up their ranks.
-fn recover(mock: &Mock, dead: usize, worlds: Vec<(usize, MockComm)>) -> Result<(), Trouble> {
+/// What a survivor does: it gives up what is lost, shrinks, and adds up the ranks that are left.
+pub(crate) fn recover(mock: &Mock, rank: usize, dead: usize, world: MockComm) -> Result<u64> {
+    world.revoke()?;
+    let lost = [Rank::new(dead as u32)];
+    let comm = world.shrink(ShrinkConfig::new(lost).with_name("survivors"))?;
+    drop(world);
+    let device = mock.device(rank)?;
+    let stream = device.stream_create()?;
+    let mut value = [rank as u64];
+    let both = RecvBuf::typed(value.as_mut_ptr(), 1);
+    // SAFETY: nothing else uses `value` until the stream has passed, below.
+    unsafe { comm.all_reduce(both.as_send(), both, ReduceOp::Sum, Launch::new(stream)) }?;
+    // SAFETY: the stream is alive.
+    unsafe { device.synchronize(stream, None) }?;
+    // SAFETY: it has passed everything, and is not used any more.
+    unsafe { device.stream_destroy(stream) }?;
+    Box::new(comm).finalize()?;
+    Ok(value[0])
+}
+
+/// All survivors do.
+fn recover_all(mock: &Mock, dead: usize, worlds: Vec<(usize, MockComm)>) -> Result<(), Trouble> {
     let want: u64 = worlds.iter().map(|(rank, _)| *rank as u64).sum();
-    let recover = |rank: usize, world: MockComm| {
-        world.revoke()?;
-        let lost = [Rank::new(dead as u32)];
-        let comm = world.shrink(ShrinkConfig::new(lost).with_name("survivors"))?;
-        drop(world);
-        let device = mock.device(rank)?;
-        let stream = device.stream_create()?;
-        let mut value = [rank as u64];
-        let both = RecvBuf::typed(value.as_mut_ptr(), 1);
-        // SAFETY: nothing else uses `value` until the stream has passed, below.
-        unsafe { comm.all_reduce(both.as_send(), both, ReduceOp::Sum, Launch::new(stream)) }?;
-        // SAFETY: the stream is alive.
-        unsafe { device.synchronize(stream, None) }?;
-        // SAFETY: it has passed everything, and is not used any more.
-        unsafe { device.stream_destroy(stream) }?;
-        Box::new(comm).finalize()?;
-        Ok::<_, collectives_core::Error>(value[0])
-    };
-    let recover = &recover;
     thread::scope(|scope| {
         let threads: Vec<_> = worlds
             .into_iter()
-            .map(|(rank, world)| (rank, scope.spawn(move || recover(rank, world))))
+            .map(|(rank, world)| (rank, scope.spawn(move || recover(mock, rank, dead, world))))
             .collect();
         for (rank, thread) in threads {
             match thread.join() {
@@ -260,4 +309,4 @@ fn recover(mock: &Mock, dead: usize, worlds: Vec<(usize, MockComm)>) -> Result<(
 }
 
 /// For how long a rank that joins waits for one that died before.
-const JOIN: Duration = Duration::from_secs(2);
+pub(crate) const JOIN: Duration = Duration::from_secs(2);

@@ -20,6 +20,7 @@
 //! | `COLLECTIVES_SOAK_SEED` | the first seed; alone, this one program runs, and is listed |
 //! | `COLLECTIVES_SOAK_PROGRAMS` | number of programs |
 //! | `COLLECTIVES_SOAK_SECONDS` | end after so long, whatever the number |
+//! | `COLLECTIVES_SOAK_PROCESSES` | set: each rank is a process (Linux); without deaths, and not shrunk |
 
 mod deaths;
 mod element;
@@ -27,6 +28,8 @@ mod generate;
 mod lower;
 mod mock;
 mod oracle;
+#[cfg(target_os = "linux")]
+pub mod processes;
 mod program;
 mod random;
 mod rank;

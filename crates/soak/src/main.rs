@@ -1,7 +1,7 @@
 //! `just soak`: random programs on the mock until the number or the time is up, or one fails.
 
 use std::{
-    env,
+    env, panic,
     process::ExitCode,
     sync::{
         Mutex, PoisonError,
@@ -11,9 +11,16 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+#[cfg(target_os = "linux")]
+use collectives_soak::processes::{Troupe, serve};
 use collectives_soak::{Death, Program, Setting, Trouble, check, shrink::shrink, survive};
 
 fn main() -> ExitCode {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = serve() {
+        eprintln!("{error}");
+        return ExitCode::FAILURE;
+    }
     let (seed, programs, seconds) = match (
         number("COLLECTIVES_SOAK_SEED"),
         number("COLLECTIVES_SOAK_PROGRAMS"),
@@ -44,10 +51,13 @@ fn main() -> ExitCode {
         done: AtomicU64::new(0),
         steps: AtomicU64::new(0),
         deaths: AtomicU64::new(0),
+        #[cfg(target_os = "linux")]
+        processes: env::var_os("COLLECTIVES_SOAK_PROCESSES").is_some(),
         single,
         failed: AtomicBool::new(false),
         report: Mutex::default(),
     };
+    quiet_deaths();
     let start = Instant::now();
     println!("soak: programs from seed {first} on");
     let workers = thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
@@ -78,6 +88,9 @@ struct Soak {
     done: AtomicU64,
     steps: AtomicU64,
     deaths: AtomicU64,
+    /// Whether ranks are processes.
+    #[cfg(target_os = "linux")]
+    processes: bool,
     /// One program is asked for, and all that is done with it.
     single: bool,
     failed: AtomicBool,
@@ -86,6 +99,11 @@ struct Soak {
 
 impl Soak {
     fn work(&self) {
+        #[cfg(target_os = "linux")]
+        let mut troupe = match self.processes.then(|| Troupe::start(6, Troupe::this_program)) {
+            Some(Err(error)) => return self.fail(|| format!("soak: no processes: {error}")),
+            troupe => troupe.and_then(Result::ok),
+        };
         while !self.failed.load(Ordering::Relaxed)
             && self.until.is_none_or(|until| Instant::now() < until)
         {
@@ -94,6 +112,18 @@ impl Soak {
                 return;
             }
             let (program, setting) = (Program::generate(seed), Setting::draw(seed));
+            #[cfg(target_os = "linux")]
+            if let Some(troupe) = &mut troupe {
+                self.steps.fetch_add(program.len() as u64, Ordering::Relaxed);
+                match troupe.check(seed, DEADLINE) {
+                    Ok(()) => _ = self.done.fetch_add(1, Ordering::Relaxed),
+                    Err(trouble) => {
+                        self.fail(|| format!("soak: seed {seed} fails, with {trouble}\n{program}"));
+                        return;
+                    }
+                }
+                continue;
+            }
             self.steps.fetch_add(program.len() as u64, Ordering::Relaxed);
             if let Err(trouble) = check(&program, &setting, DEADLINE) {
                 let again = |program: &Program, setting: &Setting| check(program, setting, SOON);
@@ -158,6 +188,17 @@ fn explain(
         "soak: seed {seed}{death} fails; what is left of it:\n{small}{plain}\n{latest}\nreplay with \
          COLLECTIVES_SOAK_SEED={seed}"
     )
+}
+
+/// Those who are killed by a fault rule panic, which is what was asked for.
+fn quiet_deaths() {
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        let is_death = |text: &str| text.starts_with("killed by fault rule");
+        if !info.payload_as_str().is_some_and(is_death) {
+            hook(info);
+        }
+    }));
 }
 
 /// A seed that nobody had before.

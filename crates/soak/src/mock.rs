@@ -14,11 +14,13 @@ use std::{
 };
 
 use collectives_backend_mock::{
-    Accumulation, Action as Fault, FaultPlan, Guards, Mock, MockComm, MockConfig, Rule, Schedule,
+    Accumulation, Action as Fault, FaultPlan, Guards, Mock, MockComm, MockConfig, Ranks, Rule,
+    Schedule,
 };
 use collectives_core::{AbortHandle, Backend, Device, RawStream};
 
 use crate::{
+    deaths::Death,
     lower::{Action, lower},
     oracle::{Memory, expected},
     program::Program,
@@ -77,15 +79,16 @@ impl Setting {
         Self { schedule, guards, accumulation, faults }
     }
 
-    /// The same with a rule in front.
+    /// The same with the rule of a death in front.
     #[must_use]
-    pub(crate) fn with_rule(mut self, rule: Rule) -> Self {
-        self.faults.rules.insert(0, rule);
+    pub(crate) fn with_death(mut self, program: &Program, death: Death) -> Self {
+        self.faults.rules.splice(0..0, death.rule(program));
         self
     }
 
-    pub(crate) fn mock(&self, program: &Program) -> Mock {
+    pub(crate) fn mock(&self, program: &Program, ranks: Ranks) -> Mock {
         let config = MockConfig::new()
+            .with_ranks(ranks)
             .with_devices(program.ranks)
             .with_schedule(self.schedule)
             .with_guards(self.guards)
@@ -149,7 +152,7 @@ pub(crate) fn check_altered(
     deadline: Duration,
     alter: impl Fn(usize, &mut Vec<Action<'_>>) + Send + Sync + 'static,
 ) -> Result<(), Trouble> {
-    let mock = setting.mock(program);
+    let mock = setting.mock(program, Ranks::Threads);
     let keep = Arc::default();
     let outcomes = run(&mock, &keep, program, deadline, None, Arc::new(alter), |_| {})?;
     let (mut ends, mut panics, mut errors) = (Vec::new(), String::new(), String::new());
@@ -326,7 +329,7 @@ pub(crate) fn difference(have: &Memory, want: &Memory) -> Option<String> {
 }
 
 /// What somebody panicked with.
-fn text_of(payload: &(dyn Any + Send)) -> String {
+pub(crate) fn text_of(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
     text.unwrap_or("a panic without text").into()
