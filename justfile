@@ -8,6 +8,17 @@ default:
 test *options:
     cargo test --workspace {{ options }}
 
+# Try the mock's concurrent cores in all interleavings (LOOM_MAX_PREEMPTIONS, LOOM_LOG)
+loom *options:
+    RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/loom" \
+        cargo test --package collectives-backend-mock --lib loom_tests {{ options }}
+
+# Run the mock under Miri; needs `rustup toolchain install nightly --component miri,rust-src`
+miri *options:
+    PROPTEST_CASES=4 MIRIFLAGS='-Zmiri-disable-isolation -Zmiri-permissive-provenance' \
+        CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/miri" \
+        cargo +nightly miri test --package collectives-backend-mock --lib --test engine {{ options }}
+
 # Run everything that a change must pass
 ci:
     .ci/run

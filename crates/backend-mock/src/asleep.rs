@@ -196,16 +196,34 @@ mod system {
     fn in_futex(arguments: &[u64; 6]) -> Rest {
         let operation = arguments[1] as i32;
         let timeout = arguments[3];
+        let plain = operation & !libc::FUTEX_PRIVATE_FLAG;
+        if plain == operation && is_shared(arguments[0]) {
+            return if timeout == 0 { Rest::Listening } else { Rest::Dozing };
+        }
         if timeout == 0 {
             return Rest::Asleep;
         }
-        let plain = operation & !libc::FUTEX_PRIVATE_FLAG;
         // With this operation the limit is a time on the monotonic clock.
         if plain == libc::FUTEX_WAIT_BITSET && left_until(timeout).is_some_and(|left| left > WATCH)
         {
             return Rest::Asleep;
         }
         Rest::Dozing
+    }
+
+    /// Whether other processes may reach an address of this one, and wake who sleeps there. In doubt
+    /// they may.
+    fn is_shared(address: u64) -> bool {
+        let Ok(maps) = fs::read_to_string("/proc/self/maps") else { return true };
+        let covers = |line: &str| {
+            let (range, rest) = line.split_once(' ')?;
+            let (start, end) = range.split_once('-')?;
+            let bound = |text| u64::from_str_radix(text, 16).ok();
+            let is_it = (bound(start)?..bound(end)?).contains(&address);
+            // Permissions: rwx, and whether it is private or shared.
+            is_it.then(|| rest.as_bytes().get(3) != Some(&b'p'))
+        };
+        maps.lines().find_map(covers).unwrap_or(true)
     }
 
     /// How long it is to the time that stands at an address of this process. The kernel reads it,
@@ -240,18 +258,21 @@ mod system {
     }
 }
 
-#[cfg(all(test, target_os = "linux", not(miri)))] // Miri has no /proc
+#[cfg(all(test, target_os = "linux", not(any(loom, miri))))] // Miri has no /proc
 mod tests {
     use std::{
         io::Read,
         os::unix::net::UnixStream,
-        sync::mpsc,
+        sync::{Arc, mpsc},
         thread,
         time::{Duration, Instant},
     };
 
     use super::*;
-    use crate::threads::Thread;
+    use crate::{
+        process::{bell::Bell, shared::Shared},
+        threads::Thread,
+    };
 
     /// How a thread rests, once it does so as expected, or after a while.
     fn rest_of(act: impl FnOnce() + Send + 'static, want: Rest) -> Option<Rest> {
@@ -285,6 +306,19 @@ mod tests {
         let listening = move || assert!(other.read(&mut [0]).is_ok());
         assert_eq!(rest_of(listening, Rest::Listening), Some(Rest::Listening));
         drop(socket);
+        let sleeper = thread::spawn(thread::park);
+        let parked = sleeper.thread().clone();
+        // The system's futex for that is not private, but its place is.
+        let joining = move || sleeper.join().unwrap();
+        assert_eq!(rest_of(joining, Rest::Asleep), Some(Rest::Asleep));
+        parked.unpark();
+        let (shared, _fd) = Shared::create("collectives-test", 128).unwrap();
+        let shared = Arc::new(shared);
+        let there = Arc::clone(&shared);
+        // A place that other processes may map, too.
+        let at_bell = move || assert!(there.at::<Bell>(0).unwrap().sleep(0, None));
+        assert_eq!(rest_of(at_bell, Rest::Listening), Some(Rest::Listening));
+        shared.at::<Bell>(0).unwrap().ring();
         // These must never be taken for asleep, however often one looks.
         for act in [
             (|| thread::sleep(Duration::from_millis(200))) as fn(),

@@ -17,6 +17,7 @@ use crate::{
         peer::{Peer, Process, Token},
         verdicts::{Answer, Answers, Desk, Part, Ruling, ask_all, confirmed, is_ours_to_ask, rule},
     },
+    slab::Key,
     state::State,
     threads,
     verdict::{Action, Verdict},
@@ -153,20 +154,30 @@ impl Engine {
 }
 
 impl State {
-    /// Keeps a verdict that was carried out by others, unless it is known here. Only shrinks end in
-    /// each process for itself.
+    /// Keeps a verdict that was carried out by others, unless it is known here, or another one was
+    /// carried out. Only shrinks end in each process for itself.
     fn take_note(&mut self, verdict: &Verdict, actions: &[Action]) {
+        let (text, mut is_ours) = (verdict.to_string(), false);
         for action in actions {
-            if let Action::CallOffShrink { comm, number } = *action {
-                self.call_off_shrink(comm, number, &verdict.failure());
+            match *action {
+                Action::CallOffShrink { comm, number } => {
+                    self.call_off_shrink(comm, number, &verdict.failure());
+                    is_ours = true;
+                }
+                Action::FailComm { comm } => is_ours |= self.has_failed_with(comm, &text),
+                _ => {}
             }
         }
-        let is_same = |known: &Verdict| {
-            (known.kind, &known.communicators) == (verdict.kind, &verdict.communicators)
-        };
-        if !self.verdicts.iter().any(is_same) {
+        if is_ours && !self.verdicts.iter().any(|known| known.to_string() == text) {
             self.pronounce(verdict.clone());
         }
+    }
+
+    /// Whether this text is why a communicator has failed.
+    fn has_failed_with(&self, comm: Key, text: &str) -> bool {
+        let ends = self.comms.get(comm).into_iter().flat_map(|comm| &comm.ends);
+        let mut failures = ends.filter_map(|end| end.shared.remote_failure());
+        failures.any(|failure| failure.plain().message().starts_with(text))
     }
 
     /// Whether all communicators that are to fail have failed.

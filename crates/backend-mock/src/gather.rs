@@ -541,8 +541,9 @@ impl<'a> Visit<'a> {
         let size = self.joint.peers.len() as u32;
         let waits_for =
             |one: u32, other: u32| self.list(one).binary_search(&Rank::new(other)).is_err();
-        if own.quarrel.load(Ordering::SeqCst) == 0 {
-            let me = self.rank.get();
+        let me = self.rank.get();
+        // One that was called off is over for those who begin another.
+        if own.quarrel.load(Ordering::SeqCst) == 0 && turn(me) != 0 {
             let mut others = (0..size).filter(|&other| other != me && turn(other) != 0);
             let other = others.find(|&other| {
                 waits_for(me, other) && waits_for(other, me) && self.list(other) != self.exclude

@@ -137,6 +137,9 @@
 //!   is given to a thread that has called on another rank's devices, or only on another mock, is not
 //!   known to be there before that thread calls on it. What stands deeper than 256 entries in a stream
 //!   is looked at when it has come nearer.
+//! * **Ranks that are processes** are judged together: those whose threads can't act say so, whatever
+//!   they wait for. There is no verdict on joins then, since a process may come of which nobody knows,
+//!   and none on a hang over processes of which none shares communicators with all the others.
 //! * **Elsewhere than on Linux** threads that never called are not seen, and neither are ends of
 //!   threads and joins that nobody comes to.
 //!

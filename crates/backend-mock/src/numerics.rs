@@ -301,6 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "tens of thousands of conversions take minutes")]
     fn widening_agrees_with_half_and_float8_on_every_bit_pattern() {
         for bits in 0..=u16::MAX {
             let (ours, theirs) = (f16_to_f32(bits), f16::from_bits(bits).to_f32());
@@ -317,6 +318,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "tens of thousands of conversions take minutes")]
     fn fp8_rounds_as_float8_on_every_f16() {
         for bits in 0..=u16::MAX {
             let value = f16_to_f32(bits);

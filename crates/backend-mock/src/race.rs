@@ -463,6 +463,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "tens of thousands of accesses take minutes")]
     fn what_cannot_matter_any_more_is_forgotten() {
         let mut races = two();
         for at in 0..10 * FEW as u64 {

@@ -431,6 +431,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
+        #[cfg_attr(miri, ignore = "all of 12 types times 6 operators take minutes")]
         fn every_type_and_operator_agrees_with_plain_code(
             bits in rows(),
         ) {

@@ -111,6 +111,7 @@ fn end(mock: &Mock, comm: MockComm) -> End {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "large operations take minutes")]
 fn ranks_in_threads_agree_and_large_operations_are_shared_out() {
     let mock = mock(4);
     for count in [1, 1000, 300_001] {
@@ -815,6 +816,7 @@ fn composites_of_core_work() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a deep backlog takes minutes")]
 fn a_deep_backlog_is_worked_off_in_order() {
     let mock = mock(3);
     let ends = ends(&mock, 3);

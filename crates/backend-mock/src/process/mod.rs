@@ -29,5 +29,5 @@ pub(crate) mod verdicts;
 pub(crate) mod watch;
 mod wire;
 
-#[cfg(all(test, not(miri)))] // Miri has no processes
+#[cfg(all(test, not(any(loom, miri))))] // Miri has no processes
 mod tests;
