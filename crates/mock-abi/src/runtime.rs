@@ -23,7 +23,7 @@ pub(crate) fn mock() -> Result<&'static Mock> {
     static MOCK: OnceLock<Result<Mock, (ErrorKind, String)>> = OnceLock::new();
     let made = MOCK.get_or_init(|| {
         let config = MockConfig::from_env().map_err(|error| (error.kind(), error.to_string()))?;
-        if cfg!(not(target_os = "linux")) || env::var_os(RANKS).is_some() {
+        if cfg!(any(miri, not(target_os = "linux"))) || env::var_os(RANKS).is_some() {
             return Ok(Mock::new(config));
         }
         // A program does not say where its ranks will be, and both have to work.
