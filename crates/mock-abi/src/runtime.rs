@@ -22,13 +22,19 @@ use collectives_core::{Backend, Error, ErrorKind, RawStream, Result};
 pub(crate) fn mock() -> Result<&'static Mock> {
     static MOCK: OnceLock<Result<Mock, (ErrorKind, String)>> = OnceLock::new();
     let made = MOCK.get_or_init(|| {
-        let mut config =
-            MockConfig::from_env().map_err(|error| (error.kind(), error.to_string()))?;
-        if cfg!(target_os = "linux") && env::var_os(RANKS).is_none() {
-            // A program does not say where its ranks will be, and both have to work.
-            config = config.with_ranks(Ranks::Processes);
+        let config = MockConfig::from_env().map_err(|error| (error.kind(), error.to_string()))?;
+        if cfg!(any(miri, not(target_os = "linux"))) || env::var_os(RANKS).is_some() {
+            return Ok(Mock::new(config));
         }
-        Ok(Mock::new(config))
+        // A program does not say where its ranks will be, and both have to work.
+        let mock = Mock::new(config.clone().with_ranks(Ranks::Processes));
+        match mock.unique_id() {
+            Ok(_) => Ok(mock),
+            Err(error) => {
+                say_once(RANKS, &format!("{error}: going on with ranks as threads"));
+                Ok(Mock::new(config))
+            }
+        }
     });
     made.as_ref().map_err(|(kind, text)| Error::new(*kind, text.clone()))
 }

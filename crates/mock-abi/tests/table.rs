@@ -12,8 +12,8 @@ use std::{
 use collectives_mock_abi::nccl::{self, TABLE};
 use collectives_nccl_abi::{
     config::ncclEncryptionConfig_t,
-    ncclComm_t, ncclConfig_t, ncclDataType_t, ncclRedOp_t, ncclResult_t, ncclUniqueId,
-    ncclWindow_t,
+    ncclCollConfig_t, ncclComm_t, ncclConfig_t, ncclDataType_t, ncclRedOp_t, ncclResult_t,
+    ncclUniqueId, ncclWindow_t,
     types::{ncclCommMemStat_t, ncclEncryptionMode_t, ncclParamHandle_t},
 };
 
@@ -26,13 +26,11 @@ const INT32: ncclDataType_t = ncclDataType_t::INT32;
 /// Calls a function of the table, an optional one as if it was required.
 macro_rules! call {
     ($field:ident($($arg:expr),* $(,)?)) => {{
-        #[expect(clippy::macro_metavars_in_unsafe, reason = "the arguments are plain values")]
         // SAFETY: pointers are null, or to what outlives the call and what it enqueues.
         unsafe { (TABLE.$field)($($arg),*) }
     }};
     (?$field:ident($($arg:expr),* $(,)?)) => {{
         let function = TABLE.$field.expect("the mock has every function");
-        #[expect(clippy::macro_metavars_in_unsafe, reason = "the arguments are plain values")]
         // SAFETY: as above.
         unsafe { function($($arg),*) }
     }};
@@ -346,6 +344,21 @@ fn a_configuration_of_an_old_header_is_read_as_far_as_it_goes() {
 }
 
 #[test]
+fn a_zeroed_configuration_is_refused_before_the_communicator_is_looked_at() {
+    let _alone = alone();
+    let zeroed = ncclCollConfig_t { size: 0, magic: 0, ..ncclCollConfig_t::undefined() };
+    let reduce = |config: &ncclCollConfig_t| {
+        let (memory, comm, stream) = (ptr::null_mut(), ncclComm_t::NULL, ptr::null_mut());
+        let op = ncclRedOp_t::SUM;
+        call!(?all_reduce_config(memory, memory, 0, INT32, op, comm, stream, config))
+    };
+    assert_eq!(reduce(&zeroed), ARGUMENT);
+    assert!(last_error().contains("not initialized"), "{}", last_error());
+    assert_eq!(reduce(&ncclCollConfig_t::undefined()), ARGUMENT);
+    assert!(last_error().contains("comm argument is NULL"), "{}", last_error());
+}
+
+#[test]
 fn windows_know_their_memory_and_one_sided_operations_are_refused() {
     let _alone = alone();
     let [rank] = world::<1>();
@@ -428,10 +441,10 @@ fn a_suspended_communicator_waits_for_its_resumption() {
 fn what_serves_kernels_is_refused_but_teams_are_known() {
     let _alone = alone();
     let ranks @ [_, second] = world::<2>();
-    // SAFETY, for all: a live communicator.
+    // SAFETY: a live communicator.
     let team = unsafe { nccl::ncclTeamWorld(second.0) };
     assert_eq!((team.nRanks, team.rank, team.stride), (2, 1, 1));
-    // SAFETY: see above.
+    // SAFETY: a live communicator.
     assert_eq!(unsafe { nccl::ncclTeamRankToWorld(second.0, team, 0) }, 0);
     // SAFETY: it reads nothing.
     assert_eq!(unsafe { nccl::ncclDevCommCreate() }, USAGE);

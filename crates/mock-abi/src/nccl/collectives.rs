@@ -536,10 +536,12 @@ impl Parts {
     /// # Safety
     /// The arrays have an entry for `rank`.
     unsafe fn of(self, rank: usize) -> (usize, usize) {
+        let (count, start) =
+            (self.counts.wrapping_add(rank), self.displacements.wrapping_add(rank));
         // SAFETY: as this function's contract has it.
-        let count = unsafe { self.counts.add(rank).read() };
+        let count = unsafe { count.read() };
         // SAFETY: as above.
-        let start = unsafe { self.displacements.add(rank).read() };
+        let start = unsafe { start.read() };
         (count, start)
     }
 }

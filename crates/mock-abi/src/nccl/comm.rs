@@ -11,7 +11,6 @@ use std::{
     collections::{BTreeMap, VecDeque},
     ffi::{c_int, c_void},
     mem,
-    ops::{Deref, DerefMut},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -338,7 +337,7 @@ impl Comm {
     pub(super) fn poll(&self) -> ncclResult_t {
         match self.state.try_lock() {
             Ok(mut state) => {
-                let state = state.deref_mut();
+                let state = &mut *state;
                 match state.phase {
                     Phase::Busy if state.birth.is_none() => {
                         let seen = state.failure_seen_from_outside();
@@ -359,7 +358,7 @@ struct Places {
     free: VecDeque<&'static Comm>,
 }
 
-fn places() -> impl DerefMut<Target = Places> + Deref {
+fn places() -> MutexGuard<'static, Places> {
     static PLACES: Mutex<Places> = Mutex::new(Places { all: Vec::new(), free: VecDeque::new() });
     PLACES.lock().unwrap_or_else(PoisonError::into_inner)
 }

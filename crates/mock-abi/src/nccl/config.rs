@@ -129,10 +129,11 @@ fn uninitialized(what: &str) -> Refusal {
     Refusal::argument(format!("{what} argument not initialized via its initializer macro"))
 }
 
-/// `base`, with as many bytes of a struct that starts with its size as both have.
+/// `base`, with as many bytes of a struct that starts with its size as both have; its header in any
+/// case, so that one of zeros is seen.
 ///
 /// # Safety
-/// `from` is as many bytes as its first word says, and any bytes make a `T`.
+/// `from` is a header, or as many bytes as that says, and any bytes make a `T`.
 unsafe fn copy_known<T>(from: *const T, base: T) -> T {
     // SAFETY: the structs start with their size.
     let size = unsafe { from.cast::<usize>().read_unaligned() };
@@ -142,11 +143,14 @@ unsafe fn copy_known<T>(from: *const T, base: T) -> T {
         ptr::copy_nonoverlapping(
             from.cast::<u8>(),
             (&raw mut known).cast::<u8>(),
-            size.min(size_of::<T>()),
+            size.clamp(HEADER, size_of::<T>()),
         );
     }
     known
 }
+
+/// Bytes of size, magic and version, which all of these structs start with.
+const HEADER: usize = 16;
 
 /// The text behind a pointer.
 ///

@@ -259,7 +259,7 @@ fn run_joins(mut joins: Vec<Join>) -> Result<ncclResult_t> {
             join.tell_complete();
         } else {
             join.give_up(code, true);
-            outcome = outcome.and(Err(Refusal::again(code)));
+            outcome = outcome.and_then(|_| Err(Refusal::again(code)));
         }
     }
     outcome

@@ -86,6 +86,9 @@ export! {
     fn ncclCommInitAll(comms: *mut ncclComm_t, ndev: c_int, devlist: *const c_int) -> ncclResult_t {
         checked(|| {
             let devices = device_list(comms, ndev, devlist)?;
+            if devices.is_empty() {
+                return Ok(ncclResult_t::SUCCESS);
+            }
             let ends = runtime::mock()?.join_all(JoinAllConfig::new(devices))?;
             log::version(0);
             for (rank, end) in ends.into_iter().enumerate() {
@@ -356,7 +359,7 @@ fn device_list(comms: *mut ncclComm_t, ndev: c_int, devlist: *const c_int) -> Re
         let device = match devlist.is_null() {
             true => index as c_int,
             // SAFETY: the caller's array has an entry for each device.
-            false => unsafe { devlist.add(index).read() },
+            false => unsafe { devlist.wrapping_add(index).read() },
         };
         let device = usize::try_from(device).ok().filter(|&device| device < available);
         let Some(device) = device else {

@@ -1,6 +1,5 @@
 //! Memory, registrations, windows, and the one-sided operations that windows are for.
 #![expect(non_snake_case, reason = "C names stay C names, as in nccl.h")]
-#![expect(clippy::too_many_arguments, reason = "the signatures are NCCL's")]
 
 use std::{
     alloc::{self, Layout},
