@@ -2,6 +2,7 @@
 //! compares its own memory with the oracle's.
 
 use std::{
+    collections::BTreeSet,
     fmt, fs, io,
     panic::{self, AssertUnwindSafe},
     process::{self, Command},
@@ -98,7 +99,7 @@ impl Troupe {
     /// # Errors
     /// The system does not tell where it is.
     pub fn this_program() -> io::Result<Command> {
-        Crew::<Word>::this_program()
+        collectives_crew::this_program()
     }
 
     /// Runs the program of a seed, with at most as many ranks as there are processes.
@@ -106,7 +107,7 @@ impl Troupe {
     /// # Errors
     /// What is wrong. The processes are of no more use then.
     pub fn check(&mut self, seed: u64, deadline: Duration) -> Result<(), Trouble> {
-        let program = Program::generate(seed);
+        let program = program(seed, None);
         let ranks = self.run(&program, None, Instant::now() + deadline)?;
         let told = ranks.iter().enumerate().filter_map(|(rank, end)| match end {
             Some(Ended::Told(told, _)) => Some(format!("\n  rank {rank}: {told}")),
@@ -130,7 +131,7 @@ impl Troupe {
         death: Death,
         deadline: Duration,
     ) -> Result<Outcome, Trouble> {
-        let program = mortal(seed);
+        let program = program(seed, Some(death));
         let until = Instant::now() + deadline;
         let ranks = self.run(&program, Some(death), until)?;
         let died = ranks[death.rank].is_none();
@@ -282,11 +283,19 @@ impl fmt::Debug for Troupe {
     }
 }
 
-/// The program of a seed, for ranks that may die. It does not shrink by itself: a rank that shrinks
-/// waits for all that stay, and one that was told of the death shrinks only when all were.
-fn mortal(seed: u64) -> Program {
+/// The program of a seed, without the shrinks that cannot be where ranks are processes.
+///
+/// * Where a rank dies there is none: one that shrinks waits for all that stay, and who was told of the
+///   death shrinks only when all were told.
+/// * Else a communicator shrinks once: who is left out of a shrink, and goes ahead to the next, is
+///   taken for one that disagrees about the first.
+fn program(seed: u64, death: Option<Death>) -> Program {
     let mut program = Program::generate(seed);
-    program.steps.retain(|step| !matches!(step.what, What::Shrink { .. }));
+    let mut shrunk = BTreeSet::new();
+    program.steps.retain(|step| match step.what {
+        What::Shrink { parent, .. } => death.is_none() && shrunk.insert(parent),
+        _ => true,
+    });
     program.prune();
     program
 }
@@ -329,7 +338,7 @@ fn play(
     death: Option<Death>,
     ids: &[UniqueId],
 ) -> Result<(), String> {
-    let program = if death.is_some() { mortal(seed) } else { Program::generate(seed) };
+    let program = program(seed, death);
     let rank = member.rank();
     let mut setting = Setting::draw(seed);
     if let Some(death) = death {
