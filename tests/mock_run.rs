@@ -267,8 +267,15 @@ mod processes {
     #[test]
     fn each_rank_has_one_of_its_own() {
         let greeting = String::from("borrowed");
-        let values = mock::run_processes(RANKS, |comm| {
-            Ok((comm.rank(), sum(&comm)?, std::process::id(), greeting.len()))
+        // As the standard harness names the threads of tests, where it has several.
+        let named = thread::Builder::new().name("processes::each_rank_has_one_of_its_own".into());
+        let values = thread::scope(|scope| {
+            let greeting = &greeting;
+            let body = move |comm: Communicator| {
+                Ok((comm.rank(), sum(&comm)?, std::process::id(), greeting.len()))
+            };
+            let test = named.spawn_scoped(scope, move || mock::run_processes(RANKS, body));
+            test.unwrap().join().unwrap()
         });
         let values = values.unwrap();
         let total = (1..=RANKS).sum::<usize>() as f32;
@@ -283,13 +290,14 @@ mod processes {
 
     #[test]
     fn calls_follow_one_another() {
-        let first = mock::run_processes(RANKS, |_| Ok(std::process::id())).unwrap();
-        let failure = mock::run_processes(RANKS, |_| {
+        let first =
+            world("calls_follow_one_another").run_processes(|_| Ok(std::process::id())).unwrap();
+        let failure = world("calls_follow_one_another").run_processes(|_| {
             Err::<(), _>(Error::new(ErrorKind::Unsupported, format!("not without {first:?}")))
         });
         let failure = failure.unwrap_err().to_string();
-        let third =
-            mock::run_processes(RANKS, |comm| Ok((first.clone(), failure.clone(), comm.rank())));
+        let third = world("calls_follow_one_another")
+            .run_processes(|comm| Ok((first.clone(), failure.clone(), comm.rank())));
         let third = third.unwrap();
         for (rank, (one, two, own)) in (0..).zip(third) {
             assert_eq!((one, two, own), (first.clone(), failure.clone(), rank));
@@ -302,13 +310,14 @@ mod processes {
         let own =
             |_| Err::<(), _>(Error::new(ErrorKind::OutOfMemory, "no room").with_hint("tidy up"));
         let failure = fails(
-            mock::run_processes(RANKS, own),
-            &[" ranks failed after ", ", as processes ", "0: no room; tidy up"],
+            world("errors_and_panics_come_with_their_processes").run_processes(own),
+            &[" ranks failed after ", ", as processes ", "no room; tidy up"],
         );
         let Cause::Error(error) = &failure.failures()[0].cause else { panic!("{failure}") };
         assert_eq!((error.kind(), error.hint()), (ErrorKind::OutOfMemory, Some("tidy up")));
         let failure = fails(
-            mock::run_processes::<()>(RANKS, |comm| panic!("rank {} is out of luck", comm.rank())),
+            world("errors_and_panics_come_with_their_processes")
+                .run_processes::<()>(|comm| panic!("rank {} is out of luck", comm.rank())),
             &["rank 0: panicked at tests/mock_run.rs:", "rank 0 is out of luck"],
         );
         assert!(matches!(failure.failures()[0].cause, Cause::Panic { .. }));
@@ -320,7 +329,7 @@ mod processes {
             ((|| std::process::exit(3)) as fn(), "exit status: 3"),
             (|| std::process::abort(), "signal: 6 (SIGABRT)"),
         ] {
-            let failure = mock::run_processes(RANKS, |_| {
+            let failure = world("a_death_is_told_with_process_and_status").run_processes(|_| {
                 how();
                 Ok(())
             });
@@ -330,9 +339,33 @@ mod processes {
     }
 
     #[test]
+    #[cfg(target_os = "linux")]
+    fn survivors_learn_of_a_death() {
+        let outcome = world("survivors_learn_of_a_death").run_processes(|comm| {
+            sum(&comm)?;
+            if comm.rank() == 1 {
+                std::process::abort();
+            }
+            sum(&comm)
+        });
+        let failure = fails(
+            outcome,
+            &[
+                "3 of 3 ranks failed after ",
+                "\n  rank 1: its process ",
+                " ended: signal: 6 (SIGABRT)",
+                "\n  ranks 0, 2: ",
+            ],
+        );
+        let remote = |cause: &Cause| matches!(cause, Cause::Error(error) if error.kind() == ErrorKind::Remote);
+        assert!(failure.failures()[1..].iter().all(|rank| remote(&rank.cause)), "{failure}");
+    }
+
+    #[test]
     fn a_late_world_is_killed_and_says_what_its_ranks_do() {
         let start = Instant::now();
-        let world = World::new(RANKS).with_deadline(Duration::from_millis(500));
+        let world = world("a_late_world_is_killed_and_says_what_its_ranks_do")
+            .with_deadline(Duration::from_millis(500));
         let outcome = world.run_processes(|comm| {
             if comm.rank() == 0 {
                 thread::sleep(Duration::from_secs(600));
@@ -357,7 +390,7 @@ mod processes {
         const INSIDE: &str = "MOCK_RUN_INSIDE";
         if std::env::var_os(INSIDE).is_some() {
             println!("before");
-            let values = mock::run_processes(RANKS, |comm| {
+            let values = world("what_ranks_print_is_the_test_s").run_processes(|comm| {
                 println!("out of {}", comm.rank());
                 eprintln!("err of {}", comm.rank());
                 Ok(f32::NAN)
@@ -388,6 +421,11 @@ mod processes {
             &[" ended: exit status: 0, and did not come to this call: is there a test \
              'processes::no_such_test'"],
         );
+    }
+
+    /// The ranks of a test, whatever thread runs it.
+    fn world(test: &str) -> World {
+        World::new(RANKS).with_test(format!("processes::{test}"))
     }
 
     const RANKS: usize = 3;

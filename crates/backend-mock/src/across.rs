@@ -21,11 +21,12 @@ use std::{
 use collectives_core::{ErrorKind, Rank};
 
 use crate::{
+    comm_state::Run,
     error::Failure,
     joint::{Joint, Stance, write_site},
     op::{Kind, Op},
     process::{
-        board::{self, Board, End, Progress, Seat},
+        board::{self, Board, End, Progress, Seat, Track},
         peer::{Peer, Process, Token},
     },
     slab::Key,
@@ -82,6 +83,15 @@ impl Reach {
         at
     }
 
+    /// Has those look who want to know what is published.
+    fn ring_curious(&mut self, joint: &Joint) {
+        for (rank, peer) in joint.peers.iter().enumerate() {
+            if !joint.is_here(rank) && joint.board.seat(rank as u32).has(Seat::CURIOUS) {
+                self.ring(peer);
+            }
+        }
+    }
+
     /// Has another process look at its boards.
     fn ring(&mut self, peer: &Arc<Peer>) {
         if !self.rings.iter().any(|known| Arc::ptr_eq(known, peer)) {
@@ -127,7 +137,7 @@ impl State {
     /// One rank's operation heads its stream, and is to meet those of its peers on the board.
     pub(crate) fn arrive_across(&mut self, arrival: Arrival) {
         let op = arrival.op;
-        if !self.comms[op.comm.index].await_across(arrival, false) {
+        if !self.comms[op.comm.index].await_across(arrival) {
             let failure = Failure::new(ErrorKind::InvalidUsage, "two threads use one communicator");
             self.fail_comm(op.comm, &failure, None);
             self.finish_failed(arrival);
@@ -174,12 +184,7 @@ impl State {
         let stance = Stance { follows, in_graph, stream: handle, site: reach.site(op), sum };
         match across.publish(op, &stance) {
             Ok(true) => {
-                for rank in 0..across.joint.peers.len() {
-                    let peer = &across.joint.peers[rank];
-                    if !peer.is_own() && across.joint.board.seat(rank as u32).has(Seat::CURIOUS) {
-                        reach.ring(peer);
-                    }
-                }
+                reach.ring_curious(&across.joint);
                 true
             }
             Ok(false) => {
@@ -208,35 +213,44 @@ impl State {
         if self.adversary.is_some() {
             return None;
         }
-        let mut first = None;
-        loop {
-            let state = &self.streams[stream];
-            let ahead = state.ahead;
-            let Some(Entry::Op(last)) = ahead.checked_sub(1).and_then(|at| state.queue.get(at))
-            else {
-                break;
-            };
-            let Some(Entry::Op(op)) = state.queue.get(ahead) else { break };
-            let (op, last) = (*op, *last);
-            let comm = &mut self.comms[op.comm.index];
-            let Some(across) = &comm.across else { break };
+        let Self { reach: Some(reach), comms, streams, .. } = self else { return None };
+        let state = &mut streams[stream];
+        let first = state.ahead;
+        let Some(Entry::Op(last)) = state.queue.get(first.checked_sub(1)?) else { return None };
+        let mut last = *last;
+        let comm = comms.get_mut(last.comm).filter(|comm| !comm.broken)?;
+        let (across, run) = (comm.across.as_ref()?, &mut comm.ends[last.rank as usize].run);
+        if last.kind.is_point_to_point() || !run.is_empty() && run.stream != stream {
+            return None;
+        }
+        let track = across.joint.board.track(Board::COLLECTIVES);
+        let (in_graph, handle) = (state.is_branch, state.shared.raw.bits() as u64);
+        for entry in state.queue.range(first..) {
+            let Entry::Op(op) = entry else { break };
             let is_next = op.comm == last.comm
                 && op.rank == last.rank
                 && op.sequence == last.sequence + 1
-                && !op.kind.is_point_to_point()
-                && !last.kind.is_point_to_point();
-            let room = || across.joint.board.track(Board::COLLECTIVES).has_room(op.sequence);
-            if comm.broken || !is_next || !across.is_reachable(&op) || !room() {
+                && !op.kind.is_point_to_point();
+            if !is_next || !track.has_room(op.sequence) {
                 break;
             }
-            let arrival = Arrival { op, owner: Owner::Stream(stream) };
-            if !comm.await_across(arrival, true) || !self.publish(&arrival, true) {
-                break;
+            let site = reach.site(op);
+            let stance = Stance { follows: true, in_graph, stream: handle, site, sum: None };
+            let Some(part) = across.part_in_place(op, &stance) else { break };
+            track.publish(op.rank as usize, op.sequence, &part);
+            if run.is_empty() {
+                *run = Run { stream, next: op.sequence, end: op.sequence };
             }
-            self.streams[stream].ahead += 1;
-            first.get_or_insert(op);
+            run.end += 1;
+            state.ahead += 1;
+            last = *op;
         }
-        first
+        let Some(Entry::Op(op)) = state.queue.get(first).filter(|_| state.ahead > first) else {
+            return None;
+        };
+        let op = *op;
+        reach.ring_curious(&across.joint);
+        Some(op)
     }
 
     /// Does the operation with this number, if it is ready and nobody else does it, and those behind
@@ -274,22 +288,36 @@ impl State {
             }
             let mut arrivals = comm.take_across(&joint, track, number);
             let parties = if track == Board::COLLECTIVES { joint.peers.len() } else { 2 };
-            let others =
-                (0..parties).filter(|&party| !joint.is_here(joint.rank_of(track, party) as usize));
             let mut broken = None;
-            for party in others {
+            for party in 0..parties {
+                let rank = joint.rank_of(track, party);
+                if joint.is_here(rank as usize) {
+                    let run = &mut comm.ends[rank as usize].run;
+                    if track == Board::COLLECTIVES
+                        && !run.is_empty()
+                        && run.next == number
+                        && let Some(&Entry::Op(op)) = self.streams[run.stream].queue.front()
+                    {
+                        run.next += 1;
+                        arrivals.push(Arrival { op, owner: Owner::Stream(run.stream) });
+                    }
+                    continue;
+                }
                 match joint.arrival(key, track, party, number) {
                     Some(arrival) => arrivals.push(arrival),
-                    None => broken = Some(joint.rank_of(track, party)),
+                    None => broken = Some(rank),
                 }
             }
             if let Some(rank) = broken {
                 self.refuse_nonsense(key, &joint, rank);
             } else {
-                if track == Board::COLLECTIVES {
-                    arrivals.sort_unstable_by_key(|arrival| arrival.op.rank);
-                } else {
-                    arrivals.sort_unstable_by_key(|arrival| arrival.op.kind == Kind::Recv);
+                let place = |arrival: &Arrival| match arrival.op.kind {
+                    Kind::Send => 0,
+                    Kind::Recv => 1,
+                    _ => arrival.op.rank,
+                };
+                if !arrivals.is_sorted_by_key(place) {
+                    arrivals.sort_unstable_by_key(place);
                 }
                 if let Some(verdict) = self.mismatch(&arrivals) {
                     let failure = self.pronounce(verdict);
@@ -321,8 +349,23 @@ impl State {
             has_done = true;
             match transfer {
                 Transfer::Collective(mut done) => {
-                    done.iter().for_each(|&arrival| self.end_across(arrival));
-                    done.clear();
+                    for arrival in done.drain(..) {
+                        let Owner::Stream(stream) = arrival.owner else {
+                            self.end_across(arrival);
+                            continue;
+                        };
+                        // As `end_across`, but the stream is looked at once for the whole series.
+                        if let Some(across) =
+                            self.comms.get_mut(key).and_then(|c| c.across.as_mut())
+                        {
+                            across.unstage(&arrival.op);
+                        }
+                        self.discount(&arrival.op);
+                        self.step(stream);
+                        if self.worklist.last() != Some(&stream) {
+                            self.worklist.push(stream);
+                        }
+                    }
                     if let Some(comm) = self.comms.get_mut(key) {
                         comm.keep_spare(done);
                     }
@@ -417,16 +460,76 @@ impl State {
         if let Some(comm) = self.comms.get_mut(key) {
             comm.take_done(&mut done);
         }
-        for arrival in done.drain(..) {
-            if let Some(across) = self.comms.get(key).and_then(|comm| comm.across.as_ref()) {
-                across.bring_back(&arrival.op);
+        done.drain(..).for_each(|arrival| self.end_noted(arrival, true));
+        self.done = done;
+        let ranks = self.comms.get(key).map_or(0, |comm| comm.ends.len());
+        for rank in 0..ranks {
+            self.end_run(key, rank, |track, number| match track.progress(number) {
+                Progress::Done => Some(true),
+                _ => None,
+            });
+        }
+    }
+
+    /// Ends an operation that another process has done, or that nobody does any more.
+    fn end_noted(&mut self, arrival: Arrival, is_done: bool) {
+        let op = &arrival.op;
+        let across = self.comms.get_mut(op.comm).and_then(|comm| comm.across.as_mut());
+        if is_done {
+            if let Some(across) = across {
+                across.bring_back(op);
             }
             if self.adversary.is_some() {
                 self.note_done_elsewhere(&arrival);
             }
             self.end_across(arrival);
+        } else {
+            if let Some(across) = across {
+                across.unstage(op);
+            }
+            self.finish_failed(arrival);
         }
-        self.done = done;
+    }
+
+    /// Ends collectives that were published ahead, in order, as long as `over` says that they are, and
+    /// whether they were done.
+    fn end_run(&mut self, key: Key, rank: usize, over: impl Fn(&Track<'_>, u64) -> Option<bool>) {
+        let Some(comm) = self.comms.get(key) else { return };
+        let Some(across) = comm.across.as_ref() else { return };
+        let Run { stream, next, end } = comm.ends[rank].run;
+        if next == end {
+            return;
+        }
+        let joint = Arc::clone(&across.joint);
+        let track = joint.board.track(Board::COLLECTIVES);
+        for number in next..end {
+            let head = self.streams[stream].queue.front();
+            let Some(&Entry::Op(op)) = head.filter(
+                |entry| matches!(entry, Entry::Op(op) if (op.comm, op.sequence) == (key, number)),
+            ) else {
+                // What stands before it is not over.
+                break;
+            };
+            let Some(is_done) = over(&track, number) else { break };
+            let mut others = Vec::new();
+            if let Some(comm) = self.comms.get_mut(key) {
+                comm.ends[rank].run.next += 1;
+                // Other ranks of this process, where it was done just now.
+                others = comm.pass_over(number);
+            }
+            others.drain(..).for_each(|arrival| self.end_noted(arrival, is_done));
+            if let Some(comm) = self.comms.get_mut(key) {
+                comm.keep_spare(others);
+            }
+            let arrival = Arrival { op, owner: Owner::Stream(stream) };
+            if is_done {
+                self.discount(&op);
+                self.step(stream);
+            } else {
+                self.finish_failed(arrival);
+            }
+        }
+        self.look_at(stream);
     }
 
     /// Ends what waits on the board of a communicator that is broken, but for what somebody has
@@ -435,18 +538,20 @@ impl State {
         let Some(comm) = self.comms.get_mut(key) else { return };
         let mut dropped = Vec::new();
         comm.take_dropped(&mut dropped);
-        for (arrival, is_done) in dropped {
-            if is_done {
-                if let Some(across) = self.comms.get(key).and_then(|comm| comm.across.as_ref()) {
-                    across.bring_back(&arrival.op);
+        dropped.into_iter().for_each(|(arrival, is_done)| self.end_noted(arrival, is_done));
+        let ranks = self.comms.get(key).map_or(0, |comm| comm.ends.len());
+        for rank in 0..ranks {
+            let across = self.comms.get(key).and_then(|comm| comm.across.as_ref());
+            let Some(dead) = across.map(|across| across.dead().to_vec()) else { return };
+            self.end_run(key, rank, |track, number| match track.drop_open(number) {
+                Progress::Done => Some(true),
+                Progress::Claimed(by) if !dead.get(by as usize).copied().unwrap_or(false) => None,
+                Progress::Claimed(_) => {
+                    track.drop_claimed(number);
+                    Some(false)
                 }
-                self.end_across(arrival);
-                continue;
-            }
-            if let Some(across) = self.comms.get_mut(key).and_then(|comm| comm.across.as_mut()) {
-                across.unstage(&arrival.op);
-            }
-            self.finish_failed(arrival);
+                Progress::Open | Progress::Dropped => Some(false),
+            });
         }
     }
 
@@ -478,6 +583,29 @@ impl State {
         {
             self.fail_departed(key, rank, &op);
         }
+        self.look_at_runs(key);
+    }
+
+    /// Has heads looked at that were published ahead, and may now wait in vain.
+    fn look_at_runs(&mut self, key: Key) {
+        let Some(comm) = self.comms.get(key) else { return };
+        let streams = comm.ends.iter().filter(|end| !end.run.is_empty()).map(|end| end.run.stream);
+        self.worklist.extend(streams);
+    }
+
+    /// The head of a stream, which was published ahead, has become one.
+    #[inline]
+    pub(crate) fn head_ahead(&mut self, stream: u32) {
+        if let Some(&Entry::Op(op)) = self.streams[stream].queue.front()
+            && let Some(comm) = self.comms.get(op.comm)
+            && comm.departed > 0
+            && !comm.broken
+            && let Some(missing) = comm.departed_before(&op)
+        {
+            self.fail_departed(op.comm, missing, &op);
+            return;
+        }
+        self.run_ahead(stream);
     }
 
     /// Publishes what found no room before.
@@ -518,6 +646,7 @@ impl State {
                 }
             }
             comm.meeting.wake();
+            self.look_at_runs(key);
             if missed.is_empty() {
                 continue;
             }

@@ -220,7 +220,10 @@ impl Default for MockConfig {
 
 impl Mock {
     /// Makes a machine of its own.
-    pub fn new(config: MockConfig) -> Self {
+    pub fn new(mut config: MockConfig) -> Self {
+        if env::var_os("HACK").is_some() {
+            config.ranks = Ranks::Processes;
+        }
         let info = LibraryInfo {
             backend: BACKEND,
             path: None,

@@ -53,13 +53,29 @@ pub(crate) struct End {
     pub(crate) departed: bool,
     /// Who waits until nothing is outstanding.
     pub(crate) waiters: Vec<Arc<Parker>>,
+    /// Collectives that are published ahead of their turn.
+    pub(crate) run: Run,
+}
+
+/// Collectives of a rank that stand one behind the other in a stream, behind one that has arrived or
+/// is done. They need not be noted one by one: each in turn is the head of the stream.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Run {
+    pub(crate) stream: u32,
+    /// The numbers of the first, and of the one behind the last.
+    pub(crate) next: u64,
+    pub(crate) end: u64,
+}
+
+impl Run {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.next == self.end
+    }
 }
 
 struct Slot {
     arrivals: Vec<Arrival>,
     fired: bool,
-    /// Whether one of them was published before the one before it was done.
-    ahead: bool,
 }
 
 impl Comm {
@@ -68,7 +84,13 @@ impl Comm {
         meeting: Arc<SplitMeeting>,
         across: Option<Across>,
     ) -> Self {
-        let end = |shared| End { shared, outstanding: 0, departed: false, waiters: Vec::new() };
+        let end = |shared| End {
+            shared,
+            outstanding: 0,
+            departed: false,
+            waiters: Vec::new(),
+            run: Run::default(),
+        };
         Self {
             ends: ends.into_iter().map(end).collect(),
             broken: false,
@@ -104,7 +126,7 @@ impl Comm {
         let index = sequence.checked_sub(self.base)? as usize;
         while self.slots.len() <= index {
             let arrivals = self.spare.pop().unwrap_or_default();
-            self.slots.push_back(Slot { arrivals, fired: false, ahead: false });
+            self.slots.push_back(Slot { arrivals, fired: false });
         }
         let slot = &mut self.slots[index];
         (!slot.fired).then_some(&mut slot.arrivals)
@@ -218,6 +240,10 @@ impl Comm {
 
     /// Whether `op` has arrived and waits for its peers.
     pub(crate) fn waits(&self, op: &Op) -> bool {
+        let run = &self.ends[op.rank as usize].run;
+        if !op.kind.is_point_to_point() && (run.next..run.end).contains(&op.sequence) {
+            return true;
+        }
         self.arrived().any(|arrival| {
             let other = &arrival.op;
             (other.rank, other.sequence, other.kind, other.other)
@@ -233,7 +259,7 @@ impl Comm {
     /// Notes what arrived here and waits for its peers on the board. `false` where that number was used
     /// already.
     #[inline]
-    pub(crate) fn await_across(&mut self, arrival: Arrival, ahead: bool) -> bool {
+    pub(crate) fn await_across(&mut self, arrival: Arrival) -> bool {
         let op = &arrival.op;
         if op.kind.is_point_to_point() {
             self.channel(op).push(arrival);
@@ -241,8 +267,6 @@ impl Comm {
         }
         let Some(slot) = self.slot(op.sequence) else { return false };
         slot.push(arrival);
-        let index = (op.sequence - self.base) as usize;
-        self.slots[index].ahead |= ahead;
         true
     }
 
@@ -250,12 +274,22 @@ impl Comm {
     #[inline]
     pub(crate) fn take_across(&mut self, joint: &Joint, track: usize, number: u64) -> Vec<Arrival> {
         if track == Board::COLLECTIVES {
-            return self.take_slot(number);
+            return self.pass_over(number);
         }
         let pair = joint.rank_of(track, 0) as usize * self.ends.len();
         let pair = pair + joint.rank_of(track, 1) as usize;
         let Some(channel) = self.channels.get_mut(pair) else { return Vec::new() };
         channel.extract_if(.., |arrival| arrival.op.sequence == number).collect()
+    }
+
+    /// Counts the collective `number` as fired, wherever it stands, and takes what is noted of it: all
+    /// but what is in runs.
+    pub(crate) fn pass_over(&mut self, number: u64) -> Vec<Arrival> {
+        if self.pass_by(number) {
+            return self.spare.pop().unwrap_or_default();
+        }
+        // Makes the slot, if there is none.
+        if self.slot(number).is_some() { self.take_slot(number) } else { Vec::new() }
     }
 
     /// Takes out what has arrived here and was done by another process.
@@ -281,20 +315,11 @@ impl Comm {
         }
     }
 
-    /// Takes out what is over. What was published ahead of its turn stays as long as what it follows.
+    /// Takes out what is over.
     fn take_if(&mut self, over: impl Fn(&Across, &Op) -> bool, mut take: impl FnMut(Arrival)) {
         let Some(across) = &self.across else { return };
-        let mut stays = false;
         for slot in &mut self.slots {
-            let Some(first) = slot.arrivals.first() else {
-                stays = false;
-                continue;
-            };
-            if stays && slot.ahead {
-                continue;
-            }
-            stays = !over(across, &first.op);
-            if !stays {
+            if slot.arrivals.first().is_some_and(|first| over(across, &first.op)) {
                 slot.arrivals.drain(..).for_each(&mut take);
                 slot.fired = true;
             }

@@ -59,8 +59,8 @@ struct Gathered {
 }
 
 /// A join that a helper thread waits in.
-#[derive(Default)]
 struct Pending {
+    until: Option<Instant>,
     given_up: AtomicBool,
     outcome: Mutex<Option<Result<Arc<EndShared>>>>,
 }
@@ -153,14 +153,15 @@ impl Gatherings {
         config: &JoinConfig,
     ) -> Result<()> {
         let rank = config.rank.get();
-        let pending = Arc::new(Pending::default());
+        let pending = Arc::new(Pending {
+            until: config.deadline.and_then(|deadline| Instant::now().checked_add(deadline)),
+            given_up: AtomicBool::new(false),
+            outcome: Mutex::new(None),
+        });
         lock(&self.state).pending.insert((id, rank), Arc::clone(&pending));
         let (engine, config) = (Arc::clone(engine), config.clone());
         let helper = move || {
             crate::threads::enlist();
-            // Its deadline is looked at by who polls.
-            let mut config = config;
-            config.deadline = None;
             let joins = &engine.meetings.across;
             let outcome = joins.join(operation, &engine, id, &config, &pending.given_up);
             *lock(&pending.outcome) = Some(outcome);
@@ -192,18 +193,17 @@ impl Gatherings {
     }
 
     /// Gives a join up that was started, unless it comes about at the last moment.
-    pub(crate) fn give_up(&self, id: u64, rank: Rank, waited: Duration) -> Result<Arc<EndShared>> {
+    pub(crate) fn give_up(&self, id: u64, rank: Rank) -> Result<Arc<EndShared>> {
         let pending = lock(&self.state).pending.remove(&(id, rank.get()));
         let Some(pending) = pending else {
             return Err(refuse(ErrorKind::Internal, "the meeting of the ranks was lost"));
         };
-        pending.given_up.store(true, Ordering::Relaxed);
+        // Past its deadline it ends by itself, and says who is missing.
+        if pending.until.is_none_or(|until| Instant::now() < until) {
+            pending.given_up.store(true, Ordering::Relaxed);
+        }
         loop {
             match lock(&pending.outcome).take() {
-                Some(Err(error)) if error.kind() == ErrorKind::Aborted => {
-                    let message = format!("not all ranks joined in {waited:?}");
-                    return Err(refuse(ErrorKind::Timeout, message));
-                }
                 Some(outcome) => return outcome,
                 None => thread::sleep(Duration::from_millis(1)),
             }

@@ -37,6 +37,8 @@ pub(crate) struct Joint {
     pub(crate) process: Arc<Process>,
     /// By rank.
     pub(crate) peers: Box<[Arc<Peer>]>,
+    /// By rank: whether it is one of this process's.
+    here: Box<[bool]>,
     /// One of this process's ranks, in whose name it claims operations.
     own: u32,
     /// By rank: ids for growing that it has used.
@@ -77,15 +79,17 @@ impl Joint {
         peers: Vec<Arc<Peer>>,
     ) -> Self {
         let own = peers.iter().position(|peer| peer.is_own()).unwrap_or(0) as u32;
+        let here = peers.iter().map(|peer| peer.is_own()).collect();
         let grown = peers.iter().map(|_| AtomicU64::new(0)).collect();
         let (shrinks, called_off) = (Mutex::default(), Mutex::default());
-        Self { token, board, process, peers: peers.into(), own, grown, shrinks, called_off }
+        let peers = peers.into();
+        Self { token, board, process, peers, here, own, grown, shrinks, called_off }
     }
 
     /// Whether a rank is one of this process's.
     #[inline]
     pub(crate) fn is_here(&self, rank: usize) -> bool {
-        self.peers[rank].is_own()
+        self.here[rank]
     }
 
     /// The other processes.
@@ -357,19 +361,30 @@ impl Across {
         self.dead.get(rank as usize).copied().unwrap_or(false)
     }
 
+    pub(crate) fn dead(&self) -> &[bool] {
+        &self.dead
+    }
+
     pub(crate) fn mark_dead(&mut self, rank: usize) {
         self.dead[rank] = true;
     }
 
-    /// Whether other processes can reach an operation's memory as it is, and its scalar is known.
+    /// A rank's part of an operation, where other processes can reach its memory as it is, and its
+    /// scalar is known.
     #[inline]
-    pub(crate) fn is_reachable(&self, op: &Op) -> bool {
-        let Some((sent, received)) = footprint::extents(op, self.joint.peers.len()) else {
-            return false;
+    pub(crate) fn part_in_place(&self, op: &Op, stance: &Stance) -> Option<Part> {
+        let (sent, received) = footprint::extents(op, self.joint.peers.len())?;
+        let place = |at: usize, bytes: usize| match bytes {
+            0 => Some(None),
+            bytes => self.offset(at, bytes).map(Some),
         };
-        let here = |at: usize, bytes: usize| bytes == 0 || self.offset(at, bytes).is_some();
-        let known = !matches!(op.factor, Factor::At(_));
-        known && here(op.send.addr(), sent) && here(op.recv.addr(), received)
+        let factor = match op.factor {
+            Factor::None => None,
+            Factor::Value(value) => Some(value),
+            Factor::At(_) => return None,
+        };
+        let (send, recv) = (place(op.send.addr(), sent)?, place(op.recv.addr(), received)?);
+        Some(part(op, stance, send, recv, factor))
     }
 
     #[inline]
@@ -391,14 +406,26 @@ impl Across {
         if !track.has_room(op.sequence) {
             return Ok(false);
         }
-        let (sent, received) = footprint::extents(op, joint.peers.len()).unwrap_or((0, 0));
-        let (mut send, mut recv) = (None, None);
-        if sent > 0 {
-            send = self.offset(op.send.addr(), sent);
-        }
-        if received > 0 {
-            recv = self.offset(op.recv.addr(), received);
-        }
+        let part = match self.part_in_place(op, stance) {
+            Some(part) => part,
+            None => self.part_of_copies(op, stance)?,
+        };
+        let party = match op.kind {
+            Kind::Send => 0,
+            Kind::Recv => 1,
+            _ => op.rank as usize,
+        };
+        track.publish(party, op.sequence, &part);
+        Ok(true)
+    }
+
+    /// As [`part_in_place`](Self::part_in_place), with copies of what others cannot reach.
+    #[cold]
+    fn part_of_copies(&mut self, op: &Op, stance: &Stance) -> Result<Part, Failure> {
+        let extents = footprint::extents(op, self.joint.peers.len());
+        let (sent, received) = extents.unwrap_or((0, 0));
+        let place = |at: usize, bytes: usize| self.offset(at, bytes).filter(|_| bytes > 0);
+        let (mut send, mut recv) = (place(op.send.addr(), sent), place(op.recv.addr(), received));
         if send.is_none() && sent > 0 || recv.is_none() && received > 0 {
             (send, recv) = self.stage(op, (send, sent), (recv, received))?;
         }
@@ -408,28 +435,7 @@ impl Across {
             // contract of `create_pre_mul_sum`).
             factor => Some(unsafe { factor.read(op.dtype) }),
         };
-        let part = Part {
-            kind: op.kind,
-            dtype: op.dtype,
-            reduction: op.reduction,
-            follows: stance.follows,
-            in_graph: stance.in_graph,
-            other: op.other,
-            count: op.count as u64,
-            send,
-            recv,
-            factor,
-            site: stance.site,
-            stream: stance.stream,
-            sum: stance.sum,
-        };
-        let party = match op.kind {
-            Kind::Send => 0,
-            Kind::Recv => 1,
-            _ => op.rank as usize,
-        };
-        track.publish(party, op.sequence, &part);
-        Ok(true)
+        Ok(part(op, stance, send, recv, factor))
     }
 
     /// Copies what others cannot reach to where they can.
@@ -534,6 +540,31 @@ impl Across {
 impl Drop for Across {
     fn drop(&mut self) {
         self.staged.values().for_each(|staged| self.free(staged));
+    }
+}
+
+#[inline]
+fn part(
+    op: &Op,
+    stance: &Stance,
+    send: Option<u64>,
+    recv: Option<u64>,
+    factor: Option<[u8; 8]>,
+) -> Part {
+    Part {
+        kind: op.kind,
+        dtype: op.dtype,
+        reduction: op.reduction,
+        follows: stance.follows,
+        in_graph: stance.in_graph,
+        other: op.other,
+        count: op.count as u64,
+        send,
+        recv,
+        factor,
+        site: stance.site,
+        stream: stance.stream,
+        sum: stance.sum,
     }
 }
 

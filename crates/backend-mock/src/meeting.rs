@@ -201,7 +201,7 @@ impl JoinMeetings {
         waited: Duration,
     ) -> Result<Arc<EndShared>> {
         if self.across.is_pending(id, rank) {
-            return self.across.give_up(id, rank, waited);
+            return self.across.give_up(id, rank);
         }
         let mut joins = lock(&self.state);
         loop {

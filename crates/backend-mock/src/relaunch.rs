@@ -18,7 +18,7 @@ use std::{
 };
 
 use collectives_core::{Backend, Error, ErrorKind, Result, UniqueId};
-use collectives_crew::{Crew, End, Event, Member};
+use collectives_crew::{Crew, End, Event, Member, this_program};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -114,6 +114,8 @@ struct Launch {
     crew: Crew<Word>,
     ranks: Vec<Progress>,
     output: Vec<JoinHandle<()>>,
+    /// By which the ranks learn how another has ended.
+    notices: Vec<Notice>,
     test: String,
     start: Instant,
     deadline: Duration,
@@ -131,7 +133,12 @@ struct Progress {
 
 impl Launch {
     fn start(world: &World, test: &str, earlier: Vec<Value>, start: Instant) -> io::Result<Self> {
-        let mut crew = Crew::start(CREW, world.ranks, |_| program(test))?;
+        let mut notices = Vec::new();
+        let mut crew = Crew::start(CREW, world.ranks, |_| {
+            let mut program = program(test)?;
+            notices.push(Notice::attach(&mut program)?);
+            Ok(program)
+        })?;
         crew.tell_all(&Order::Start(earlier));
         let mut output = Vec::new();
         for rank in 0..world.ranks {
@@ -145,6 +152,7 @@ impl Launch {
             crew,
             ranks: (0..world.ranks).map(|_| Progress::default()).collect(),
             output,
+            notices,
             test: test.into(),
             start,
             deadline: world.deadline,
@@ -205,6 +213,7 @@ impl Launch {
             Event::Said(Word::Where(_)) => {}
             Event::Ended(end) => {
                 progress.ended = true;
+                self.notices[rank].publish(&end);
                 let outcome = || Err(Cause::Ended(how_it_ended(&self.test, &end)));
                 progress.outcome.get_or_insert_with(outcome);
             }
@@ -249,9 +258,37 @@ impl Launch {
     }
 }
 
+/// What tells the other ranks how one has ended, where the system has such means.
+struct Notice {
+    #[cfg(target_os = "linux")]
+    notice: Option<crate::ExitNotice>,
+}
+
+#[cfg(target_os = "linux")]
+impl Notice {
+    fn attach(program: &mut Command) -> io::Result<Self> {
+        Ok(Self { notice: Some(crate::ExitNotice::attach(program)?) })
+    }
+
+    fn publish(&mut self, end: &End) {
+        if let (Some(notice), Some(status)) = (self.notice.take(), end.status) {
+            notice.publish(status);
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Notice {
+    fn attach(_: &mut Command) -> io::Result<Self> {
+        Ok(Self {})
+    }
+
+    fn publish(&mut self, _: &End) {}
+}
+
 /// This executable, to run one test.
 fn program(test: &str) -> io::Result<Command> {
-    let mut program = Crew::<Word>::this_program()?;
+    let mut program = this_program()?;
     program.args(["--exact", test, "--nocapture", "--include-ignored"]);
     // What the harness says of its one test is of no interest.
     program.stdout(Stdio::null()).stderr(Stdio::piped());

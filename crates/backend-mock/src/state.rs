@@ -270,7 +270,7 @@ impl State {
         let Some(stream) = self.streams.at_mut(index) else { return };
         if stream.ahead > 0 {
             stream.started = true;
-            self.run_ahead(index);
+            self.head_ahead(index);
             return;
         }
         if stream.started {
@@ -346,7 +346,7 @@ impl State {
     }
 
     /// As [`pass`](Self::pass), but the caller has to see to what comes next.
-    fn step(&mut self, index: u32) {
+    pub(crate) fn step(&mut self, index: u32) {
         let stream = &mut self.streams[index];
         stream.pass();
         if !stream.waiters.is_empty() {
@@ -651,7 +651,7 @@ impl State {
 
     /// An operation less is outstanding.
     #[inline]
-    fn discount(&mut self, op: &Op) {
+    pub(crate) fn discount(&mut self, op: &Op) {
         if let Some(comm) = self.comms.get_mut(op.comm) {
             let end = &mut comm.ends[op.rank as usize];
             end.outstanding -= 1;

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use collectives_crew::{Crew, Event, Member};
+use collectives_crew::{Crew, Event, Member, this_program};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -36,7 +36,7 @@ impl Processes {
     /// Starts the ranks of a world of the harness of this name.
     pub(crate) fn start(harness: &str, size: usize) -> Result<Self, String> {
         let crew = Crew::start(&crew(harness), size, |_| {
-            let mut program = Crew::<FromRank>::this_program()?;
+            let mut program = this_program()?;
             // Where no harness of that name finds the process, it runs no trials of its own.
             program.args(["--exact", "the rank of another process's world"]);
             Ok(program)

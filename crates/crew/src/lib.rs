@@ -5,20 +5,22 @@
 //! parent knows what its ranks say and how they end; how they reach each other is not its concern.
 //!
 //! ```no_run
-//! use collectives_crew::{Crew, Event, Member};
+//! use collectives_crew::{Crew, Event, Member, this_program};
 //!
+//! # fn main() -> std::io::Result<()> {
 //! if let Some(member) = Member::here("greeting")? {
 //!     member.tell(&format!("rank {} of {}", member.rank(), member.size()));
 //!     return Ok(());
 //! }
-//! let mut crew = Crew::<String>::start("greeting", 2, |_| Crew::this_program())?;
+//! let mut crew = Crew::<String>::start("greeting", 2, |_| this_program())?;
 //! while let Some((rank, event)) = crew.next(None) {
 //!     match event {
 //!         Event::Said(text) => println!("rank {rank} says {text}"),
 //!         Event::Ended(end) => println!("rank {rank}: {end}"),
 //!     }
 //! }
-//! # Ok::<_, std::io::Error>(())
+//! # Ok(())
+//! # }
 //! ```
 //!
 //! # How it is made
@@ -38,7 +40,7 @@ mod parent;
 mod socket;
 
 pub use member::Member;
-pub use parent::{Crew, End, Event};
+pub use parent::{Crew, End, Event, this_program};
 
 /// What makes a process a member: `RANK/SIZE CREW`.
 const VARIABLE: &str = "COLLECTIVES_CREW";

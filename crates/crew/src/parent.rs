@@ -73,14 +73,6 @@ impl<M: DeserializeOwned + Send + 'static> Crew<M> {
         Ok(this)
     }
 
-    /// The executable of this process, with no arguments.
-    ///
-    /// # Errors
-    /// The system does not tell where it is.
-    pub fn this_program() -> io::Result<Command> {
-        env::current_exe().map(Command::new)
-    }
-
     /// Tells a rank; one that is gone is [heard of](Self::next).
     pub fn tell(&mut self, rank: usize, message: &impl Serialize) {
         let _ = self.members[rank].mouth.tell(message);
@@ -164,6 +156,14 @@ impl fmt::Display for End {
             (None, None) => Ok(()),
         }
     }
+}
+
+/// The executable of this process, with no arguments: what most crews are started with.
+///
+/// # Errors
+/// The system does not tell where it is.
+pub fn this_program() -> io::Result<Command> {
+    env::current_exe().map(Command::new)
 }
 
 struct Process {

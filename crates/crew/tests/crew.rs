@@ -18,7 +18,7 @@ mod unix {
         time::{Duration, Instant},
     };
 
-    use collectives_crew::{Crew, End, Event, Member};
+    use collectives_crew::{Crew, End, Event, Member, this_program};
     use libtest_mimic::{Arguments, Failed, Trial};
     use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
@@ -74,8 +74,7 @@ mod unix {
             let mut text = String::new();
             io::stdin().read_to_string(&mut text).expect("readable");
             // What a member starts has its environment, and is no member.
-            let same =
-                Crew::<()>::this_program().and_then(|mut program| program.arg("--list").output());
+            let same = this_program().and_then(|mut program| program.arg("--list").output());
             let listed = String::from_utf8(same.expect("it starts").stdout).expect("text");
             member.tell(&(text, listed.contains("standard_input_reads_as_empty")));
         }),
@@ -205,7 +204,7 @@ mod unix {
     }
 
     fn start<M: serde::de::DeserializeOwned + Send + 'static>(crew: &str, size: usize) -> Crew<M> {
-        Crew::start(crew, size, |_| Crew::<M>::this_program()).expect("this program starts")
+        Crew::start(crew, size, |_| this_program()).expect("this program starts")
     }
 
     fn word<M: serde::de::DeserializeOwned + Send + 'static>(crew: &mut Crew<M>) -> (usize, M) {

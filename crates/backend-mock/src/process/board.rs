@@ -419,10 +419,6 @@ impl Board {
         messages.checked_add(tracks)?.checked_next_multiple_of(ALIGNMENT)
     }
 
-    pub(crate) fn ranks(&self) -> usize {
-        self.ranks
-    }
-
     /// The number of the collectives' track.
     pub(crate) const COLLECTIVES: usize = 0;
 
@@ -546,12 +542,6 @@ impl Board {
         })
     }
 
-    /// Whether its end is known.
-    #[inline]
-    pub(crate) fn is_told(&self, end: End) -> bool {
-        self.fate(end).state.load(Ordering::Acquire) == WRITTEN
-    }
-
     fn fate(&self, end: End) -> &Fate {
         &self.common().fates[end as usize]
     }
@@ -649,6 +639,276 @@ const KINDS: [ErrorKind; 15] = [
     ErrorKind::Unsupported,
     ErrorKind::Vendor,
 ];
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::{
+        sync::atomic::AtomicUsize,
+        thread,
+        time::{Duration, Instant},
+    };
+
+    use proptest::{prop_assert_eq, proptest};
+
+    use super::*;
+
+    /// A track in this process's memory.
+    struct Heap {
+        slots: Vec<Slot>,
+        states: Vec<AtomicU64>,
+        sums: Vec<AtomicU64>,
+    }
+
+    impl Heap {
+        fn new(ring: usize, parties: usize) -> Self {
+            let words = |count: usize| (0..count).map(|_| AtomicU64::new(0)).collect();
+            let slots = (0..ring * parties).map(|_| Slot::default()).collect();
+            Self { slots, states: words(ring), sums: words(ring * parties) }
+        }
+
+        fn track(&self) -> Track<'_> {
+            Track { slots: &self.slots, states: &self.states, sums: &self.sums }
+        }
+    }
+
+    fn part(party: usize, number: u64, follows: bool) -> Part {
+        Part {
+            kind: Kind::AllReduce,
+            dtype: DType::F32,
+            reduction: Reduction::Sum,
+            follows,
+            in_graph: false,
+            other: party as u32,
+            count: number,
+            send: Some(number),
+            recv: None,
+            factor: None,
+            site: 0,
+            stream: 0,
+            sum: Some(number ^ party as u64),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parts_are_read_as_they_are_written(
+            kinds in (0..Kind::ALL.len(), 0..DType::ALL.len(), 0..Reduction::ALL.len()),
+            flags: (bool, bool),
+            other: u32,
+            count: u64,
+            places: (Option<u32>, Option<u32>),
+            factor: Option<[u8; 8]>,
+            words: (u64, u64),
+        ) {
+            let part = Part {
+                kind: Kind::ALL[kinds.0],
+                dtype: DType::ALL[kinds.1],
+                reduction: Reduction::ALL[kinds.2],
+                follows: flags.0,
+                in_graph: flags.1,
+                other,
+                count,
+                send: places.0.map(u64::from),
+                recv: places.1.map(u64::from),
+                factor,
+                site: words.0,
+                stream: words.1,
+                sum: None,
+            };
+            prop_assert_eq!(Part::decode(&part.encode()), Some(part));
+        }
+
+        #[test]
+        fn whatever_stands_there_is_a_part_or_refused(words: [u64; 7]) {
+            if let Some(part) = Part::decode(&words) {
+                prop_assert_eq!(Part::decode(&part.encode()), Some(part));
+            }
+        }
+    }
+
+    /// Parties that publish as they like: what is ready is done once, in order, by somebody, though
+    /// nobody ever looks but after a store of its own.
+    fn run(parties: usize, ring: usize, numbers: u64, seed: u64, ahead: bool) {
+        let heap = Heap::new(ring, parties);
+        let done = AtomicU64::new(0);
+        let until = Instant::now() + Duration::from_secs(60);
+        let look = |party: usize, mut number: u64| {
+            let track = heap.track();
+            loop {
+                match track.progress(number) {
+                    Progress::Done => number += 1,
+                    Progress::Open if track.is_ready(number) => {
+                        if !track.claim(number, party as u32) {
+                            continue;
+                        }
+                        for party in 0..parties {
+                            let read = track.part(party, number).unwrap();
+                            assert_eq!(read, part(party, number, read.follows));
+                        }
+                        // Nobody else is at it, and those before are done.
+                        assert_eq!(done.swap(number + 1, Ordering::Relaxed), number);
+                        track.finish(number);
+                        number += 1;
+                        settle();
+                    }
+                    _ => return,
+                }
+            }
+        };
+        thread::scope(|scope| {
+            for party in 0..parties {
+                let (heap, look) = (&heap, &look);
+                scope.spawn(move || {
+                    let track = heap.track();
+                    let mut random = seed.wrapping_add(party as u64);
+                    let mut number = 0;
+                    while number < numbers {
+                        random = crate::schedule::mix(&[random]);
+                        let series = if ahead { 1 + random % 5 } else { 1 };
+                        let first = number;
+                        while number < numbers && number < first + series && track.has_room(number)
+                        {
+                            // Its own order is kept, though the operations before may not be done.
+                            track.publish(party, number, &part(party, number, number > 0));
+                            number += 1;
+                        }
+                        if number > first {
+                            settle();
+                            look(party, first);
+                        } else {
+                            assert!(Instant::now() < until, "{number} of {numbers}: it never came");
+                            thread::yield_now();
+                        }
+                        if random & 0x300 == 0 {
+                            thread::yield_now();
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(done.load(Ordering::Relaxed), numbers);
+    }
+
+    #[test]
+    fn everything_is_done_once_and_in_order() {
+        let numbers = if cfg!(miri) { 50 } else { 20_000 };
+        for parties in [1, 2, 3] {
+            for (ring, ahead) in [(1, false), (2, true), (8, true), (64, true)] {
+                run(parties, ring, numbers, 7 * ring as u64, ahead);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_dropped_is_not_done_and_the_other_way_round() {
+        let numbers: u64 = if cfg!(miri) { 20 } else { 2000 };
+        let heap = Heap::new(numbers as usize, 1);
+        let (claimed, dropped) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for number in 0..numbers {
+                    if heap.track().claim(number, 3) {
+                        claimed.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+            for number in 0..numbers {
+                match heap.track().drop_open(number) {
+                    Progress::Dropped => drop(dropped.fetch_add(1, Ordering::Relaxed)),
+                    other => assert_eq!(other, Progress::Claimed(3)),
+                }
+            }
+        });
+        let all = claimed.into_inner() + dropped.into_inner();
+        assert_eq!(all as u64, numbers);
+        heap.track().drop_claimed(0);
+        assert_eq!(heap.track().progress(0), Progress::Dropped);
+    }
+
+    #[test]
+    fn a_lap_later_what_was_is_over() {
+        let heap = Heap::new(2, 1);
+        let track = heap.track();
+        for number in 0..5 {
+            assert!(track.has_room(number));
+            assert_eq!(track.progress(number), Progress::Open);
+            track.publish(0, number, &part(0, number, false));
+            assert!(track.is_ready(number) && track.is_published(0, number));
+            assert!(!track.has_room(number + 2));
+            assert!(track.claim(number, 0) && !track.claim(number, 1));
+            assert_eq!(track.progress(number), Progress::Claimed(0));
+            track.finish(number);
+        }
+        assert_eq!((track.progress(0), track.progress(4)), (Progress::Done, Progress::Done));
+        assert!(track.is_published(0, 0) && !track.is_published(0, 5));
+    }
+
+    #[cfg(not(miri))] // Miri has no memfd
+    mod shared {
+        use super::*;
+
+        fn board(ranks: usize) -> Board {
+            let bytes = Board::bytes(ranks).unwrap();
+            let (memory, _) = Shared::create("collectives-test", bytes).unwrap();
+            Board::new(Arc::new(memory), 0, ranks).unwrap()
+        }
+
+        #[test]
+        fn tracks_lie_apart() {
+            let board = board(3);
+            let tracks = 1 + 9;
+            for number in 0..tracks {
+                let track = board.track(number);
+                let last = track.laps() - 1;
+                for party in 0..track.parties() {
+                    track.publish(party, last, &part(party, number as u64, false));
+                }
+            }
+            for number in 0..tracks {
+                let track = board.track(number);
+                for party in 0..track.parties() {
+                    let read = track.part(party, track.laps() - 1).unwrap();
+                    assert_eq!(read, part(party, number as u64, false));
+                }
+            }
+            assert!(board.seat(2).flags.load(Ordering::Relaxed) == 0);
+            assert!(Board::bytes(MAX_RANKS + 1).is_none());
+        }
+
+        #[test]
+        fn who_says_it_first_is_heard() {
+            let board = board(2);
+            let told = |message: &str| Told {
+                kind: ErrorKind::Remote,
+                message: message.into(),
+                hint: Some("do better".into()),
+                except: Some(Rank::new(1)),
+            };
+            assert_eq!(board.told(End::Failed), None);
+            assert!(board.tell(End::Failed, &told("first")));
+            assert!(!board.tell(End::Failed, &told("second")));
+            assert_eq!(board.told(End::Failed), Some(told("first")));
+            assert_eq!(board.told(End::Revoked), None);
+            let long = Told { hint: None, except: None, ..told(&"é".repeat(TEXT)) };
+            assert!(board.tell(End::Revoked, &long));
+            let read = board.told(End::Revoked).unwrap();
+            assert_eq!(read.message.len(), TEXT);
+            assert!(long.message.starts_with(&read.message) && read.hint.is_none());
+        }
+
+        #[test]
+        fn what_a_rank_had_issued_is_known_after_it_left() {
+            let board = board(2);
+            board.depart(1, Issued { collectives: 5, sent: &[6, 7], received: &[8, 9] });
+            assert!(board.seat(1).has(Seat::DEPARTED) && !board.seat(0).has(Seat::DEPARTED));
+            assert_eq!(board.issued(1, Board::COLLECTIVES, true), 5);
+            assert_eq!(board.issued(1, board.messages(1, 0), true), 6);
+            assert_eq!(board.issued(1, board.messages(0, 1), false), 8);
+            let own = board.messages(1, 1);
+            assert_eq!((board.issued(1, own, true), board.issued(1, own, false)), (7, 9));
+        }
+    }
+}
 
 #[cfg(all(loom, test))]
 mod loom_tests {

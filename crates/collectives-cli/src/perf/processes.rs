@@ -16,7 +16,7 @@ use std::{
 };
 
 use collectives::{AbortHandle, AnyBackend, Backend, Error, ErrorKind, UniqueId};
-use collectives_crew::{Crew, End, Event, Member};
+use collectives_crew::{Crew, End, Event, Member, this_program};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -59,7 +59,7 @@ impl Processes {
     pub(super) fn start(plan: &Plan, backend: &AnyBackend) -> Result<Self, Failure> {
         let name = backend.info().backend.to_ascii_lowercase();
         let crew = Crew::start(CREW, plan.ranks, |_| {
-            let mut program = Crew::<Word>::this_program()?;
+            let mut program = this_program()?;
             program.args(env::args_os().skip(1));
             // What was chosen is not chosen again; a fallback has been warned of.
             program.env("COLLECTIVES_BACKEND", &name).env("COLLECTIVES_MOCK_RANKS", "processes");
