@@ -640,121 +640,6 @@ const KINDS: [ErrorKind; 15] = [
     ErrorKind::Vendor,
 ];
 
-#[cfg(all(loom, test))]
-mod loom_tests {
-    use loom::thread;
-
-    use super::*;
-    use crate::sync::model;
-
-    /// A track of two parties, with as many operations as its ring has places.
-    struct Ring {
-        slots: Vec<Slot>,
-        states: Vec<AtomicU64>,
-        sums: Vec<AtomicU64>,
-        /// By operation: how often its data was moved.
-        moved: Vec<AtomicU32>,
-    }
-
-    impl Ring {
-        fn new(operations: usize) -> loom::sync::Arc<Self> {
-            fn some<T: Default>(count: usize) -> Vec<T> {
-                (0..count).map(|_| T::default()).collect()
-            }
-            loom::sync::Arc::new(Self {
-                slots: some(2 * operations),
-                states: some(operations),
-                sums: some(2 * operations),
-                moved: some(operations),
-            })
-        }
-
-        fn track(&self) -> Track<'_> {
-            Track { slots: &self.slots, states: &self.states, sums: &self.sums }
-        }
-
-        fn part(party: usize, number: u64) -> Part {
-            Part {
-                kind: Kind::AllReduce,
-                dtype: DType::F32,
-                reduction: Reduction::Sum,
-                follows: number > 0,
-                in_graph: false,
-                other: u32::MAX,
-                count: 100 * party as u64 + number,
-                send: None,
-                recv: Some(number),
-                factor: None,
-                site: 0,
-                stream: 0,
-                sum: Some(party as u64),
-            }
-        }
-
-        /// Publishes all parts of a party, and does what becomes ready by it.
-        fn issue_all(&self, party: usize) {
-            for number in 0..self.states.len() as u64 {
-                assert!(self.track().has_room(number));
-                self.track().publish(party, number, &Self::part(party, number));
-                settle();
-                self.execute_from(party, number);
-            }
-        }
-
-        fn execute_from(&self, party: usize, mut number: u64) {
-            let track = self.track();
-            let is_there = |number| number < self.states.len() as u64;
-            while is_there(number) && track.is_ready(number) && track.claim(number, party as u32) {
-                for party in 0..2 {
-                    // What was published is seen whole.
-                    assert_eq!(track.part(party, number), Some(Self::part(party, number)));
-                }
-                self.moved[number as usize].fetch_add(1, Ordering::Relaxed);
-                track.finish(number);
-                settle();
-                number += 1;
-            }
-        }
-
-        fn check(&self) {
-            for (number, moved) in (0..).zip(&self.moved) {
-                assert_eq!(self.track().progress(number), Progress::Done, "#{number}");
-                assert_eq!(moved.load(Ordering::Relaxed), 1, "#{number}");
-            }
-        }
-    }
-
-    #[test]
-    fn what_both_have_published_is_done_once() {
-        for operations in 1..=2 {
-            model(move || {
-                let ring = Ring::new(operations);
-                let other = loom::sync::Arc::clone(&ring);
-                let process = thread::spawn(move || other.issue_all(1));
-                ring.issue_all(0);
-                process.join().unwrap();
-                ring.check();
-            });
-        }
-    }
-
-    #[test]
-    fn who_drops_and_who_claims_agree() {
-        model(|| {
-            let ring = Ring::new(1);
-            ring.track().publish(0, 0, &Ring::part(0, 0));
-            let other = loom::sync::Arc::clone(&ring);
-            let process = thread::spawn(move || other.issue_all(1));
-            let dropped = ring.track().drop_open(0) == Progress::Dropped;
-            process.join().unwrap();
-            let moved = ring.moved[0].load(Ordering::Relaxed);
-            assert_eq!(moved, u32::from(!dropped));
-            let end = if dropped { Progress::Dropped } else { Progress::Done };
-            assert_eq!(ring.track().progress(0), end);
-        });
-    }
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
     use std::{
@@ -1022,5 +907,120 @@ mod tests {
             let own = board.messages(1, 1);
             assert_eq!((board.issued(1, own, true), board.issued(1, own, false)), (7, 9));
         }
+    }
+}
+
+#[cfg(all(loom, test))]
+mod loom_tests {
+    use loom::thread;
+
+    use super::*;
+    use crate::sync::model;
+
+    /// A track of two parties, with as many operations as its ring has places.
+    struct Ring {
+        slots: Vec<Slot>,
+        states: Vec<AtomicU64>,
+        sums: Vec<AtomicU64>,
+        /// By operation: how often its data was moved.
+        moved: Vec<AtomicU32>,
+    }
+
+    impl Ring {
+        fn new(operations: usize) -> loom::sync::Arc<Self> {
+            fn some<T: Default>(count: usize) -> Vec<T> {
+                (0..count).map(|_| T::default()).collect()
+            }
+            loom::sync::Arc::new(Self {
+                slots: some(2 * operations),
+                states: some(operations),
+                sums: some(2 * operations),
+                moved: some(operations),
+            })
+        }
+
+        fn track(&self) -> Track<'_> {
+            Track { slots: &self.slots, states: &self.states, sums: &self.sums }
+        }
+
+        fn part(party: usize, number: u64) -> Part {
+            Part {
+                kind: Kind::AllReduce,
+                dtype: DType::F32,
+                reduction: Reduction::Sum,
+                follows: number > 0,
+                in_graph: false,
+                other: u32::MAX,
+                count: 100 * party as u64 + number,
+                send: None,
+                recv: Some(number),
+                factor: None,
+                site: 0,
+                stream: 0,
+                sum: Some(party as u64),
+            }
+        }
+
+        /// Publishes all parts of a party, and does what becomes ready by it.
+        fn issue_all(&self, party: usize) {
+            for number in 0..self.states.len() as u64 {
+                assert!(self.track().has_room(number));
+                self.track().publish(party, number, &Self::part(party, number));
+                settle();
+                self.execute_from(party, number);
+            }
+        }
+
+        fn execute_from(&self, party: usize, mut number: u64) {
+            let track = self.track();
+            let is_there = |number| number < self.states.len() as u64;
+            while is_there(number) && track.is_ready(number) && track.claim(number, party as u32) {
+                for party in 0..2 {
+                    // What was published is seen whole.
+                    assert_eq!(track.part(party, number), Some(Self::part(party, number)));
+                }
+                self.moved[number as usize].fetch_add(1, Ordering::Relaxed);
+                track.finish(number);
+                settle();
+                number += 1;
+            }
+        }
+
+        fn check(&self) {
+            for (number, moved) in (0..).zip(&self.moved) {
+                assert_eq!(self.track().progress(number), Progress::Done, "#{number}");
+                assert_eq!(moved.load(Ordering::Relaxed), 1, "#{number}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_both_have_published_is_done_once() {
+        for operations in 1..=2 {
+            model(move || {
+                let ring = Ring::new(operations);
+                let other = loom::sync::Arc::clone(&ring);
+                let process = thread::spawn(move || other.issue_all(1));
+                ring.issue_all(0);
+                process.join().unwrap();
+                ring.check();
+            });
+        }
+    }
+
+    #[test]
+    fn who_drops_and_who_claims_agree() {
+        model(|| {
+            let ring = Ring::new(1);
+            ring.track().publish(0, 0, &Ring::part(0, 0));
+            let other = loom::sync::Arc::clone(&ring);
+            let process = thread::spawn(move || other.issue_all(1));
+            let dropped = ring.track().drop_open(0) == Progress::Dropped;
+            process.join().unwrap();
+            let moved = ring.moved[0].load(Ordering::Relaxed);
+            assert_eq!(moved, u32::from(!dropped));
+            let end = if dropped { Progress::Dropped } else { Progress::Done };
+            assert_eq!(ring.track().progress(0), end);
+        });
     }
 }
