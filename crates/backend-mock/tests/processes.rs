@@ -859,3 +859,33 @@ fn a_process_that_dies_at_work_leaves_nobody_waiting() {
         status.success() == (number != 1)
     });
 }
+
+#[test]
+fn more_messages_than_the_board_has_room_for_in_one_group() {
+    processes("more_messages_than_the_board_has_room_for_in_one_group", 2, |process| {
+        let comm = process.join();
+        let device = process.device(&comm);
+        for count in [1, 10_000] {
+            let values: Vec<_> =
+                (0..60_u32).map(|at| Buffer::new(&device, &vec![at + 1; count])).collect();
+            let results: Vec<_> =
+                (0..60).map(|_| Buffer::new(&device, &vec![0_u32; count])).collect();
+            let peer = Rank::new(1 - process.number as u32);
+            let launch = || Launch::new(RawStream::DEFAULT);
+            let issue = || {
+                for (value, result) in values.iter().zip(&results) {
+                    // SAFETY: the buffers live until the stream has passed, here and below.
+                    unsafe { comm.send(value.send(), peer, launch()) }?;
+                    // SAFETY: as above.
+                    unsafe { comm.recv(result.recv(), peer, launch()) }?;
+                }
+                Ok(())
+            };
+            process.mock.group(|_| issue()).unwrap();
+            wait(&device).unwrap();
+            for (value, result) in values.iter().zip(&results) {
+                assert_eq!(value.values(), result.values());
+            }
+        }
+    });
+}
