@@ -197,7 +197,7 @@ pub(crate) mod watch {
 
     use super::peer::{Peer, Process};
 
-    pub(crate) struct Watch(#[expect(dead_code, reason = "cannot be made")] Infallible);
+    pub(crate) struct Watch(Infallible);
 
     pub(crate) type OnEnd = Box<dyn Fn(&Arc<Peer>) + Send>;
 
