@@ -16,6 +16,16 @@ ci:
 real-libraries *versions:
     scripts/real-libraries {{ versions }}
 
+# Run a C program that was compiled against NVIDIA's nccl.h on the mock (headers downloaded once)
+mock-c *options='fetch plain valgrind asan':
+    scripts/mock-c {{ options }}
+
+# Run a ctypes client of NCCL on the mock: 4 processes, host memory
+mock-client *options:
+    cargo build --package collectives-mock-abi
+    python3 crates/mock-abi/tests/python/client.py \
+        "${CARGO_TARGET_DIR:-target}/debug/libcollectives_mock_abi.so" 4 {{ options }}
+
 # Measure the mock against MPI, Gloo and the machine's memory: docs/performance/mock.json
 bench-peers *options:
     cargo run --release --package collectives-bench -- peers --out docs/performance {{ options }}

@@ -1,4 +1,4 @@
-//! The CPU mock: ranks as threads, real data, no GPU. And what tests of multi-GPU code need.
+//! The CPU mock: ranks as threads or processes, real data, no GPU. And what tests of multi-GPU code need.
 //!
 //! [`run`] starts the ranks, gives each a [`Communicator`], and collects what they return. What goes
 //! wrong comes back as one readable failure, within milliseconds: operations that differ between
@@ -17,17 +17,19 @@
 //! assert_eq!(sums, vec![[6.0]; 4]);
 //! ```
 //!
-//! [`World`] has the settings: a deadline, and the machine.
+//! [`run_processes`] does the same with each rank in a process of its own. [`World`] has the settings:
+//! a deadline, and the machine.
 
 use std::time::Duration;
 
 use collectives_core::{Backend, Result};
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{AnyComm, AnyDevice, Communicator};
 
 pub use collectives_backend_mock::*;
 
-/// Ranks to run, each on a thread of its own, on a machine of their own.
+/// Ranks to run, on a machine of their own: each on a thread, or in a process of its own.
 ///
 /// ```
 /// use std::time::Duration;
@@ -75,11 +77,53 @@ impl World {
         self,
         body: impl Fn(Communicator) -> Result<T> + Send + Sync + 'static,
     ) -> Result<Vec<T>, RunFailure> {
-        self.0.run(move |mock, comm| {
-            let device = mock.device(collectives_core::Collectives::info(&comm).device)?;
-            body(Communicator::from_comm(AnyComm::Mock(comm), AnyDevice::Mock(device))?)
-        })
+        self.0.run(move |mock, comm| body(safe(mock, comm)?))
     }
+
+    /// Names the test for [`run_processes`](Self::run_processes), as the test harness prints it:
+    /// `module::test`.
+    #[must_use]
+    pub fn with_test(self, name: impl Into<String>) -> Self {
+        Self(self.0.with_test(name))
+    }
+
+    /// As [`run`](Self::run), with each rank in a process of its own: this test, started again.
+    ///
+    /// ```no_run
+    /// # // A documentation test has no name by which it could be started again.
+    /// use collectives::mock::World;
+    ///
+    /// let pids = World::new(2).run_processes(|_comm| Ok(std::process::id())).unwrap();
+    /// assert_ne!(pids[0], pids[1]);
+    /// ```
+    ///
+    /// What stands before the call runs in every rank's process too, and must come to the same call
+    /// there; the ranks end with it. So keep what counts, writes, or prints behind it. `body` may
+    /// borrow, and what it returns crosses as JSON, which has no NaN.
+    ///
+    /// * **The test has a name.** It is the calling thread's, as the standard harness has it. Where
+    ///   that runs tests on its main thread (with `--test-threads=1`, or on one core), and in other
+    ///   threads, [`with_test`](Self::with_test) says it. A harness of one's own needs the standard's
+    ///   options `--exact NAME --nocapture --include-ignored`.
+    /// * **Several calls in one test** may follow one another. In the ranks of a later call, the
+    ///   earlier ones return what they returned in the parent.
+    /// * **Output** of the ranks becomes that of the test, line by line, behind `rank 1| `.
+    /// * **Deaths** are failures with process id and status. What is late is killed, and so is
+    ///   everything when the parent ends.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run); also where the test has no name, or cannot be started again.
+    pub fn run_processes<T: DeserializeOwned + Serialize>(
+        self,
+        body: impl FnOnce(Communicator) -> Result<T>,
+    ) -> Result<Vec<T>, RunFailure> {
+        self.0.run_processes(|mock, comm| body(safe(mock, comm)?))
+    }
+}
+
+fn safe(mock: &Mock, comm: MockComm) -> Result<Communicator> {
+    let device = mock.device(collectives_core::Collectives::info(&comm).device)?;
+    Communicator::from_comm(AnyComm::Mock(comm), AnyDevice::Mock(device))
 }
 
 /// Runs `body` on so many ranks, with [`World`]'s defaults.
@@ -91,4 +135,16 @@ pub fn run<T: Send + 'static>(
     body: impl Fn(Communicator) -> Result<T> + Send + Sync + 'static,
 ) -> Result<Vec<T>, RunFailure> {
     World::new(ranks).run(body)
+}
+
+/// Runs `body` on so many ranks, each in a process of its own, with [`World`]'s defaults. See
+/// [`World::run_processes`] for what that means to a test.
+///
+/// # Errors
+/// As [`World::run_processes`].
+pub fn run_processes<T: DeserializeOwned + Serialize>(
+    ranks: usize,
+    body: impl FnOnce(Communicator) -> Result<T>,
+) -> Result<Vec<T>, RunFailure> {
+    World::new(ranks).run_processes(body)
 }

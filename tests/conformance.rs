@@ -11,7 +11,7 @@
 use std::process::ExitCode;
 
 use collectives::AnyBackend;
-use collectives_backend_mock::{Accumulation, Mock, MockConfig, Schedule};
+use collectives_backend_mock::{Accumulation, Mock, MockConfig, Ranks, Schedule};
 use collectives_backend_nccl::Nccl;
 use collectives_conformance::{Harness, KnownFault, trials};
 use collectives_core::{Backend, Version};
@@ -20,9 +20,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let wide = MockConfig::new().with_accumulation(Accumulation::F32);
-    let mut all =
-        trials(OnMock { name: "mock", config: MockConfig::new(), worlds: &[1, 2, 3, 4, 8] });
-    all.extend(trials(OnMock { name: "mock f32", config: wide, worlds: &[1, 3] }));
+    let mut all = trials(OnMock::new("mock", MockConfig::new(), &[1, 2, 3, 4, 8]));
+    all.extend(trials(OnMock::new("mock f32", wide, &[1, 3])));
     // Correct programs have the same results whatever the schedule, and set off no guard.
     for (name, config) in [
         ("mock late", MockConfig::new().with_schedule(Schedule::Late)),
@@ -31,7 +30,17 @@ fn main() -> ExitCode {
         ("mock strict late", MockConfig::strict().with_schedule(Schedule::Late)),
         ("mock adversarial(2)", MockConfig::adversarial(2)),
     ] {
-        all.extend(trials(OnMock { name, config, worlds: &[2, 3] }));
+        all.extend(trials(OnMock::new(name, config, &[2, 3])));
+    }
+    // The same, with each rank in a process of its own.
+    #[cfg(target_os = "linux")]
+    for (name, config, worlds) in [
+        ("mock processes", MockConfig::new(), &[1, 2, 3, 4][..]),
+        ("mock processes late", MockConfig::new().with_schedule(Schedule::Late), &[2]),
+        ("mock processes strict", MockConfig::strict(), &[2]),
+    ] {
+        let config = config.with_ranks(Ranks::Processes);
+        all.extend(trials(OnMock::new(name, config, worlds).processes()));
     }
     all.extend(trials(OnAny));
     match std::env::var("COLLECTIVES_TEST_NCCL") {
@@ -52,6 +61,18 @@ struct OnMock {
     name: &'static str,
     config: MockConfig,
     worlds: &'static [usize],
+    processes: bool,
+}
+
+impl OnMock {
+    const fn new(name: &'static str, config: MockConfig, worlds: &'static [usize]) -> Self {
+        Self { name, config, worlds, processes: false }
+    }
+
+    /// With each rank in a process of its own.
+    fn processes(self) -> Self {
+        Self { processes: true, ..self }
+    }
 }
 
 impl Harness for OnMock {
@@ -67,6 +88,10 @@ impl Harness for OnMock {
 
     fn worlds(&self) -> Vec<usize> {
         self.worlds.to_vec()
+    }
+
+    fn processes(&self) -> bool {
+        self.processes
     }
 
     fn checks_ownership(&self) -> bool {

@@ -258,3 +258,175 @@ fn the_environment_reaches_worlds() {
     let text = run("rule = 5");
     assert!(text.contains("COLLECTIVES_MOCK_FAULTS: "), "{text}");
 }
+
+/// Ranks as processes of the tests that stand here.
+#[cfg(unix)]
+mod processes {
+    use super::*;
+
+    #[test]
+    fn each_rank_has_one_of_its_own() {
+        let greeting = String::from("borrowed");
+        // As the standard harness names the threads of tests, where it has several.
+        let named = thread::Builder::new().name("processes::each_rank_has_one_of_its_own".into());
+        let values = thread::scope(|scope| {
+            let greeting = &greeting;
+            let body = move |comm: Communicator| {
+                Ok((comm.rank(), sum(&comm)?, std::process::id(), greeting.len()))
+            };
+            let test = named.spawn_scoped(scope, move || mock::run_processes(RANKS, body));
+            test.unwrap().join().unwrap()
+        });
+        let values = values.unwrap();
+        let total = (1..=RANKS).sum::<usize>() as f32;
+        for (rank, value) in (0..).zip(&values) {
+            assert_eq!((value.0, value.1, value.3), (rank, total, 8));
+            assert_ne!(value.2, std::process::id());
+        }
+        let mut pids: Vec<_> = values.iter().map(|value| value.2).collect();
+        pids.dedup();
+        assert_eq!(pids.len(), RANKS);
+    }
+
+    #[test]
+    fn calls_follow_one_another() {
+        let first =
+            world("calls_follow_one_another").run_processes(|_| Ok(std::process::id())).unwrap();
+        let failure = world("calls_follow_one_another").run_processes(|_| {
+            Err::<(), _>(Error::new(ErrorKind::Unsupported, format!("not without {first:?}")))
+        });
+        let failure = failure.unwrap_err().to_string();
+        let third = world("calls_follow_one_another")
+            .run_processes(|comm| Ok((first.clone(), failure.clone(), comm.rank())));
+        let third = third.unwrap();
+        for (rank, (one, two, own)) in (0..).zip(third) {
+            assert_eq!((one, two, own), (first.clone(), failure.clone(), rank));
+        }
+        assert!(failure.contains(&format!("not without {first:?}")), "{failure}");
+    }
+
+    #[test]
+    fn errors_and_panics_come_with_their_processes() {
+        let own =
+            |_| Err::<(), _>(Error::new(ErrorKind::OutOfMemory, "no room").with_hint("tidy up"));
+        let failure = fails(
+            world("errors_and_panics_come_with_their_processes").run_processes(own),
+            &[" ranks failed after ", ", as processes ", "no room; tidy up"],
+        );
+        let Cause::Error(error) = &failure.failures()[0].cause else { panic!("{failure}") };
+        assert_eq!((error.kind(), error.hint()), (ErrorKind::OutOfMemory, Some("tidy up")));
+        let failure = fails(
+            world("errors_and_panics_come_with_their_processes")
+                .run_processes::<()>(|comm| panic!("rank {} is out of luck", comm.rank())),
+            &["rank 0: panicked at tests/mock_run.rs:", "rank 0 is out of luck"],
+        );
+        assert!(matches!(failure.failures()[0].cause, Cause::Panic { .. }));
+    }
+
+    #[test]
+    fn a_death_is_told_with_process_and_status() {
+        for (how, status) in [
+            ((|| std::process::exit(3)) as fn(), "exit status: 3"),
+            (|| std::process::abort(), "signal: 6 (SIGABRT)"),
+        ] {
+            let failure = world("a_death_is_told_with_process_and_status").run_processes(|_| {
+                how();
+                Ok(())
+            });
+            let failure = fails(failure, &["rank 0: its process ", &format!(" ended: {status}")]);
+            assert!(matches!(failure.failures()[0].cause, Cause::Ended(_)));
+        }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn survivors_learn_of_a_death() {
+        let outcome = world("survivors_learn_of_a_death").run_processes(|comm| {
+            sum(&comm)?;
+            if comm.rank() == 1 {
+                std::process::abort();
+            }
+            sum(&comm)
+        });
+        let failure = fails(
+            outcome,
+            &[
+                "3 of 3 ranks failed after ",
+                "\n  rank 1: its process ",
+                " ended: signal: 6 (SIGABRT)",
+                "\n  ranks 0, 2: ",
+            ],
+        );
+        let remote = |cause: &Cause| matches!(cause, Cause::Error(error) if error.kind() == ErrorKind::Remote);
+        assert!(failure.failures()[1..].iter().all(|rank| remote(&rank.cause)), "{failure}");
+    }
+
+    #[test]
+    fn a_late_world_is_killed_and_says_what_its_ranks_do() {
+        let start = Instant::now();
+        let world = world("a_late_world_is_killed_and_says_what_its_ranks_do")
+            .with_deadline(Duration::from_millis(500));
+        let outcome = world.run_processes(|comm| {
+            if comm.rank() == 0 {
+                thread::sleep(Duration::from_secs(600));
+            }
+            Ok(())
+        });
+        let failure = fails(
+            outcome,
+            &[
+                "the world is not done after 500ms",
+                "\n  rank 0: has not ended: its thread runs, or waits outside the library; it has issued \
+             nothing",
+            ],
+        );
+        assert!(failure.is_late());
+        assert!(start.elapsed() < Duration::from_secs(60));
+    }
+
+    #[test]
+    fn what_ranks_print_is_the_test_s() {
+        // What a test prints is seen from outside alone.
+        const INSIDE: &str = "MOCK_RUN_INSIDE";
+        if std::env::var_os(INSIDE).is_some() {
+            println!("before");
+            let values = world("what_ranks_print_is_the_test_s").run_processes(|comm| {
+                println!("out of {}", comm.rank());
+                eprintln!("err of {}", comm.rank());
+                Ok(f32::NAN)
+            });
+            println!("after: {}", values.unwrap_err());
+            return;
+        }
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "processes::what_ranks_print_is_the_test_s", "--nocapture"])
+            .env(INSIDE, "1")
+            .output()
+            .unwrap();
+        let [out, err] =
+            [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        assert!(err.contains("rank 0| out of 0\n") && err.contains("rank 0| err of 0\n"), "{err}");
+        assert_eq!(out.matches("before").count(), 1, "{out}");
+        assert!(out.contains("after: ") && out.contains("return its bits"), "{out}");
+    }
+
+    #[test]
+    fn a_test_needs_a_name_and_must_come_to_the_call() {
+        let elsewhere = thread::Builder::new().name("main".into());
+        let failure = elsewhere.spawn(|| mock::run_processes(RANKS, |_| Ok(()))).unwrap();
+        fails(failure.join().unwrap(), &["not the name of a test", "with_test"]);
+        let unknown = World::new(RANKS).with_test("processes::no_such_test");
+        fails(
+            unknown.run_processes(|_| Ok(())),
+            &[" ended: exit status: 0, and did not come to this call: is there a test \
+             'processes::no_such_test'"],
+        );
+    }
+
+    /// The ranks of a test, whatever thread runs it.
+    fn world(test: &str) -> World {
+        World::new(RANKS).with_test(format!("processes::{test}"))
+    }
+
+    const RANKS: usize = 3;
+}

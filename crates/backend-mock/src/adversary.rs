@@ -33,11 +33,12 @@ use crate::{
     error::Failure,
     fault::{Action, AsyncError, Fate, Faults, Who},
     footprint::Footprint,
-    guard::{Broken, Guards, Seals, poison},
+    guard::{Broken, Guards, Seals, poison, sum},
     op::Op,
     pending::call,
     race::{self, Actor, Race, Races},
     schedule::{Demand, OpKey, Schedule, Start, View, mix},
+    site::Site,
     slab::{Key, Slab},
     state::{Arrival, Owner, State},
     stream::{Entry, Stream},
@@ -188,6 +189,12 @@ impl State {
         }
         // An operation that may start once others came behind it.
         self.look_at(place);
+        if self.reach.is_some() {
+            let ops = entries.iter().flat_map(|entry| self.ops(entry));
+            let mut comms: Vec<Key> = ops.map(|op| op.comm).collect();
+            comms.dedup();
+            comms.into_iter().for_each(|comm| self.want_published(comm));
+        }
         for (comm, error) in errors {
             self.fail_by_rule(comm, &error);
         }
@@ -393,21 +400,70 @@ impl State {
     /// and the operation with it.
     #[cold]
     pub(crate) fn admit(&mut self, arrivals: &[Arrival]) -> bool {
-        let Some(failure) = self.inspect(arrivals) else { return true };
-        self.fail_comm(arrivals[0].op.comm, |_| Some(failure.clone()));
+        let Some(failure) = self.inspect(arrivals, true) else { return true };
+        self.fail_comm(arrivals[0].op.comm, &failure, None);
         for &arrival in arrivals {
             self.finish_failed(arrival);
         }
         false
     }
 
-    fn inspect(&mut self, arrivals: &[Arrival]) -> Option<Failure> {
+    /// As [`admit`](Self::admit), for an operation that has parts in other processes, which their own
+    /// guards look after but for what they send. The caller ends it.
+    #[cold]
+    pub(crate) fn admit_across(&mut self, arrivals: &[Arrival]) {
+        let elsewhere = arrivals.iter().filter(|it| matches!(it.owner, Owner::Elsewhere));
+        let changed = elsewhere.filter_map(|arrival| self.changed_elsewhere(&arrival.op)).next();
+        if let Some(failure) = self.inspect(arrivals, true).or(changed) {
+            self.fail_comm(arrivals[0].op.comm, &failure, None);
+        }
+    }
+
+    /// An operation was done by another process: what was guarded here need not be any more.
+    #[cold]
+    pub(crate) fn note_done_elsewhere(&mut self, arrival: &Arrival) {
+        // It has met its peers, and a race is one whoever moved the data.
+        if let Some(failure) = self.inspect(std::slice::from_ref(arrival), false) {
+            self.fail_comm(arrival.op.comm, &failure, None);
+        }
+    }
+
+    /// One sum for all that an operation sends, as far as that is guarded.
+    pub(crate) fn sum_across(&self, op: &Op) -> Option<u64> {
+        let adversary = self.adversary.as_deref().filter(|it| it.guards.checksums)?;
+        adversary.seals.sum(&OpKey::new(op))
+    }
+
+    /// Whether what another process sends is not what it was.
+    fn changed_elsewhere(&self, op: &Op) -> Option<Failure> {
+        let comm = self.comms.get(op.comm)?;
+        let part = comm.across.as_ref()?.joint.part_of(op)?;
+        // A scalar that was copied is none of it.
+        let footprint = Footprint::of_op(op, comm.ends.len());
+        // SAFETY: the ranges were found in the memory of the process, which has published the
+        // operation.
+        let now = unsafe { sum(&footprint.reads) };
+        let site = comm.across.as_ref()?.joint.site_of(op.rank, &part);
+        let message = format!(
+            "the send buffer of {} ({site}) changed before it was read: {}, in another process",
+            whose(op, &comm.title()),
+            call(op.kind.name(), "", (op.count, op.dtype), op.reduction.name(), op.other()),
+        );
+        let hint =
+            "write what is sent before the call, or after the stream has passed the operation";
+        let failure = Failure::new(ErrorKind::InvalidUsage, message).with_hint(hint);
+        part.sum.filter(|&then| then != now).map(|_| failure)
+    }
+
+    /// `opens` where what is sent is to be compared with what it was.
+    fn inspect(&mut self, arrivals: &[Arrival], opens: bool) -> Option<Failure> {
         let Self { adversary: Some(adversary), streams, units, comms, .. } = self else {
             return None;
         };
         let comm = comms.get(arrivals[0].op.comm)?;
         let mut failure = None;
         let streams_of = |arrival: &Arrival| match arrival.owner {
+            Owner::Elsewhere => Vec::new(),
             Owner::Stream(stream) => vec![stream],
             Owner::Unit(unit) => units[unit].streams.clone(),
         };
@@ -421,7 +477,13 @@ impl State {
         let mut races = Vec::new();
         for ((arrival, key), spots) in arrivals.iter().zip(&keys).zip(&spots) {
             let op = &arrival.op;
+            if let Owner::Elsewhere = arrival.owner {
+                continue;
+            }
             adversary.demand.fire(key);
+            if !opens {
+                adversary.seals.forget(key);
+            }
             // SAFETY: the buffers are the engine's until the stream has passed the operation.
             if let Some(broken) = unsafe { adversary.seals.open(key) } {
                 let broken = changed(op, &comm.title(), &broken);
@@ -458,7 +520,7 @@ impl State {
             if let Some(comm) = actor.comm
                 && self.comms.get(comm).is_some_and(|comm| !comm.broken)
             {
-                self.fail_comm(comm, |_| Some(failure.clone()));
+                self.fail_comm(comm, &failure, None);
             }
         }
     }
@@ -494,7 +556,7 @@ impl State {
     fn fail_by_rule(&mut self, comm: Key, error: &AsyncError) {
         let AsyncError { rule, kind } = *error;
         let failure = Failure::new(kind, format!("an asynchronous error, by fault rule {rule}"));
-        self.fail_comm(comm, |_| Some(failure.clone()));
+        self.fail_comm(comm, &failure, None);
     }
 
     /// Why the head of a stream is kept from starting, for people.
@@ -529,6 +591,16 @@ impl State {
     pub(crate) fn want_rank(&mut self, comm: Key, rank: Rank) {
         if self.adversary.is_some() {
             self.demand(|demand, view| demand.want_rank(view, comm, rank.get()));
+        }
+    }
+
+    /// What others wait for who have published their parts on the communicator's board.
+    pub(crate) fn want_published(&mut self, comm: Key) {
+        let across = self.comms.get(comm).and_then(|comm| comm.across.as_ref());
+        if self.adversary.is_some()
+            && let Some(joint) = across.map(|across| Arc::clone(&across.joint))
+        {
+            self.demand(|demand, view| demand.want_across(view, comm, |key| joint.is_awaited(key)));
         }
     }
 
@@ -634,12 +706,7 @@ fn heads(streams: &Slab<Stream>, places: &[u32]) -> Vec<(u32, u64)> {
     places.iter().map(|&place| (place, streams[place].passed)).collect()
 }
 
-fn actor(
-    stream: &Stream,
-    what: String,
-    site: &'static Location<'static>,
-    comm: Option<Key>,
-) -> Actor {
+fn actor(stream: &Stream, what: String, site: Site, comm: Option<Key>) -> Actor {
     let shared = &stream.shared;
     Actor { what, site, key: shared.key, raw: shared.raw, device: shared.device, comm }
 }
@@ -673,9 +740,11 @@ fn changed(op: &Op, title: &str, broken: &Broken) -> Failure {
 }
 
 /// Where the call stands that enqueued work which one stream does by itself.
-fn site_of(entry: &Entry) -> &'static Location<'static> {
-    match entry {
-        Entry::Copy { site, .. } | Entry::Fill { site, .. } | Entry::Free { site, .. } => site,
-        _ => Location::caller(),
+fn site_of(entry: &Entry) -> Site {
+    match *entry {
+        Entry::Copy { site, .. } | Entry::Fill { site, .. } | Entry::Free { site, .. } => {
+            site.into()
+        }
+        _ => Location::caller().into(),
     }
 }

@@ -4,6 +4,7 @@ use std::{
     env,
     ffi::c_void,
     panic::Location,
+    str::FromStr,
     sync::{Arc, OnceLock},
 };
 
@@ -17,6 +18,7 @@ use crate::{
     engine::{Engine, Seat},
     error::{BACKEND, invalid, misuse, refuse},
     fork, group,
+    process::peer::Token,
 };
 
 /// One machine of fake devices. Clones are the same machine; another [`new`](Self::new) is another.
@@ -46,6 +48,20 @@ pub struct MockConfig {
     pub guards: Guards,
     /// What shall go wrong.
     pub faults: FaultPlan,
+    /// What ranks are.
+    pub ranks: Ranks,
+}
+
+/// What the ranks of a [`Mock`] are. See the crate's page.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum Ranks {
+    /// Ranks may be in any processes of this machine (and user) whose mocks are made like this; each
+    /// process has a mock of its own, and ranks in as many threads as it likes. Linux only.
+    Processes,
+    /// All ranks are threads of this process, and use this mock or a clone of it.
+    #[default]
+    Threads,
 }
 
 /// How f16, bf16 and fp8 are reduced. See the crate's page for all numerics.
@@ -70,6 +86,7 @@ impl MockConfig {
             schedule: Schedule::Eager,
             guards: Guards::NONE,
             faults: FaultPlan::new(),
+            ranks: Ranks::Threads,
         }
     }
 
@@ -83,13 +100,14 @@ impl MockConfig {
         Self::strict().with_schedule(Schedule::Random(seed))
     }
 
-    /// What the environment asks for: `COLLECTIVES_MOCK_DEVICES`, `COLLECTIVES_MOCK_SCHEDULE`,
-    /// `COLLECTIVES_MOCK_GUARDS` and `COLLECTIVES_MOCK_FAULTS`; the rest is as [`new`](Self::new) has
+    /// What the environment asks for: `COLLECTIVES_MOCK_DEVICES`, `COLLECTIVES_MOCK_RANKS`,
+    /// `COLLECTIVES_MOCK_SCHEDULE`, `COLLECTIVES_MOCK_GUARDS` and `COLLECTIVES_MOCK_FAULTS`; the rest is as [`new`](Self::new) has
     /// it.
     ///
     /// | variable | value |
     /// |---|---|
     /// | `COLLECTIVES_MOCK_DEVICES` | a number from 1 to 4096 |
+    /// | `COLLECTIVES_MOCK_RANKS` | `threads`, `processes` |
     /// | `COLLECTIVES_MOCK_SCHEDULE` | `eager`, `late`, `random:SEED` |
     /// | `COLLECTIVES_MOCK_GUARDS` | `all`, `none`, or a list of `poison`, `poison=BYTE`, `checksums`, `races` |
     /// | `COLLECTIVES_MOCK_FAULTS` | a [`FaultPlan`] as TOML, or `@` and the path of a file that has one |
@@ -118,6 +136,7 @@ impl MockConfig {
         if let (_, Some(value)) = var(DEVICES) {
             config.devices = parse_devices(&value)?;
         }
+        config.ranks = parsed(var(RANKS), str::parse)?.unwrap_or_default();
         config.schedule = parsed(var(SCHEDULE), str::parse)?.unwrap_or_default();
         config.guards = parsed(var(GUARDS), str::parse)?.unwrap_or_default();
         config.faults = parsed(var(FAULTS), FaultPlan::load)?.unwrap_or_default();
@@ -134,6 +153,13 @@ impl MockConfig {
     #[must_use]
     pub const fn with_schedule(mut self, schedule: Schedule) -> Self {
         self.schedule = schedule;
+        self
+    }
+
+    /// Sets what ranks are.
+    #[must_use]
+    pub const fn with_ranks(mut self, ranks: Ranks) -> Self {
+        self.ranks = ranks;
         self
     }
 
@@ -173,6 +199,19 @@ impl MockConfig {
     }
 }
 
+/// As in `COLLECTIVES_MOCK_RANKS`: `threads` or `processes`.
+impl FromStr for Ranks {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.trim() {
+            "threads" => Ok(Self::Threads),
+            "processes" => Ok(Self::Processes),
+            _ => Err(invalid(format!("ranks are '{text}', want 'threads' or 'processes'"))),
+        }
+    }
+}
+
 impl Default for MockConfig {
     fn default() -> Self {
         Self::new()
@@ -181,7 +220,10 @@ impl Default for MockConfig {
 
 impl Mock {
     /// Makes a machine of its own.
-    pub fn new(config: MockConfig) -> Self {
+    pub fn new(mut config: MockConfig) -> Self {
+        if env::var_os("HACK").is_some() {
+            config.ranks = Ranks::Processes;
+        }
         let info = LibraryInfo {
             backend: BACKEND,
             path: None,
@@ -356,6 +398,7 @@ impl Backend for Mock {
     fn device(&self, ordinal: usize) -> Result<MockDevice> {
         fork::check()?;
         self.check_device(ordinal).map_err(|error| error.with_operation("device"))?;
+        self.engine.check_processes().map_err(|error| error.with_operation("device"))?;
         self.engine.threads.note(Some(ordinal));
         Ok(MockDevice::new(Arc::clone(&self.engine), ordinal))
     }
@@ -363,6 +406,10 @@ impl Backend for Mock {
     fn unique_id(&self) -> Result<UniqueId> {
         fork::check()?;
         self.engine.threads.note(None);
+        if self.engine.has_processes() {
+            let token = self.engine.random_token();
+            return Ok(Self::token_id(token.map_err(|e| e.with_operation("unique_id"))?, 0));
+        }
         Ok(Self::id(&self.engine, self.engine.meetings.issue(), 0))
     }
 
@@ -396,7 +443,11 @@ impl Backend for Mock {
             }
         }
         let seats = devices.iter().map(|&device| Seat { device, name: name.clone() }).collect();
-        let ends = self.engine.make_comm(seats).into_iter();
+        let ends = match self.engine.has_processes() {
+            true => self.engine.make_alone(seats).map_err(named)?,
+            false => self.engine.make_comm(seats),
+        };
+        let ends = ends.into_iter();
         ends.map(|end| MockComm::new(Arc::clone(&self.engine), end, site)).collect()
     }
 
@@ -439,6 +490,16 @@ impl Mock {
         UniqueId::from(bytes)
     }
 
+    /// An id that any process can join with: for a new communicator or to grow one of so many
+    /// `members`.
+    pub(crate) fn token_id(token: Token, members: usize) -> UniqueId {
+        let mut bytes = [0; ID_BYTES];
+        bytes[..16].copy_from_slice(SHARED_MAGIC);
+        bytes[16..32].copy_from_slice(&token);
+        bytes[32..40].copy_from_slice(&(members as u64).to_le_bytes());
+        UniqueId::from(bytes)
+    }
+
     /// What is in an id that this machine made.
     fn parse_id(&self, id: &UniqueId) -> Result<Id> {
         let foreign = |what: &str| {
@@ -447,6 +508,14 @@ impl Mock {
         };
         let bytes = id.to_array()?;
         let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+        if self.engine.has_processes() {
+            if bytes[..16] != *SHARED_MAGIC || bytes[40..].iter().any(|&byte| byte != 0) {
+                return foreign("was not made by a mock whose ranks are processes");
+            }
+            let token = std::array::from_fn(|at| bytes[16 + at]);
+            let number = self.engine.meetings.across.number(token);
+            return Ok(Id { number, members: word(32) as usize });
+        }
         if bytes[..16] != *MAGIC || bytes[40..].iter().any(|&byte| byte != 0) {
             return foreign("was not made by a mock");
         }
@@ -467,6 +536,7 @@ fn parse_devices(text: &str) -> Result<usize> {
 /// The number of devices of the shared machine.
 const DEVICES: &str = "COLLECTIVES_MOCK_DEVICES";
 /// And what else it is asked for.
+const RANKS: &str = "COLLECTIVES_MOCK_RANKS";
 const SCHEDULE: &str = "COLLECTIVES_MOCK_SCHEDULE";
 const GUARDS: &str = "COLLECTIVES_MOCK_GUARDS";
 const FAULTS: &str = "COLLECTIVES_MOCK_FAULTS";
@@ -475,6 +545,8 @@ const VERSION: Version = Version::new(2, 32, 3);
 /// As long as NCCL's.
 const ID_BYTES: usize = 128;
 const MAGIC: &[u8; 16] = b"collectives mock";
+/// Where ranks are processes.
+const SHARED_MAGIC: &[u8; 16] = b"collectives proc";
 
 #[cfg(test)]
 mod tests {
@@ -496,11 +568,13 @@ mod tests {
         };
         assert!(!MockConfig::from_vars(|_| None).unwrap().is_adversarial());
         assert_eq!(read(DEVICES, "3").unwrap().devices, 3);
+        assert_eq!(read(RANKS, "processes").unwrap().ranks, Ranks::Processes);
         assert_eq!(read(SCHEDULE, "random:5").unwrap().schedule, Schedule::Random(5));
         assert_eq!(read(GUARDS, "all").unwrap().guards, Guards::ALL);
         assert_eq!(read(FAULTS, "[[rule]]\naction = 'kill'").unwrap().faults.rules.len(), 1);
         for (name, value, wanted) in [
             (DEVICES, "none", "a number from 1"),
+            (RANKS, "fibers", "'threads' or 'processes'"),
             (SCHEDULE, "lazy", "'random:SEED'"),
             (GUARDS, "some", "'checksums'"),
             (FAULTS, "rule = 5", "invalid type"),

@@ -173,7 +173,7 @@ impl MockComm {
             recv: recv.map_or(std::ptr::null_mut(), |recv| recv.ptr.cast()),
             factor,
             sequence: 0,
-            site: launch.site(),
+            site: launch.site().into(),
         };
         if group::is_open(&self.engine) {
             return self.with_stream(launch, |stream| {
@@ -639,7 +639,10 @@ impl Split for MockComm {
             return refuse(error);
         }
         let site = Location::caller();
-        let end = self.shared.meeting.split(&self.engine, &self.shared, config)?;
+        let end = match &self.shared.joint {
+            Some(joint) => self.engine.split_across(&self.shared, joint, config)?,
+            None => self.shared.meeting.split(&self.engine, &self.shared, config)?,
+        };
         end.map(|end| Self::new(Arc::clone(&self.engine), end, site)).transpose()
     }
 

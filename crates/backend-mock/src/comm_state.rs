@@ -14,8 +14,10 @@ use collectives_core::{AbortControl, CommInfo, Error, ErrorKind, Rank, Result};
 use crate::{
     engine::Engine,
     error::Failure,
+    joint::{Across, Joint},
     meeting::SplitMeeting,
     op::{Kind, Op},
+    process::board::{Board, Progress, Seat},
     slab::Key,
     state::{Arrival, COUNT},
     sync::{Parker, lock},
@@ -38,6 +40,9 @@ pub(crate) struct Comm {
     spare: Vec<Vec<Arrival>>,
     /// By source × size + destination; empty before the first message.
     channels: Vec<Vec<Arrival>>,
+    /// Where its ranks meet instead, if they are in several processes. What has arrived here is noted
+    /// above all the same.
+    pub(crate) across: Option<Across>,
 }
 
 /// The engine's part of one rank's end.
@@ -48,6 +53,24 @@ pub(crate) struct End {
     pub(crate) departed: bool,
     /// Who waits until nothing is outstanding.
     pub(crate) waiters: Vec<Arc<Parker>>,
+    /// Collectives that are published ahead of their turn.
+    pub(crate) run: Run,
+}
+
+/// Collectives of a rank that stand one behind the other in a stream, behind one that has arrived or
+/// is done. They need not be noted one by one: each in turn is the head of the stream.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Run {
+    pub(crate) stream: u32,
+    /// The numbers of the first, and of the one behind the last.
+    pub(crate) next: u64,
+    pub(crate) end: u64,
+}
+
+impl Run {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.next == self.end
+    }
 }
 
 struct Slot {
@@ -56,8 +79,18 @@ struct Slot {
 }
 
 impl Comm {
-    pub(crate) fn new(ends: Vec<Arc<EndShared>>, meeting: Arc<SplitMeeting>) -> Self {
-        let end = |shared| End { shared, outstanding: 0, departed: false, waiters: Vec::new() };
+    pub(crate) fn new(
+        ends: Vec<Arc<EndShared>>,
+        meeting: Arc<SplitMeeting>,
+        across: Option<Across>,
+    ) -> Self {
+        let end = |shared| End {
+            shared,
+            outstanding: 0,
+            departed: false,
+            waiters: Vec::new(),
+            run: Run::default(),
+        };
         Self {
             ends: ends.into_iter().map(end).collect(),
             broken: false,
@@ -67,7 +100,19 @@ impl Comm {
             base: 0,
             spare: Vec::new(),
             channels: Vec::new(),
+            across,
         }
+    }
+
+    /// Whether a rank is in another process.
+    pub(crate) fn is_elsewhere(&self, rank: usize) -> bool {
+        self.across.as_ref().is_some_and(|across| !across.joint.is_here(rank))
+    }
+
+    /// Whether all ranks of this process have left, and nothing of them is outstanding.
+    pub(crate) fn is_over(&self) -> bool {
+        let mut ends = self.ends.iter().enumerate();
+        ends.all(|(rank, end)| self.is_elsewhere(rank) || end.departed && end.outstanding == 0)
     }
 
     /// Its name, or a number.
@@ -119,16 +164,8 @@ impl Comm {
 
     /// Finds the peer's side of a send or receive, or leaves this side for it to find.
     pub(crate) fn meet_peer(&mut self, arrival: Arrival) -> Option<Arrival> {
-        let size = self.ends.len();
-        if self.channels.is_empty() {
-            self.channels.resize_with(size * size, Vec::new);
-        }
         let op = &arrival.op;
-        let (source, target) = match op.kind {
-            Kind::Send => (op.rank, op.other),
-            _ => (op.other, op.rank),
-        };
-        let channel = &mut self.channels[source as usize * size + target as usize];
+        let channel = self.channel(op);
         let other = channel
             .iter()
             .position(|other| other.op.kind != op.kind && other.op.sequence == op.sequence);
@@ -139,6 +176,18 @@ impl Comm {
                 None
             }
         }
+    }
+
+    fn channel(&mut self, op: &Op) -> &mut Vec<Arrival> {
+        let size = self.ends.len();
+        if self.channels.is_empty() {
+            self.channels.resize_with(size * size, Vec::new);
+        }
+        let (source, target) = match op.kind {
+            Kind::Send => (op.rank, op.other),
+            _ => (op.other, op.rank),
+        };
+        &mut self.channels[source as usize * size + target as usize]
     }
 
     /// A rank that left without ever issuing its side of `op`.
@@ -153,6 +202,10 @@ impl Comm {
     /// Whether `rank` has not issued its side of `op`.
     pub(crate) fn lacks(&self, rank: Rank, op: &Op) -> bool {
         let end = &self.ends[rank.index()].shared;
+        if let Some(across) = self.across.as_ref().filter(|_| self.is_elsewhere(rank.index())) {
+            let concerns = !op.kind.is_point_to_point() || op.other == rank.get();
+            return concerns && across.lacks(rank.get(), op, self.ends[rank.index()].departed);
+        }
         let issued = match op.kind {
             Kind::Send if op.other == rank.get() => &end.received[op.rank as usize],
             Kind::Recv if op.other == rank.get() => &end.sent[op.rank as usize],
@@ -175,6 +228,10 @@ impl Comm {
             return op.other().into_iter().collect();
         }
         let here = |rank: u32| {
+            if let Some(across) = self.across.as_ref().filter(|_| self.is_elsewhere(rank as usize))
+            {
+                return across.joint.has_published(rank, op);
+            }
             let same = |other: &Op| other.rank == rank && other.sequence == op.sequence;
             self.arrived().any(|arrival| !arrival.op.kind.is_point_to_point() && same(&arrival.op))
         };
@@ -183,6 +240,10 @@ impl Comm {
 
     /// Whether `op` has arrived and waits for its peers.
     pub(crate) fn waits(&self, op: &Op) -> bool {
+        let run = &self.ends[op.rank as usize].run;
+        if !op.kind.is_point_to_point() && (run.next..run.end).contains(&op.sequence) {
+            return true;
+        }
         self.arrived().any(|arrival| {
             let other = &arrival.op;
             (other.rank, other.sequence, other.kind, other.other)
@@ -193,6 +254,90 @@ impl Comm {
     fn arrived(&self) -> impl Iterator<Item = &Arrival> {
         let slots = self.slots.iter().flat_map(|slot| &slot.arrivals);
         slots.chain(self.channels.iter().flatten())
+    }
+
+    /// Notes what arrived here and waits for its peers on the board. `false` where that number was used
+    /// already.
+    #[inline]
+    pub(crate) fn await_across(&mut self, arrival: Arrival) -> bool {
+        let op = &arrival.op;
+        if op.kind.is_point_to_point() {
+            self.channel(op).push(arrival);
+            return true;
+        }
+        let Some(slot) = self.slot(op.sequence) else { return false };
+        slot.push(arrival);
+        true
+    }
+
+    /// Takes what has arrived here of an operation that this process does.
+    #[inline]
+    pub(crate) fn take_across(&mut self, joint: &Joint, track: usize, number: u64) -> Vec<Arrival> {
+        if track == Board::COLLECTIVES {
+            return self.pass_over(number);
+        }
+        let pair = joint.rank_of(track, 0) as usize * self.ends.len();
+        let pair = pair + joint.rank_of(track, 1) as usize;
+        let Some(channel) = self.channels.get_mut(pair) else { return Vec::new() };
+        channel.extract_if(.., |arrival| arrival.op.sequence == number).collect()
+    }
+
+    /// Counts the collective `number` as fired, wherever it stands, and takes what is noted of it: all
+    /// but what is in runs.
+    pub(crate) fn pass_over(&mut self, number: u64) -> Vec<Arrival> {
+        if self.pass_by(number) {
+            return self.spare.pop().unwrap_or_default();
+        }
+        // Makes the slot, if there is none.
+        if self.slot(number).is_some() { self.take_slot(number) } else { Vec::new() }
+    }
+
+    /// Takes out what has arrived here and was done by another process.
+    pub(crate) fn take_done(&mut self, done: &mut Vec<Arrival>) {
+        self.take_if(
+            |across, op| across.progress(op) == Progress::Done,
+            |arrival| done.push(arrival),
+        );
+    }
+
+    /// Takes out what has arrived here and what nobody does any more, and says of each whether it was
+    /// done.
+    pub(crate) fn take_dropped(&mut self, dropped: &mut Vec<(Arrival, bool)>) {
+        let fate = std::cell::Cell::new(false);
+        let over = |across: &Across, op: &Op| {
+            let last = across.drop(op);
+            fate.set(last == Progress::Done);
+            !matches!(last, Progress::Claimed(_))
+        };
+        self.take_if(over, |arrival| dropped.push((arrival, fate.get())));
+        if let Some(across) = &mut self.across {
+            across.stalled.clear();
+        }
+    }
+
+    /// Takes out what is over.
+    fn take_if(&mut self, over: impl Fn(&Across, &Op) -> bool, mut take: impl FnMut(Arrival)) {
+        let Some(across) = &self.across else { return };
+        for slot in &mut self.slots {
+            if slot.arrivals.first().is_some_and(|first| over(across, &first.op)) {
+                slot.arrivals.drain(..).for_each(&mut take);
+                slot.fired = true;
+            }
+        }
+        while self.slots.front().is_some_and(|slot| slot.fired) {
+            let slot = self.slots.pop_front();
+            self.base += 1;
+            if let Some(slot) = slot.filter(|slot| slot.arrivals.capacity() > 0)
+                && self.spare.len() < SPARES
+            {
+                self.spare.push(slot.arrivals);
+            }
+        }
+        for channel in self.channels.iter_mut().filter(|channel| !channel.is_empty()) {
+            // In order: a stream's messages end one after the other.
+            channel.sort_by_key(|arrival| arrival.op.sequence);
+            channel.extract_if(.., |arrival| over(across, &arrival.op)).for_each(&mut take);
+        }
     }
 
     /// Takes out everything that has arrived and not fired.
@@ -214,6 +359,8 @@ pub(crate) struct EndShared {
     pub(crate) comm: Key,
     pub(crate) engine: Weak<Engine>,
     pub(crate) meeting: Arc<SplitMeeting>,
+    /// What it has to do with other processes.
+    pub(crate) joint: Option<Arc<Joint>>,
     /// Collectives issued.
     pub(crate) sequence: AtomicU64,
     /// Sends issued, by peer.
@@ -238,6 +385,7 @@ impl EndShared {
         comm: Key,
         engine: Weak<Engine>,
         meeting: Arc<SplitMeeting>,
+        joint: Option<Arc<Joint>>,
     ) -> Self {
         let counters = || (0..info.size).map(|_| AtomicU64::new(0)).collect();
         Self {
@@ -247,6 +395,7 @@ impl EndShared {
             comm,
             engine,
             meeting,
+            joint,
             sequence: AtomicU64::new(0),
             wanted: AtomicU64::new(NOTHING),
             site: AtomicPtr::new(std::ptr::null_mut()),
@@ -358,10 +507,13 @@ impl AbortControl for EndShared {
             }
             self.failed.store(true, Ordering::Release);
             let own = self.info.rank;
+            if let Some(joint) = &self.joint {
+                joint.board.seat(own.get()).set(Seat::ABORTED);
+            }
             self.meeting.lifecycle.depart(own);
             let remote =
                 Failure::new(ErrorKind::Remote, format!("rank {own} aborted the communicator"));
-            state.fail_comm(self.comm, |rank| (rank != own).then(|| remote.clone()));
+            state.fail_comm(self.comm, &remote, Some(own));
         });
         Ok(())
     }

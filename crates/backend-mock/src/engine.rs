@@ -21,7 +21,7 @@ use std::{
     hash::{BuildHasher, RandomState},
     hint, panic,
     sync::{
-        Arc, Mutex, MutexGuard, Once, TryLockError, Weak,
+        Arc, Mutex, MutexGuard, Once, OnceLock, TryLockError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
     },
     thread,
@@ -33,7 +33,10 @@ use collectives_core::{
 };
 
 use crate::{
+    Ranks,
+    across::Reach,
     adversary::Adversary,
+    aide::{self, Aides},
     alive::{AliveKind, Ledger},
     asleep::Sleepers,
     backend::MockConfig,
@@ -41,12 +44,18 @@ use crate::{
     error::{BACKEND, Failure, invalid, misuse, refuse},
     fault::{Action, Held, Who},
     group::Member,
+    joint::{Across, Joint},
     judge::Waited,
     meeting::{JoinMeetings, SplitMeeting},
     memory::{Memory, Misuse},
     op::{Kind, Op},
     pending::PendingOp,
     pool::{Pool, Task},
+    process::{
+        bell::Bell,
+        board,
+        peer::{Peer, Process},
+    },
     schedule::{OpKey, Schedule},
     slab::Key,
     state::{COUNT, Job, State},
@@ -90,6 +99,11 @@ pub(crate) struct Engine {
     /// Whether large operations are done by those who come by, one after another.
     scheduled: bool,
     state: Mutex<State>,
+    /// This process, as others see it, where ranks are processes; or why there is none.
+    pub(crate) process: Option<Arc<Process>>,
+    pub(crate) unable: Option<Failure>,
+    /// What goes on while no thread of the program calls: ends of other processes, and progress.
+    aides: OnceLock<Aides>,
     pub(crate) me: Weak<Self>,
 }
 
@@ -104,7 +118,8 @@ impl Lag {
     /// Of those who have to issue `op`, one that is far from it.
     pub(crate) fn behind(comm: &Comm, op: &Op) -> Option<Self> {
         let far = |end: &EndShared| end.sequence.load(COUNT) + BATCH as u64 <= op.sequence;
-        let end = comm.ends.iter().map(|end| &end.shared).find(|end| far(end))?;
+        let here = comm.ends.iter().enumerate().filter(|(rank, _)| !comm.is_elsewhere(*rank));
+        let end = here.map(|(_, end)| &end.shared).find(|end| far(end))?;
         Some(Self { end: Arc::clone(end), sequence: op.sequence })
     }
 
@@ -142,8 +157,17 @@ impl Engine {
         crate::fork::arm();
         let adversarial = config.is_adversarial();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let memory = Arc::new(Memory::new(config.devices, config.device_memory));
+        let (process, unable) = match config.ranks {
+            Ranks::Threads => (None, None),
+            Ranks::Processes => match aide::process(&config) {
+                Ok(process) => (Some(process), None),
+                Err(failure) => (None, Some(failure)),
+            },
+        };
+        let memory = Memory::new(config.devices, config.device_memory, process.clone());
+        let memory = Arc::new(memory);
         let mut state = State::new(config.accumulation, Arc::clone(&memory));
+        state.reach = process.clone().map(Reach::new);
         let default = |device| {
             let key = state.streams.insert_with(|key| {
                 let shared = StreamShared::new(key, RawStream::DEFAULT, device, adversarial);
@@ -176,6 +200,9 @@ impl Engine {
                 adversarial,
                 scheduled,
                 state: Mutex::new(state),
+                process,
+                unable,
+                aides: OnceLock::new(),
                 me: me.clone(),
             }
         })
@@ -195,6 +222,10 @@ impl Engine {
         drop(inbox);
         if held == 1 {
             self.dirty.fetch_or(1 << (stream.key.index % u64::BITS), Ordering::AcqRel);
+            if let Some(process) = &self.process {
+                // The program may never call again.
+                process.own().bell().ring();
+            }
         }
         if urgent() || self.sleepers.load(Ordering::Acquire) > 0 {
             self.press();
@@ -298,8 +329,14 @@ impl Engine {
         let mut stance = Stance::Awake;
         let mut in_time = true;
         let mut noted = None;
+        let bell = self.process.as_ref().map(|process| process.own().bell());
         let result = loop {
             parker.reset();
+            let bell = bell.map(|bell| (bell, bell.state()));
+            let sleep = |until| match bell {
+                Some((bell, seen)) => parker.sleep_at(bell, seen, until),
+                None => parker.sleep(until),
+            };
             let look = self.with(|state| {
                 state.advance();
                 ready(state, &parker)
@@ -310,7 +347,7 @@ impl Engine {
                 Err(_) if !in_time => break None,
                 Err(lag) => lag,
             };
-            if self.linger(&parker, until, crowded, tries) {
+            if self.linger(&parker, bell, until, crowded, tries) {
                 let result = known();
                 if result.is_some() {
                     break result;
@@ -327,7 +364,7 @@ impl Engine {
                 },
                 Stance::Patient(lag) => {
                     let limit = Instant::now() + PATIENCE;
-                    if parker.sleep(Some(until.map_or(limit, |until| until.min(limit)))) {
+                    if sleep(Some(until.map_or(limit, |until| until.min(limit)))) {
                         Stance::Patient(lag)
                     } else {
                         in_time = until.is_none_or(|until| Instant::now() < until);
@@ -335,7 +372,7 @@ impl Engine {
                     }
                 }
                 Stance::Counted => {
-                    in_time = parker.sleep(until);
+                    in_time = sleep(until);
                     Stance::Counted
                 }
             };
@@ -381,20 +418,17 @@ impl Engine {
             let wake = std::mem::take(&mut state.wake);
             let garbage = std::mem::take(&mut state.garbage);
             let calls = std::mem::take(&mut state.calls);
+            let rings = state.reach.as_mut().map(|reach| std::mem::take(&mut reach.rings));
             let Some(job) = job else {
                 drop(state);
-                for parker in wake {
-                    parker.wake();
-                }
+                self.wake(wake, rings);
                 drop(garbage);
                 self.make_calls(calls);
                 fence(Ordering::SeqCst);
                 return;
             };
             drop(state);
-            for parker in wake {
-                parker.wake();
-            }
+            self.wake(wake, rings);
             drop(garbage);
             self.make_calls(calls);
             let traffic = job.transfer.traffic();
@@ -413,6 +447,21 @@ impl Engine {
         }
     }
 
+    /// Wakes threads, and what are processes in `rings`.
+    #[inline]
+    fn wake(&self, threads: Vec<Arc<Parker>>, rings: Option<Vec<Arc<Peer>>>) {
+        if let Some(process) = self.process.as_ref().filter(|_| !threads.is_empty()) {
+            // They sleep there.
+            process.own().bell().ring();
+        }
+        for parker in threads {
+            parker.wake();
+        }
+        for peer in rings.into_iter().flatten() {
+            peer.bell().ring();
+        }
+    }
+
     /// Lets the pool do a job.
     fn share(&self, job: Job) {
         let (length, width) = job.transfer.span();
@@ -427,10 +476,20 @@ impl Engine {
     /// Puts off sleeping: helps the pool, and looks after the inboxes until nothing has come for so
     /// many `tries`. Where threads outnumber the cores, each of them lets the others run. The answer is
     /// whether the parker was set.
-    fn linger(&self, parker: &Parker, until: Option<Instant>, crowded: bool, tries: usize) -> bool {
+    fn linger(
+        &self,
+        parker: &Parker,
+        bell: Option<(&Bell, u32)>,
+        until: Option<Instant>,
+        crowded: bool,
+        tries: usize,
+    ) -> bool {
         let pool = Pool::global();
         let mut tried = 0;
         while !parker.is_set() {
+            if bell.is_some_and(|(bell, seen)| bell.state() != seen) {
+                return true;
+            }
             if pool.help() {
                 tried = 0;
             } else if tried == tries {
@@ -453,25 +512,78 @@ impl Engine {
 
     /// Makes a communicator of one rank per seat.
     pub(crate) fn make_comm(&self, seats: Vec<Seat>) -> Vec<Arc<EndShared>> {
-        let size = seats.len();
-        self.crowd.fetch_max(size, Ordering::Relaxed);
+        self.crowd.fetch_max(seats.len(), Ordering::Relaxed);
         self.with(|state| {
-            let key = state.comms.insert_with(|key| {
-                let meeting = Arc::new(SplitMeeting::new(size));
-                let end = |(rank, seat): (usize, Seat)| {
-                    let rank = Rank::new(rank as u32);
-                    let library = self.info.clone();
-                    let info = CommInfo::new(rank, size, seat.device, seat.name, library);
-                    let (engine, meeting) = (self.me.clone(), Arc::clone(&meeting));
-                    Arc::new(EndShared::new(info, key, engine, meeting))
-                };
-                let ends = seats.into_iter().enumerate().map(end).collect();
-                Comm::new(ends, meeting)
-            });
-            state.introduce(key);
+            let key = self.add_comm(state, seats, None);
             let ends = &state.comms[key.index].ends;
             ends.iter().map(|end| Arc::clone(&end.shared)).collect()
         })
+    }
+
+    /// Makes a communicator of one rank per seat that has ranks in other processes, or finds it, if
+    /// another rank of this process has made it. The answer has this process's ends.
+    pub(crate) fn make_comm_across(
+        &self,
+        joint: Arc<Joint>,
+        seats: Vec<Seat>,
+    ) -> Vec<Option<Arc<EndShared>>> {
+        self.crowd.fetch_max(seats.len(), Ordering::Relaxed);
+        self.aides.get_or_init(|| Aides::start(self));
+        let ends = self.with(|state| {
+            let known = state.reach.as_ref().and_then(|reach| reach.known.get(&joint.token));
+            let key = known.copied().unwrap_or_else(|| {
+                let key = self.add_comm(state, seats, Some(Arc::clone(&joint)));
+                if self.scheduled {
+                    let here = (0..joint.peers.len()).filter(|&rank| joint.is_here(rank));
+                    here.for_each(|rank| joint.board.seat(rank as u32).set(board::Seat::CURIOUS));
+                }
+                state.reach_out(key, &joint);
+                key
+            });
+            let own = |(rank, end): (usize, &crate::comm_state::End)| {
+                joint.is_here(rank).then(|| Arc::clone(&end.shared))
+            };
+            state.comms[key.index].ends.iter().enumerate().map(own).collect()
+        });
+        // Those who ended before they were watched over.
+        for peer in joint.others().filter(|peer| peer.has_ended()) {
+            self.lose(peer);
+        }
+        ends
+    }
+
+    fn add_comm(&self, state: &mut State, seats: Vec<Seat>, joint: Option<Arc<Joint>>) -> Key {
+        let size = seats.len();
+        let key = state.comms.insert_with(|key| {
+            let meeting = Arc::new(SplitMeeting::new(size));
+            let end = |(rank, seat): (usize, Seat)| {
+                let rank = Rank::new(rank as u32);
+                let library = self.info.clone();
+                let info = CommInfo::new(rank, size, seat.device, seat.name, library);
+                let (engine, meeting) = (self.me.clone(), Arc::clone(&meeting));
+                Arc::new(EndShared::new(info, key, engine, meeting, joint.clone()))
+            };
+            let ends = seats.into_iter().enumerate().map(end).collect();
+            Comm::new(ends, meeting, joint.clone().map(Across::new))
+        });
+        state.introduce(key);
+        key
+    }
+
+    /// Another process has ended.
+    pub(crate) fn lose(&self, peer: &Peer) {
+        let how = peer.end().map_or_else(|| "ended".into(), |end| end.to_string());
+        self.with(|state| state.lose(peer, &how));
+    }
+
+    /// Whether ranks are processes.
+    pub(crate) fn has_processes(&self) -> bool {
+        self.config.ranks == Ranks::Processes
+    }
+
+    /// Refuses where ranks should be processes and cannot be.
+    pub(crate) fn check_processes(&self) -> Result<()> {
+        self.unable.as_ref().map_or(Ok(()), |failure| Err(failure.plain()))
     }
 
     /// Enqueues operations of a group, all or none.
@@ -668,6 +780,10 @@ impl Engine {
             op.site
         );
         let failure = Failure::new(ErrorKind::Aborted, &*message);
+        if self.process.is_some() {
+            tracing::error!("{message}");
+            aide::kill_self();
+        }
         self.with(|state| state.kill(device, &failure));
         panic::panic_any(message);
     }

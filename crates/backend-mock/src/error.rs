@@ -35,6 +35,18 @@ impl Failure {
         self
     }
 
+    pub(crate) fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    pub(crate) fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     /// As an error of the communicator, which is of no more use.
     pub(crate) fn of(&self, comm: &CommInfo) -> Error {
         self.plain().with_comm(comm).with_poison(true)

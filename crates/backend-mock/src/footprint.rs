@@ -17,24 +17,11 @@ pub(crate) struct Footprint {
 impl Footprint {
     /// Of one rank's operation in a communicator of `size`.
     pub(crate) fn of_op(op: &Op, size: usize) -> Self {
-        let is_root = op.other == op.rank;
-        // In multiples of the operation's count.
-        let (sent, received) = match op.kind {
-            Kind::AllGather => (1, size),
-            Kind::AllReduce => (1, 1),
-            Kind::AllToAll => (size, size),
-            Kind::Broadcast => (usize::from(is_root), 1),
-            Kind::Gather => (1, if is_root { size } else { 0 }),
-            Kind::Recv => (0, 1),
-            Kind::Reduce => (1, usize::from(is_root)),
-            Kind::ReduceScatter => (size, 1),
-            Kind::Scatter => (if is_root { size } else { 0 }, 1),
-            Kind::Send => (1, 0),
-        };
-        let bytes = op.count * op.width();
+        // Checked when the call was made.
+        let (sent, received) = extents(op, size).unwrap_or((0, 0));
         let mut footprint = Self::default();
-        footprint.read(op.send.expose_provenance(), sent * bytes);
-        footprint.write(op.recv.expose_provenance(), received * bytes);
+        footprint.read(op.send.expose_provenance(), sent);
+        footprint.write(op.recv.expose_provenance(), received);
         if let Factor::At(scalar) = op.factor {
             footprint.read(scalar.expose_provenance(), op.width());
         }
@@ -82,6 +69,28 @@ impl Footprint {
             self.writes.push(start..start + bytes);
         }
     }
+}
+
+/// Bytes that one rank's operation reads and writes, in a communicator of `size`. `None` where there
+/// can't be so many.
+#[inline]
+pub(crate) fn extents(op: &Op, size: usize) -> Option<(usize, usize)> {
+    let is_root = op.other == op.rank;
+    // In multiples of the operation's count.
+    let (sent, received) = match op.kind {
+        Kind::AllGather => (1, size),
+        Kind::AllReduce => (1, 1),
+        Kind::AllToAll => (size, size),
+        Kind::Broadcast => (usize::from(is_root), 1),
+        Kind::Gather => (1, if is_root { size } else { 0 }),
+        Kind::Recv => (0, 1),
+        Kind::Reduce => (1, usize::from(is_root)),
+        Kind::ReduceScatter => (size, 1),
+        Kind::Scatter => (if is_root { size } else { 0 }, 1),
+        Kind::Send => (1, 0),
+    };
+    let bytes = op.count.checked_mul(op.width())?;
+    Some((bytes.checked_mul(sent)?, bytes.checked_mul(received)?))
 }
 
 /// Whether two stretches of memory share a byte.

@@ -195,6 +195,16 @@ impl Seals {
         })
     }
 
+    /// One sum over what an operation sends, as it was. A scalar, which comes behind it, is none of
+    /// that: others get a copy.
+    pub(crate) fn sum(&self, key: &OpKey) -> Option<u64> {
+        self.0.get(key).map(|seals| fold(seals.iter().take(1).flat_map(|seal| &seal.sums)))
+    }
+
+    pub(crate) fn forget(&mut self, key: &OpKey) {
+        self.0.remove(key);
+    }
+
     pub(crate) fn forget_comm(&mut self, comm: Key) {
         self.0.retain(|key, _| key.comm != comm);
     }
@@ -210,6 +220,20 @@ pub(crate) unsafe fn poison(footprint: &Footprint, byte: u8) {
         // SAFETY: promised by the caller.
         unsafe { start.write_bytes(byte, range.len()) };
     }
+}
+
+/// One sum over all of these.
+///
+/// # Safety
+/// The ranges are readable.
+pub(crate) unsafe fn sum(ranges: &[Range<usize>]) -> u64 {
+    // SAFETY: promised by the caller.
+    let sums = ranges.iter().map(|range| unsafe { sums(range) });
+    fold(sums.collect::<Vec<_>>().iter().flatten())
+}
+
+fn fold<'a>(sums: impl Iterator<Item = &'a u64>) -> u64 {
+    sums.fold(SEED, |sum, block| (sum ^ block).wrapping_mul(FACTOR).rotate_left(29))
 }
 
 /// One sum for each block. Reads are volatile, since another thread may write meanwhile, against the

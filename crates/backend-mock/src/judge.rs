@@ -419,7 +419,7 @@ impl<'a> Judge<'a> {
                 let Some(comm) = self.state.comms.get(key).filter(|comm| !comm.broken) else {
                     return Vec::new();
                 };
-                if !comm.meeting.lifecycle.lacks_grow_id(Rank::new(rank)) {
+                if comm.across.is_some() || !comm.meeting.lifecycle.lacks_grow_id(Rank::new(rank)) {
                     return Vec::new();
                 }
                 // Any of the others will do.
@@ -533,6 +533,10 @@ impl<'a> Judge<'a> {
 
     /// Whether a rank's end may still be called on.
     fn may_issue(&self, comm: Key, rank: u32) -> bool {
+        // What other processes do is not seen from here.
+        if self.state.comms.get(comm).is_some_and(|comm| comm.is_elsewhere(rank as usize)) {
+            return true;
+        }
         let Some(end) = self.end(comm, rank) else { return false };
         let last = end.caller();
         let place = last.as_ref().and_then(|thread| self.find(thread));

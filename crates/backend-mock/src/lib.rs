@@ -147,7 +147,9 @@
 //! ([`Remote`](collectives_core::ErrorKind::Remote)) instead of leaving them to hang. Memory that the
 //! engine does not know is taken for host memory that devices can reach.
 
+mod across;
 mod adversary;
+mod aide;
 mod alive;
 mod asleep;
 mod backend;
@@ -157,13 +159,16 @@ mod comm_state;
 mod device;
 mod engine;
 mod error;
+mod failure;
 mod fault;
 mod fault_toml;
 mod footprint;
 mod fork;
+mod gather;
 mod graph;
 mod group;
 mod guard;
+mod joint;
 mod judge;
 mod lifecycle;
 mod meeting;
@@ -172,10 +177,14 @@ mod numerics;
 mod op;
 mod pending;
 mod pool;
+#[cfg(target_os = "linux")]
+mod process;
 mod race;
 mod reduce;
+mod relaunch;
 mod runtime;
 mod schedule;
+mod site;
 mod slab;
 mod state;
 mod stream;
@@ -188,14 +197,18 @@ mod watch;
 mod world;
 
 pub use alive::{Alive, AliveKind, AliveThing};
-pub use backend::{Accumulation, Mock, MockConfig};
+pub use backend::{Accumulation, Mock, MockConfig, Ranks};
 pub use comm::MockComm;
 pub use device::MockDevice;
+pub use failure::{Cause, RankFailure, RunFailure};
 pub use fault::{Action, FaultPlan, Rule, Sequence};
 pub use guard::Guards;
 pub use lifecycle::{JoinState, PendingJoin};
 pub use pending::{PendingOp, PendingStatus};
+#[cfg(target_os = "linux")]
+pub use process::launch::ExitNotice;
 pub use runtime::{Allocation, CaptureFault, CaptureInfo};
 pub use schedule::Schedule;
+pub use site::Site;
 pub use verdict::{RankState, Verdict, VerdictKind};
-pub use world::{Cause, RankFailure, RunFailure, World};
+pub use world::World;

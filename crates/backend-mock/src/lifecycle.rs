@@ -24,6 +24,7 @@ use crate::{
     error::{Failure, misuse, refuse},
     fault::Held,
     meeting::wait,
+    process::board::End,
     slab::Key,
     state::State,
     sync::lock,
@@ -102,6 +103,11 @@ impl Lifecycle {
     /// Why the communicator is revoked, if it is.
     pub(crate) fn revoked(&self) -> Option<&Failure> {
         self.revoked.get()
+    }
+
+    /// Another process has revoked it.
+    pub(crate) fn set_revoked(&self, failure: Failure) {
+        let _ = self.revoked.set(failure);
     }
 
     /// Whether this rank revoked it, so that it need not be told.
@@ -330,7 +336,7 @@ impl Lives {
     }
 }
 
-fn listed(ranks: &[Rank]) -> String {
+pub(crate) fn listed(ranks: &[Rank]) -> String {
     ranks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
@@ -343,8 +349,11 @@ impl State {
         meeting.lifecycle.revokers[rank.index()].store(true, Ordering::Release);
         let failure = Failure::new(ErrorKind::Revoked, message)
             .with_hint("shrink it, or end it and join a new one");
+        if let Some(across) = &comm.across {
+            across.joint.board.tell(End::Revoked, &failure.tell(Some(rank)));
+        }
         if meeting.lifecycle.revoked.set(failure.clone()).is_ok() {
-            self.fail_comm(key, |_| Some(failure.clone()));
+            self.fail_comm(key, &failure, None);
         }
     }
 }
@@ -378,7 +387,10 @@ impl MockComm {
             let message = format!("rank {rank} dropped its operations to shrink it");
             self.engine().with(|state| state.revoke(end.comm, rank, message));
         }
-        lifecycle.shrink(self.engine(), end, config)
+        match &end.joint {
+            Some(joint) => self.engine().shrink_across(end, joint, config),
+            None => lifecycle.shrink(self.engine(), end, config),
+        }
     }
 
     pub(crate) fn grown(&self, config: GrowConfig) -> Result<Arc<EndShared>> {
@@ -386,7 +398,13 @@ impl MockComm {
         end.check()?;
         self.rules().grow(&config)?;
         self.not_in_group("grow blocks until all ranks have called")?;
-        let id = end.meeting.lifecycle.take_grow_id(self.engine(), end)?;
+        let id = match &end.joint {
+            Some(joint) => {
+                let token = self.engine().take_grow_id_across(end, joint)?;
+                self.engine().meetings.across.number(token)
+            }
+            None => end.meeting.lifecycle.take_grow_id(self.engine(), end)?,
+        };
         let mut join = JoinConfig::new(end.info.rank, config.size).with_device(end.info.device);
         join.name = config.name;
         self.engine().meetings.join("grow", self.engine(), id, join)
@@ -396,6 +414,10 @@ impl MockComm {
         let end = self.shared();
         end.check()?;
         let engine = self.engine();
+        if let Some(joint) = &end.joint {
+            let token = engine.make_grow_id_across(end, joint)?;
+            return Ok(Mock::token_id(token, end.info.size));
+        }
         let number = end.meeting.lifecycle.grow_id(end.info.rank, || engine.meetings.issue())?;
         Ok(Mock::id(engine, number, end.info.size))
     }

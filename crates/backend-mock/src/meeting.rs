@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex, PoisonError, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -15,6 +15,7 @@ use crate::{
     comm_state::EndShared,
     engine::{Engine, Seat},
     error::{Failure, invalid, misuse, refuse},
+    gather::Gatherings,
     lifecycle::Lifecycle,
     sync::lock,
     threads::What,
@@ -24,6 +25,8 @@ use crate::{
 pub(crate) struct JoinMeetings {
     state: Mutex<Joins>,
     changed: Condvar,
+    /// Where ranks are processes.
+    pub(crate) across: Gatherings,
 }
 
 struct Joins {
@@ -42,9 +45,10 @@ struct Join {
 }
 
 impl JoinMeetings {
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let joins = Joins { next: 0, issued: BTreeSet::new(), open: BTreeMap::new() };
-        Self { state: Mutex::new(joins), changed: Condvar::new() }
+        let (state, changed) = (Mutex::new(joins), Condvar::new());
+        Self { state, changed, across: Gatherings::default() }
     }
 
     /// Makes an id.
@@ -66,8 +70,13 @@ impl JoinMeetings {
     ) -> Result<Arc<EndShared>> {
         let JoinConfig { rank, deadline, .. } = config;
         let until = deadline.and_then(|deadline| Instant::now().checked_add(deadline));
+        let what = What::Join { call: operation, id, rank: rank.get() };
+        if engine.has_processes() {
+            let _wait = engine.begin_wait(what, until);
+            return self.across.join(operation, engine, id, &config, &AtomicBool::new(false));
+        }
         self.arrive(operation, engine, id, &config)?;
-        let _wait = engine.begin_wait(What::Join { call: operation, id, rank: rank.get() }, until);
+        let _wait = engine.begin_wait(what, until);
         let mut joins = lock(&self.state);
         loop {
             if let Some(own) = self.take_from(&mut joins, operation, id, rank) {
@@ -91,6 +100,9 @@ impl JoinMeetings {
         config: &JoinConfig,
     ) -> Result<()> {
         let &JoinConfig { rank, size, device, ref name, .. } = config;
+        if engine.has_processes() {
+            return self.across.start(operation, engine, id, config);
+        }
         let at = |error: Error| error.with_operation(operation).with_rank(rank.get(), size);
         let mut joins = lock(&self.state);
         if !joins.issued.contains(&id) {
@@ -148,6 +160,9 @@ impl JoinMeetings {
         id: u64,
         rank: Rank,
     ) -> Option<Result<Arc<EndShared>>> {
+        if self.across.is_pending(id, rank) {
+            return self.across.take(id, rank);
+        }
         self.take_from(&mut lock(&self.state), operation, id, rank)
     }
 
@@ -185,6 +200,9 @@ impl JoinMeetings {
         rank: Rank,
         waited: Duration,
     ) -> Result<Arc<EndShared>> {
+        if self.across.is_pending(id, rank) {
+            return self.across.give_up(id, rank);
+        }
         let mut joins = lock(&self.state);
         loop {
             if let Some(own) = self.take_from(&mut joins, operation, id, rank) {
@@ -195,7 +213,8 @@ impl JoinMeetings {
                 && join.present < join.seats.len()
             {
                 let size = join.seats.len();
-                let error = late(&join.seats, waited);
+                let came: Vec<_> = join.seats.iter().map(Option::is_some).collect();
+                let error = late(&came, waited);
                 join.seats[rank.index()] = None;
                 join.present -= 1;
                 if join.present == 0 {
@@ -221,6 +240,7 @@ impl JoinMeetings {
 
     /// Ends all open meetings.
     pub(crate) fn call_off_all(&self, why: &str) {
+        self.across.call_off_all(Failure::new(ErrorKind::Aborted, why));
         let mut joins = lock(&self.state);
         for join in joins.open.values_mut().filter(|join| join.outcome.is_none()) {
             self.fail(join, Failure::new(ErrorKind::Aborted, why));
@@ -253,9 +273,10 @@ pub(crate) struct Gathered {
     pub(crate) came: Vec<bool>,
 }
 
-fn late(seats: &[Option<Seat>], deadline: Duration) -> Error {
+/// Not all ranks came in time.
+pub(crate) fn late(seats: &[bool], deadline: Duration) -> Error {
     let came = |came: bool| {
-        let ranks = seats.iter().enumerate().filter(move |(_, seat)| seat.is_some() == came);
+        let ranks = seats.iter().enumerate().filter(move |(_, here)| **here == came);
         ranks.map(|(rank, _)| rank.to_string()).collect::<Vec<_>>()
     };
     let (here, missing) = (came(true), came(false));

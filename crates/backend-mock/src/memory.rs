@@ -6,16 +6,18 @@ use std::{
     ops::Range,
     ptr::NonNull,
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use crate::sync::lock;
+use crate::{process::peer::Process, sync::lock};
 
 /// All allocations of one engine.
 pub(crate) struct Memory {
     map: Mutex<Map>,
+    /// Where it lies if other processes are to reach it; else in this process's heap.
+    process: Option<Arc<Process>>,
     /// Changes with every allocation and every free, so that what was learned before can be cached.
     epoch: AtomicU64,
 }
@@ -34,6 +36,8 @@ pub(crate) struct Allocation {
     ptr: NonNull<u8>,
     layout: Layout,
     device: usize,
+    /// The process in whose segment it lies, and where.
+    segment: Option<(Arc<Process>, u64)>,
 }
 
 // SAFETY: owns its memory, like a box.
@@ -41,8 +45,11 @@ unsafe impl Send for Allocation {}
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        // SAFETY: allocated in `Memory::alloc` with this layout, and owned by `self` alone.
-        unsafe { alloc::dealloc(self.ptr.as_ptr(), self.layout) };
+        match &self.segment {
+            Some((process, offset)) => process.segment().free(*offset, self.layout.size()),
+            // SAFETY: allocated in `Memory::alloc` with this layout, and owned by `self` alone.
+            None => unsafe { alloc::dealloc(self.ptr.as_ptr(), self.layout) },
+        }
     }
 }
 
@@ -57,9 +64,9 @@ pub(crate) enum Misuse {
 }
 
 impl Memory {
-    pub(crate) fn new(devices: usize, capacity: usize) -> Self {
+    pub(crate) fn new(devices: usize, capacity: usize, process: Option<Arc<Process>>) -> Self {
         let map = Map { allocations: BTreeMap::new(), used: vec![0; devices], capacity };
-        Self { map: Mutex::new(map), epoch: AtomicU64::new(0) }
+        Self { map: Mutex::new(map), process, epoch: AtomicU64::new(0) }
     }
 
     /// Allocates; `None` where the device or the host has not that much.
@@ -70,10 +77,20 @@ impl Memory {
         let layout = Layout::from_size_align(size, align).ok()?;
         let mut map = lock(&self.map);
         let used = map.used[device].checked_add(size).filter(|&used| used <= map.capacity)?;
-        // SAFETY: the size is not zero.
-        let ptr = NonNull::new(unsafe { alloc::alloc(layout) })?;
+        let (ptr, segment) = match &self.process {
+            Some(process) => {
+                let offset = process.segment().alloc(size, align)?;
+                let ptr = NonNull::new(process.own().translate(offset, size)?)?;
+                (ptr, Some((Arc::clone(process), offset)))
+            }
+            None => {
+                // SAFETY: the size is not zero.
+                let ptr = unsafe { alloc::alloc(layout) };
+                (NonNull::new(ptr)?, None)
+            }
+        };
         map.used[device] = used;
-        map.allocations.insert(ptr.addr().get(), Allocation { ptr, layout, device });
+        map.allocations.insert(ptr.addr().get(), Allocation { ptr, layout, device, segment });
         self.epoch.fetch_add(1, Ordering::Release);
         Some(ptr)
     }
@@ -161,7 +178,7 @@ mod tests {
 
     #[test]
     fn ranges_are_known_by_device_and_end() {
-        let memory = Memory::new(2, 1 << 20);
+        let memory = Memory::new(2, 1 << 20, None);
         let ptr = memory.alloc(1, 1000).unwrap().addr().get();
         assert_eq!(ptr % ALIGNMENT, 0);
         assert!(
@@ -179,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_device_runs_out_on_its_own() {
-        let memory = Memory::new(2, 1000);
+        let memory = Memory::new(2, 1000, None);
         let ptr = memory.alloc(0, 600).unwrap();
         assert!(memory.alloc(0, 600).is_none());
         let other = memory.alloc(1, 600).unwrap();

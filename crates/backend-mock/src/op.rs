@@ -1,10 +1,8 @@
 //! One rank's part of an operation, as it waits in a stream.
 
-use std::panic::Location;
-
 use collectives_core::{DType, Rank, ReduceOp};
 
-use crate::slab::Key;
+use crate::{site::Site, slab::Key};
 
 /// What one rank asked for: plain data, checked when the call was made.
 #[derive(Clone, Copy)]
@@ -28,7 +26,7 @@ pub(crate) struct Op {
     /// Position among the collectives of this rank, or among its sends to (receives from) the peer.
     pub(crate) sequence: u64,
     /// Where in the program the call stands.
-    pub(crate) site: &'static Location<'static>,
+    pub(crate) site: Site,
 }
 
 // SAFETY: the pointers are the caller's buffers, which the contract of `Collectives` gives to the
@@ -53,7 +51,7 @@ impl Op {
 pub(crate) const NOBODY: u32 = u32::MAX;
 
 /// Which operation.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum Kind {
     AllGather,
     AllReduce,
@@ -117,6 +115,10 @@ pub(crate) enum Reduction {
 }
 
 impl Reduction {
+    /// All of them.
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Avg, Self::Max, Self::Min, Self::None, Self::PreMulSum, Self::Prod, Self::Sum];
+
     /// The name, as core writes it; `None` where nothing is reduced.
     pub(crate) const fn name(self) -> Option<&'static str> {
         match self {

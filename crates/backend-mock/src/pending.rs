@@ -1,11 +1,12 @@
 //! What is enqueued and not done, for people.
 
-use std::{collections::BTreeSet, fmt, panic::Location};
+use std::{collections::BTreeSet, fmt};
 
 use collectives_core::{DType, Rank, RawStream};
 
 use crate::{
     op::{Kind, Op},
+    site::Site,
     slab::Key,
     state::State,
     stream::{Entry, Stream, StreamShared},
@@ -40,7 +41,7 @@ pub struct PendingOp {
     /// Whether it is part of a launched graph.
     pub in_graph: bool,
     /// Where in the program the call stands.
-    pub site: &'static Location<'static>,
+    pub site: Site,
     /// How far it has come.
     pub status: PendingStatus,
     key: (Key, Key),
@@ -110,6 +111,33 @@ impl PendingOp {
             site: op.site,
             status,
             key: (op.comm, stream.shared.key),
+        }
+    }
+
+    /// An operation of another process that has met its peers here.
+    pub(crate) fn elsewhere(state: &State, op: &Op) -> Self {
+        let comm = state.comms.get(op.comm);
+        let across = comm.and_then(|comm| comm.across.as_ref());
+        let part = across.and_then(|across| across.joint.part_of(op));
+        let site = across.zip(part.as_ref());
+        let site = site.map_or(op.site, |(across, part)| across.joint.site_of(op.rank, part));
+        Self {
+            communicator: comm.map_or_else(|| "gone".into(), |comm| comm.title()),
+            rank: Rank::new(op.rank),
+            size: comm.map_or(0, |comm| comm.ends.len()),
+            operation: op.kind.name(),
+            count: op.count,
+            dtype: op.dtype,
+            reduce_op: op.reduction.name(),
+            other: op.other(),
+            sequence: op.sequence,
+            device: comm.map_or(0, |comm| comm.ends[op.rank as usize].shared.info.device),
+            stream: RawStream::from_bits(part.as_ref().map_or(0, |part| part.stream as usize)),
+            in_graph: part.is_some_and(|part| part.in_graph),
+            site,
+            status: PendingStatus::Running,
+            // A stream of another process is none of this one's.
+            key: (op.comm, Key { index: u32::MAX, generation: 0 }),
         }
     }
 

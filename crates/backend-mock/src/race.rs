@@ -16,7 +16,6 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     ops::Range,
-    panic::Location,
     sync::{Arc, Mutex},
 };
 
@@ -24,6 +23,7 @@ use collectives_core::RawStream;
 
 use crate::{
     footprint::{Footprint, overlap},
+    site::Site,
     slab::Key,
     sync::lock,
 };
@@ -76,7 +76,7 @@ struct Lane {
 pub(crate) struct Actor {
     /// The operation, as in a call.
     pub(crate) what: String,
-    pub(crate) site: &'static Location<'static>,
+    pub(crate) site: Site,
     /// The stream, by key, handle and device.
     pub(crate) key: Key,
     pub(crate) raw: RawStream,
@@ -365,12 +365,14 @@ const FEW: usize = 256;
 #[cfg(test)]
 #[expect(clippy::single_range_in_vec_init, reason = "lists of ranges is what these are")]
 mod tests {
+    use std::panic::Location;
+
     use super::*;
 
     fn actor(stream: u32) -> Actor {
         Actor {
             what: format!("work of {stream}"),
-            site: Location::caller(),
+            site: Location::caller().into(),
             key: Key { index: stream, generation: 1 },
             raw: RawStream::DEFAULT,
             device: 0,

@@ -142,6 +142,15 @@ impl OpKey {
         }
     }
 
+    /// Whether it is a message, and then whether a send, and the peer.
+    pub(crate) fn message(&self) -> Option<(bool, u32)> {
+        match self.kind {
+            Class::Collective => None,
+            Class::Receive => Some((false, self.other)),
+            Class::Send => Some((true, self.other)),
+        }
+    }
+
     /// The parts that tell it from others of its communicator, as one number each.
     pub(crate) fn words(&self) -> [u64; 4] {
         [self.rank.into(), self.kind as u64, self.other.into(), self.sequence]
@@ -316,6 +325,22 @@ impl Demand {
     /// Somebody has to see all that one rank has issued on a communicator.
     pub(crate) fn want_rank(&mut self, view: &View<'_>, comm: Key, rank: u32) -> Vec<u32> {
         let own = self.ops.iter().filter(|(key, _)| key.comm == comm && key.rank == rank);
+        let places: Vec<_> = own.map(|(_, &place)| place).collect();
+        let mut open = Vec::new();
+        for place in places {
+            self.reach(place, &mut open);
+        }
+        open.into_iter().flat_map(|(stream, count)| self.want(view, stream, count)).collect()
+    }
+
+    /// Other processes wait for operations of a communicator: those of this one's that `awaited` names.
+    pub(crate) fn want_across(
+        &mut self,
+        view: &View<'_>,
+        comm: Key,
+        awaited: impl Fn(&OpKey) -> bool,
+    ) -> Vec<u32> {
+        let own = self.ops.iter().filter(|(key, _)| key.comm == comm && awaited(key));
         let places: Vec<_> = own.map(|(_, &place)| place).collect();
         let mut open = Vec::new();
         for place in places {

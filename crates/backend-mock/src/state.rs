@@ -19,6 +19,7 @@ use collectives_core::{ErrorKind, Rank};
 
 use crate::{
     Accumulation,
+    across::Reach,
     adversary::Adversary,
     calls::Call,
     comm_state::{Comm, EndShared},
@@ -58,9 +59,13 @@ pub(crate) struct State {
     pub(crate) verdicts: VecDeque<Verdict>,
     /// Whether a stream waited for an event that was never recorded.
     pub(crate) warned_of_event: bool,
+    /// What leads to other processes, where ranks are processes.
+    pub(crate) reach: Option<Reach>,
+    /// For what other processes have done; empty between looks.
+    pub(crate) done: Vec<Arrival>,
     /// Schedules, guards and faults, where any are asked for.
     pub(crate) adversary: Option<Box<Adversary>>,
-    accumulation: Accumulation,
+    pub(crate) accumulation: Accumulation,
     pub(crate) memory: Arc<Memory>,
 }
 
@@ -74,6 +79,8 @@ pub(crate) struct Arrival {
 /// What goes on when an operation is done.
 #[derive(Clone, Copy)]
 pub(crate) enum Owner {
+    /// A stream of another process.
+    Elsewhere,
     Stream(u32),
     Unit(u32),
 }
@@ -82,7 +89,7 @@ pub(crate) enum Owner {
 pub(crate) struct Job {
     pub(crate) transfer: Transfer,
     /// The stream of a copy or fill; operations have their owners with them.
-    stream: Option<u32>,
+    pub(crate) stream: Option<u32>,
 }
 
 /// Operations of a group that share a stream or a communicator, and so start and end together.
@@ -113,6 +120,8 @@ impl State {
             garbage: Vec::new(),
             verdicts: VecDeque::new(),
             warned_of_event: false,
+            reach: None,
+            done: Vec::new(),
             adversary: None,
             accumulation,
             memory,
@@ -154,7 +163,7 @@ impl State {
                 comm.ends[end.1 as usize].outstanding += alike;
             }
         }
-        if !state.started && known == 0 && !state.queue.is_empty() {
+        if !state.started && known == 0 && !state.queue.is_empty() || state.ahead > 0 {
             self.worklist.push(stream);
         }
         if self.adversary.is_some() {
@@ -171,7 +180,7 @@ impl State {
         let state = &mut self.streams[stream];
         state.queue.push_back(entry);
         let known = state.queue.len() - 1;
-        if !state.started && known == 0 {
+        if !state.started && known == 0 || state.ahead > 0 {
             self.worklist.push(stream);
         }
         if self.adversary.is_some() {
@@ -250,6 +259,9 @@ impl State {
 
     /// Starts whatever can be started.
     pub(crate) fn advance(&mut self) {
+        if self.reach.is_some() {
+            self.look_across();
+        }
         while let Some(stream) = self.worklist.pop() {
             self.start(stream);
         }
@@ -261,6 +273,11 @@ impl State {
             return;
         }
         let Some(stream) = self.streams.at_mut(index) else { return };
+        if stream.ahead > 0 {
+            stream.started = true;
+            self.head_ahead(index);
+            return;
+        }
         if stream.started {
             return;
         }
@@ -335,7 +352,7 @@ impl State {
     }
 
     /// As [`pass`](Self::pass), but the caller has to see to what comes next.
-    fn step(&mut self, index: u32) {
+    pub(crate) fn step(&mut self, index: u32) {
         let stream = &mut self.streams[index];
         stream.pass();
         if !stream.waiters.is_empty() {
@@ -445,6 +462,10 @@ impl State {
             self.finish_failed(arrival);
             return;
         }
+        if comm.across.is_some() {
+            self.arrive_across(arrival);
+            return;
+        }
         if op.kind.is_point_to_point() {
             self.arrive_point_to_point(arrival);
             return;
@@ -452,7 +473,7 @@ impl State {
         let Some(slot) = comm.slot(op.sequence) else {
             // Two threads used one communicator at once, against its contract.
             let failure = Failure::new(ErrorKind::InvalidUsage, "two threads use one communicator");
-            self.fail_comm(arrival.op.comm, |_| Some(failure.clone()));
+            self.fail_comm(arrival.op.comm, &failure, None);
             self.finish_failed(arrival);
             return;
         };
@@ -476,7 +497,7 @@ impl State {
         while self.comms.get(key).is_some() {
             if let Some(verdict) = self.mismatch(&arrivals) {
                 let failure = self.pronounce(verdict);
-                self.fail_comm(key, |_| Some(failure.clone()));
+                self.fail_comm(key, &failure, None);
                 for arrival in arrivals {
                     self.finish_failed(arrival);
                 }
@@ -516,6 +537,7 @@ impl State {
                     self.leave(unit);
                     streams = false;
                 }
+                Owner::Elsewhere => streams = false,
             }
         }
         let next = arrivals[0].op.sequence + 1;
@@ -526,7 +548,7 @@ impl State {
                     && op.sequence == next
                     && !op.kind.is_point_to_point())
             }),
-            Owner::Unit(_) => false,
+            Owner::Elsewhere | Owner::Unit(_) => false,
         };
         let all = streams && arrivals.iter().all(follows);
         let comm = self.comms.get_mut(arrivals[0].op.comm);
@@ -561,7 +583,7 @@ impl State {
         let pair = if op.kind == Kind::Send { [arrival, other] } else { [other, arrival] };
         if let Some(verdict) = self.mismatch(&pair) {
             let failure = self.pronounce(verdict);
-            self.fail_comm(op.comm, |_| Some(failure.clone()));
+            self.fail_comm(op.comm, &failure, None);
             for arrival in pair {
                 self.finish_failed(arrival);
             }
@@ -572,7 +594,7 @@ impl State {
         }
     }
 
-    fn fail_departed(&mut self, key: Key, missing: Rank, op: &Op) {
+    pub(crate) fn fail_departed(&mut self, key: Key, missing: Rank, op: &Op) {
         let failure = Failure::new(
             ErrorKind::Remote,
             format!(
@@ -584,7 +606,7 @@ impl State {
                 op.site
             ),
         );
-        self.fail_comm(key, |_| Some(failure.clone()));
+        self.fail_comm(key, &failure, None);
     }
 
     /// Moves a little data at once, and makes a job of more.
@@ -611,6 +633,10 @@ impl State {
             Transfer::Exchange(pair) => pair,
             Transfer::Copy { .. } | Transfer::Fill { .. } => &[],
         };
+        if self.reach.is_some() {
+            self.complete_across(done);
+            return;
+        }
         for &arrival in done {
             self.finish(arrival);
         }
@@ -623,9 +649,13 @@ impl State {
 
     /// One rank's operation is done.
     #[inline]
-    fn finish(&mut self, arrival: Arrival) {
+    pub(crate) fn finish(&mut self, arrival: Arrival) {
+        if let Owner::Elsewhere = arrival.owner {
+            return;
+        }
         self.discount(&arrival.op);
         match arrival.owner {
+            Owner::Elsewhere => {}
             Owner::Stream(stream) => self.pass(stream),
             Owner::Unit(unit) => self.leave(unit),
         }
@@ -633,7 +663,7 @@ impl State {
 
     /// An operation less is outstanding.
     #[inline]
-    fn discount(&mut self, op: &Op) {
+    pub(crate) fn discount(&mut self, op: &Op) {
         if let Some(comm) = self.comms.get_mut(op.comm) {
             let end = &mut comm.ends[op.rank as usize];
             end.outstanding -= 1;
@@ -670,6 +700,7 @@ impl State {
         let end = self.comms.get(op.comm).map(|comm| &*comm.ends[op.rank as usize].shared);
         if let Some(failure) = end.and_then(EndShared::remote_failure) {
             let streams = match arrival.owner {
+                Owner::Elsewhere => Vec::new(),
                 Owner::Stream(stream) => vec![stream],
                 Owner::Unit(unit) => self.units[unit].streams.clone(),
             };
@@ -680,24 +711,38 @@ impl State {
         self.finish(arrival);
     }
 
-    /// Ends a communicator for good: each rank is told what `why` says, and what is pending is done
+    /// Ends a communicator for good: all ranks but `except` are told why, and what is pending is done
     /// without moving data, so that streams go on.
-    pub(crate) fn fail_comm(&mut self, key: Key, why: impl Fn(Rank) -> Option<Failure>) {
+    pub(crate) fn fail_comm(&mut self, key: Key, why: &Failure, except: Option<Rank>) {
+        let Some(comm) = self.comms.get(key) else { return };
+        let mut failure = match &self.adversary {
+            Some(adversary) => adversary.noted(why.clone()),
+            None => why.clone(),
+        };
+        let mut except = except;
+        if let Some(across) = &comm.across {
+            (failure, except) = across.tell(failure, except);
+            self.ring_all(key);
+        }
+        self.break_comm(key, &failure, except);
+    }
+
+    /// As [`fail_comm`](Self::fail_comm), in this process.
+    pub(crate) fn break_comm(&mut self, key: Key, failure: &Failure, except: Option<Rank>) {
         let Some(comm) = self.comms.get_mut(key) else { return };
         comm.broken = true;
         for (rank, end) in comm.ends.iter().enumerate() {
-            if !end.departed
-                && let Some(failure) = why(Rank::new(rank as u32))
-            {
-                end.shared.fail(match &self.adversary {
-                    Some(adversary) => adversary.noted(failure),
-                    None => failure,
-                });
+            if !end.departed && except.is_none_or(|except| except.index() != rank) {
+                end.shared.fail(failure.clone());
             }
         }
         comm.meeting.wake();
-        for arrival in comm.take_pending() {
-            self.finish_failed(arrival);
+        if comm.across.is_some() {
+            self.drop_waiting(key);
+        } else {
+            for arrival in comm.take_pending() {
+                self.finish_failed(arrival);
+            }
         }
         self.forget_guards(key);
     }
@@ -711,6 +756,11 @@ impl State {
         }
         comm.departed += 1;
         comm.meeting.depart(rank);
+        if let Some(across) = &comm.across {
+            across.joint.depart(&comm.ends[rank.index()].shared);
+            self.ring_all(key);
+        }
+        let Some(comm) = self.comms.get_mut(key) else { return };
         if let Some(op) = comm.waiting_for(rank) {
             self.fail_departed(key, rank, &op);
         }
@@ -720,15 +770,17 @@ impl State {
     /// Gives up the place of a communicator that all ranks left and nothing waits for.
     fn forget_comm(&mut self, key: Key) {
         let Some(comm) = self.comms.get(key) else { return };
-        if comm.departed == comm.ends.len() && comm.ends.iter().all(|end| end.outstanding == 0) {
+        let may_be = comm.departed == comm.ends.len() || comm.across.is_some();
+        if may_be && comm.is_over() {
             self.comms.remove(key.index);
+            self.let_go_of(key);
             self.forget_identity(key);
         }
     }
 }
 
 /// Data up to this traffic is moved with the lock held, which is cheaper than letting go of it.
-const AT_ONCE_BYTES: usize = 16 * 1024;
+pub(crate) const AT_ONCE_BYTES: usize = 16 * 1024;
 
 /// Relaxed is enough for counters that only their own rank's thread changes.
 pub(crate) const COUNT: Ordering = Ordering::Relaxed;

@@ -88,6 +88,8 @@ pub(crate) struct Stream {
     pub(crate) queue: VecDeque<Entry>,
     /// Whether the head has been started: it waits for others, or is running.
     pub(crate) started: bool,
+    /// How many entries at the head are published where other processes see them.
+    pub(crate) ahead: usize,
     /// Number of entries passed.
     pub(crate) passed: u64,
     /// Who waits until how many entries are passed.
@@ -113,6 +115,7 @@ impl Stream {
             shared,
             queue: VecDeque::new(),
             started: false,
+            ahead: 0,
             passed: 0,
             waiters: Vec::new(),
             failure: None,
@@ -125,6 +128,7 @@ impl Stream {
     pub(crate) fn pass(&mut self) {
         self.queue.pop_front();
         self.started = false;
+        self.ahead = self.ahead.saturating_sub(1);
         self.passed += 1;
         if self.failure.is_none() {
             self.shared.passed.store(self.passed, Ordering::Release);

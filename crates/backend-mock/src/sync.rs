@@ -10,6 +10,8 @@ use std::{
     time::Instant,
 };
 
+use crate::process::bell::Bell;
+
 /// Locks, also after a thread panicked while it held the lock: the engine's state changes only in
 /// steps that leave it valid.
 #[inline]
@@ -56,6 +58,17 @@ impl Parker {
     /// Wakes the thread.
     pub(crate) fn wake(&self) {
         self.thread.unpark();
+    }
+
+    /// As [`sleep`](Self::sleep), where also the ring of a bell ends it that was in state `seen` before
+    /// the thread looked at what it waits for. The answer is whether it was set or rung.
+    pub(crate) fn sleep_at(&self, bell: &Bell, seen: u32, until: Option<Instant>) -> bool {
+        let state = &self.state;
+        if state.compare_exchange(EMPTY, ASLEEP, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return true;
+        }
+        let rung = bell.sleep(seen, until);
+        state.swap(EMPTY, Ordering::AcqRel) == SET || rung
     }
 
     /// Sleeps until set, or `until`. The answer is whether it was set. Only its own thread calls.

@@ -321,6 +321,7 @@ impl State {
     fn tell_apart(&self, arrivals: &[Arrival]) -> Verdict {
         let pending = |arrival: &Arrival| {
             let stream = match arrival.owner {
+                Owner::Elsewhere => return PendingOp::elsewhere(self, &arrival.op),
                 Owner::Stream(stream) => stream,
                 Owner::Unit(unit) => self.unit_streams(unit).first().copied().unwrap_or(0),
             };
@@ -466,7 +467,7 @@ impl Case {
             }
         }
         for comm in comms {
-            state.fail_comm(comm, |_| Some(failure.clone()));
+            state.fail_comm(comm, &failure, None);
         }
         for id in joins {
             engine.meetings.call_off(id, failure.clone());

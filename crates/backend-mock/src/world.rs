@@ -1,13 +1,9 @@
 //! A world of ranks for tests: threads that are started, watched over, and reported on together.
 
 use std::{
-    any::Any,
-    cell::RefCell,
-    error::Error as StdError,
-    fmt,
-    panic::{self, AssertUnwindSafe, Location},
+    panic::{self, AssertUnwindSafe},
     sync::{
-        Arc, Once, OnceLock,
+        Arc, OnceLock,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread,
@@ -19,10 +15,15 @@ use collectives_core::{
 };
 
 use crate::{
-    Mock, MockComm, MockConfig, comm_state::EndShared, error::BACKEND, threads::Thread, verdict,
+    Cause, Mock, MockComm, MockConfig, RunFailure,
+    comm_state::EndShared,
+    error::BACKEND,
+    failure::{self, note_panics},
+    threads::Thread,
+    verdict,
 };
 
-/// Ranks to run, each on a thread of its own, on a machine of their own.
+/// Ranks to run, on a machine of their own: each on a thread, or in a process of its own.
 ///
 /// This is the raw layer's; the facade has one of the same name that gives each rank a safe
 /// communicator, and `run` for short.
@@ -37,17 +38,19 @@ use crate::{
 /// ```
 #[derive(Clone, Debug)]
 pub struct World {
-    ranks: usize,
+    pub(crate) ranks: usize,
     /// As the environment says, where `None`.
     config: Option<MockConfig>,
-    deadline: Duration,
+    pub(crate) deadline: Duration,
+    /// The test that processes are to run; the thread's name where `None`.
+    pub(crate) test: Option<String>,
 }
 
 impl World {
     /// So many ranks, rank i on device i, with a minute for all they do. The machine is as the
     /// environment says: see [`MockConfig::from_env`].
     pub const fn new(ranks: usize) -> Self {
-        Self { ranks, config: None, deadline: Duration::from_secs(60) }
+        Self { ranks, config: None, deadline: Duration::from_secs(60), test: None }
     }
 
     /// Sets how long all of it may take.
@@ -79,20 +82,11 @@ impl World {
         self,
         body: impl Fn(&Mock, MockComm) -> Result<T> + Send + Sync + 'static,
     ) -> Result<Vec<T>, RunFailure> {
-        let Self { ranks, config, deadline } = self;
         note_panics();
+        let (ranks, deadline) = (self.ranks, self.deadline);
         let start = Instant::now();
-        let whole = |cause| RunFailure {
-            ranks,
-            elapsed: start.elapsed(),
-            late: None,
-            note: None,
-            failures: vec![RankFailure { rank: None, cause }],
-        };
-        let config = config.map_or_else(MockConfig::from_env, Ok);
-        let config = config.map_err(|error| whole(Cause::Error(error)))?;
-        let devices = config.devices.max(ranks);
-        let mock = Mock::new(config.with_devices(devices));
+        let whole = |cause| RunFailure::of_the_whole(ranks, start, cause);
+        let mock = Mock::new(self.machine().map_err(|error| whole(Cause::Error(error)))?);
         let id = mock.unique_id().map_err(|error| whole(Cause::Error(error)))?;
         let seats: Arc<[Seat]> = (0..ranks).map(|_| Seat::default()).collect();
         let (body, (report, reports)) = (Arc::new(body), channel());
@@ -118,13 +112,50 @@ impl World {
         let watched = Watched { mock, seats, reports, start, deadline };
         watched.collect(ranks)
     }
+
+    /// The machine, with a device for each rank.
+    pub(crate) fn machine(&self) -> Result<MockConfig> {
+        let config = self.config.clone().map_or_else(MockConfig::from_env, Ok)?;
+        let devices = config.devices.max(self.ranks);
+        Ok(config.with_devices(devices))
+    }
 }
 
 /// What others can see of a rank.
 #[derive(Default)]
-struct Seat {
+pub(crate) struct Seat {
     thread: OnceLock<Arc<Thread>>,
     end: OnceLock<Arc<EndShared>>,
+}
+
+impl Seat {
+    /// Joins the world as this rank, on the calling thread, and runs `body`.
+    pub(crate) fn attend<T>(
+        &self,
+        mock: &Mock,
+        rank: usize,
+        size: usize,
+        id: impl FnOnce() -> Result<UniqueId>,
+        body: impl FnOnce(&Mock, MockComm) -> Result<T>,
+    ) -> Result<T, Cause> {
+        mock.engine.threads.note(Some(rank));
+        let _ = self.thread.set(Thread::current());
+        let run = || {
+            let config = JoinConfig::new(Rank::new(rank as u32), size);
+            let comm = mock.join(&id()?, config.with_device(rank).with_name("world"))?;
+            let _ = self.end.set(Arc::clone(comm.shared()));
+            body(mock, comm)
+        };
+        match panic::catch_unwind(AssertUnwindSafe(run)) {
+            Ok(outcome) => outcome.map_err(Cause::Error),
+            Err(payload) => Err(Cause::panic(&*payload)),
+        }
+    }
+
+    /// What the rank does now.
+    pub(crate) fn whereabouts(&self, mock: &Mock) -> String {
+        verdict::whereabouts(&mock.engine, self.thread.get(), self.end.get())
+    }
 }
 
 type Report<T> = (usize, Result<T, Cause>);
@@ -141,19 +172,8 @@ struct RankThread<T, F> {
 impl<T, F: Fn(&Mock, MockComm) -> Result<T>> RankThread<T, F> {
     fn run(self) {
         let Self { mock, id, rank, seats, body, report } = self;
-        let seat = &seats[rank];
-        mock.engine.threads.note(Some(rank));
-        let _ = seat.thread.set(Thread::current());
-        let run = || {
-            let config = JoinConfig::new(Rank::new(rank as u32), seats.len());
-            let comm = mock.join(&id, config.with_device(rank).with_name("world"))?;
-            let _ = seat.end.set(Arc::clone(comm.shared()));
-            body(&mock, comm)
-        };
-        let outcome = match panic::catch_unwind(AssertUnwindSafe(run)) {
-            Ok(outcome) => outcome.map_err(Cause::Error),
-            Err(payload) => Err(Cause::panic(&*payload)),
-        };
+        let own = |mock: &Mock, comm| body(mock, comm);
+        let outcome = seats[rank].attend(&mock, rank, seats.len(), || Ok(id), own);
         // The body may hold the last of what the ranks share; it goes before the report, so that
         // nothing of a world is left when it is over.
         drop((body, mock));
@@ -192,33 +212,21 @@ impl<T> Watched<T> {
             };
             outcomes[rank] = Some(outcome);
         }
-        let (mut values, mut failures) = (Vec::new(), Vec::new());
-        for (rank, outcome) in outcomes.into_iter().enumerate() {
-            match outcome {
-                Some(Ok(value)) => values.push(value),
-                Some(Err(cause)) => {
-                    failures.push(RankFailure { rank: Some(Rank::new(rank as u32)), cause });
-                }
-                None => {}
-            }
-        }
-        if failures.is_empty() {
-            return Ok(values);
-        }
-        failures.sort_by_key(|failure| failure.cause.weight());
-        let note = self.mock.engine.with(|state| state.adversary.as_ref()?.note());
-        Err(RunFailure { ranks, elapsed: self.start.elapsed(), late, note, failures })
+        failure::sort_out(outcomes.into_iter().flatten(), |failures| RunFailure {
+            ranks,
+            elapsed: self.start.elapsed(),
+            late,
+            note: self.mock.note(),
+            pids: Vec::new(),
+            failures,
+        })
     }
 
     /// Notes what each rank that has not ended does, and frees those that wait in the engine.
     fn give_up(&self, outcomes: &mut [Option<Result<T, Cause>>]) {
         for (seat, outcome) in self.seats.iter().zip(outcomes.iter_mut()) {
             if outcome.is_none() {
-                *outcome = Some(Err(Cause::Late(verdict::whereabouts(
-                    &self.mock.engine,
-                    seat.thread.get(),
-                    seat.end.get(),
-                ))));
+                *outcome = Some(Err(Cause::Late(seat.whereabouts(&self.mock))));
             }
         }
         abort(&self.mock, &self.seats);
@@ -228,182 +236,19 @@ impl<T> Watched<T> {
     }
 }
 
+impl Mock {
+    /// Schedule, faults and seeds, with which a run can be had again.
+    pub(crate) fn note(&self) -> Option<String> {
+        self.engine.with(|state| state.adversary.as_ref()?.note())
+    }
+}
+
 fn abort(mock: &Mock, seats: &[Seat]) {
     for end in seats.iter().filter_map(|seat| seat.end.get()) {
         // Only a forked child is refused.
         let _ = end.abort();
     }
     mock.engine.meetings.call_off_all("the world has given up");
-}
-
-/// Why [`World::run`] failed: the errors and panics of all ranks, the root cause first.
-///
-/// `Debug` is as `Display`, so that an `unwrap` in a test reads well.
-pub struct RunFailure {
-    ranks: usize,
-    elapsed: Duration,
-    late: Option<Duration>,
-    /// Schedule, faults and seeds, with which the run can be had again.
-    note: Option<String>,
-    failures: Vec<RankFailure>,
-}
-
-/// How one rank failed.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct RankFailure {
-    /// The rank; `None` where the world was not set up.
-    pub rank: Option<Rank>,
-    /// Why.
-    pub cause: Cause,
-}
-
-/// Why a rank failed.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Cause {
-    /// It returned this.
-    Error(Error),
-    /// It had not ended when the deadline passed; this is what it was doing.
-    Late(String),
-    /// It panicked.
-    Panic {
-        /// What it said.
-        message: String,
-        /// Where.
-        location: Option<String>,
-    },
-}
-
-impl RunFailure {
-    /// What each rank that failed came to, the root cause first: panics and errors of a rank's own
-    /// before verdicts, and those before what merely follows from another rank's end.
-    pub fn failures(&self) -> &[RankFailure] {
-        &self.failures
-    }
-
-    /// Whether the deadline passed.
-    pub fn is_late(&self) -> bool {
-        self.late.is_some()
-    }
-}
-
-impl Cause {
-    fn panic(payload: &(dyn Any + Send)) -> Self {
-        let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
-        let message = text.unwrap_or_else(|| "(no text)".into());
-        Self::Panic { message, location: LAST_PANIC.take() }
-    }
-
-    /// What comes first in a report.
-    fn weight(&self) -> u8 {
-        match self {
-            Self::Panic { .. } => 0,
-            Self::Error(error) => match error.kind() {
-                ErrorKind::Aborted | ErrorKind::Remote => 3,
-                ErrorKind::Deadlock => 1,
-                _ => 0,
-            },
-            Self::Late(_) => 2,
-        }
-    }
-
-    /// Where it happened. Ranks that say the same share a line wherever they say it.
-    fn operation(&self) -> Option<&'static str> {
-        match self {
-            Self::Error(error) => error.operation(),
-            Self::Late(_) | Self::Panic { .. } => None,
-        }
-    }
-
-    /// What happened, without the rank and the operation.
-    fn text(&self) -> String {
-        match self {
-            Self::Late(doing) => format!("has not ended: {doing}"),
-            Self::Panic { message, location: Some(location) } => {
-                format!("panicked at {location}: {message}")
-            }
-            Self::Panic { message, location: None } => format!("panicked: {message}"),
-            Self::Error(error) => {
-                let mut text = error.message().to_owned();
-                if let Some(hint) = error.hint() {
-                    text += if error.message().contains('\n') { "\n" } else { "; " };
-                    text += hint;
-                }
-                text
-            }
-        }
-    }
-}
-
-impl fmt::Display for RunFailure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { ranks, elapsed, late, note, failures } = self;
-        match late {
-            Some(deadline) => write!(f, "the world is not done after {deadline:?}")?,
-            None => write!(f, "{} of {ranks} ranks failed after {elapsed:.1?}", failures.len())?,
-        }
-        if let Some(note) = note {
-            write!(f, ", {note}")?;
-        }
-        let mut lines: Vec<(String, Vec<u32>, Option<&str>)> = Vec::new();
-        for RankFailure { rank, cause } in failures {
-            let (text, operation) = (cause.text(), cause.operation());
-            match lines.iter_mut().find(|(known, ..)| *known == text) {
-                Some((_, ranks, known)) => {
-                    ranks.extend(rank.map(Rank::get));
-                    *known = known.filter(|known| Some(*known) == operation);
-                }
-                None => lines.push((text, rank.map(Rank::get).into_iter().collect(), operation)),
-            }
-        }
-        for (text, ranks, operation) in lines {
-            f.write_str("\n  ")?;
-            if !ranks.is_empty() {
-                write!(f, "{}: ", verdict::list("rank", &ranks))?;
-            }
-            if let Some(operation) = operation {
-                write!(f, "{operation}: ")?;
-            }
-            f.write_str(&text.replace('\n', "\n    "))?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Debug for RunFailure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}")
-    }
-}
-
-impl StdError for RunFailure {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        match &self.failures.first()?.cause {
-            Cause::Error(error) => Some(error),
-            Cause::Late(_) | Cause::Panic { .. } => None,
-        }
-    }
-}
-
-thread_local! {
-    /// Where this thread panicked last.
-    static LAST_PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
-}
-
-/// Has the place of each panic kept: what a panic leaves behind has only its message.
-fn note_panics() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let others = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            let place = info.location().map(Location::to_string);
-            // Fails where the thread is being torn down, and then nobody asks.
-            let _ = LAST_PANIC.try_with(|last| last.replace(place));
-            others(info);
-        }));
-    });
 }
 
 /// How long the ranks of a late world have to end once they were aborted.

@@ -1,4 +1,5 @@
-//! `collectives perf`, the side that all others are compared with.
+//! `collectives perf`: the side that all others are compared with, and the same with ranks as
+//! processes.
 
 use std::{fs, path::PathBuf, process::Command, time::Duration};
 
@@ -6,7 +7,7 @@ use crate::{
     operation::{Operation, Series},
     parse::{self, Placed, Run},
     process::{self, Failure},
-    report::{Case, OURS, Role},
+    report::{Case, OURS, PROCESSES, Role},
     rounds::Contender,
     sizes::Sizes,
 };
@@ -22,8 +23,10 @@ pub(crate) struct Ours {
 
 /// What it runs on.
 pub(crate) enum Backend {
-    /// The mock, with as many devices as there are ranks.
+    /// The mock, with as many devices as there are ranks, which are threads.
     Mock,
+    /// The same, and the ranks are processes.
+    MockProcesses,
     /// NCCL, from this file.
     Nccl {
         library: PathBuf,
@@ -34,7 +37,10 @@ pub(crate) enum Backend {
 
 impl Contender for Ours {
     fn name(&self) -> &str {
-        OURS
+        match self.backend {
+            Backend::Mock | Backend::Nccl { .. } => OURS,
+            Backend::MockProcesses => PROCESSES,
+        }
     }
 
     fn role(&self) -> Role {
@@ -54,7 +60,10 @@ impl Contender for Ours {
         command.args(["perf", op.name(), "--ranks", &ranks.to_string(), "--json"]).arg(&report);
         command.args(self.sizes.arguments());
         match &self.backend {
-            Backend::Mock => {
+            Backend::Mock | Backend::MockProcesses => {
+                if matches!(self.backend, Backend::MockProcesses) {
+                    command.args(["--mode", "processes"]);
+                }
                 command.args(["--backend", "mock"]);
                 command.env("COLLECTIVES_MOCK_DEVICES", ranks.to_string());
             }

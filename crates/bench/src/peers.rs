@@ -99,8 +99,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let folder = tempfile::tempdir().context("a folder for the programs")?;
     let sizes = sizes.or_max(LARGEST);
-    let mut contenders: Vec<Box<dyn Contender>> =
-        vec![Box::new(Ours { binary, sizes, iters: *iters, backend: Backend::Mock })];
+    let ours = |backend| -> Box<dyn Contender> {
+        Box::new(Ours { binary: binary.clone(), sizes, iters: *iters, backend })
+    };
+    let mut contenders = vec![ours(Backend::Mock), ours(Backend::MockProcesses)];
     for kind in Kind::value_variants() {
         let program = kind.build(sources, folder.path());
         if let Err(reason) = &program {
@@ -110,8 +112,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 
     let mut notes = vec![
-        "float32, sum where it reduces, root 0; ranks of collectives are threads, those of the \
-         others processes"
+        "float32, sum where it reduces, root 0; ranks of collectives are threads, unless it says \
+         processes; those of the others are processes"
             .to_owned(),
         "broadcast is in place on all sides, everything else out of place".to_owned(),
     ];

@@ -12,6 +12,7 @@
 //!       "op": "all_reduce", "ranks": 2, "series": "loop", "rounds": 5,
 //!       "sides": [
 //!         { "name": "collectives", "role": "ours", "rounds": 5 },
+//!         { "name": "collectives, processes", "role": "ours", "rounds": 5 },
 //!         { "name": "Open MPI", "role": "peer", "rounds": 5 },
 //!         { "name": "Gloo", "role": "peer", "rounds": 0, "absent": "no gloo/context.h" }
 //!       ],
@@ -27,8 +28,8 @@
 //! ```
 //!
 //! Times are microseconds of one call; bandwidths are in 10⁹ bytes a second, from the median time;
-//! a ratio is the time of `collectives` over that of the side, formed within each round. `bytes` is
-//! the largest buffer of any rank. Fields may be added; their meaning does not change within a
+//! a ratio is the time of `collectives` over that of the side, formed within each round; so is
+//! `processes_ratio`, of `collectives, processes`. `bytes` is the largest buffer of any rank. Fields may be added; their meaning does not change within a
 //! schema.
 
 use std::{
@@ -48,6 +49,9 @@ use crate::operation::{Operation, Series};
 
 /// The side that all others are compared with.
 pub(crate) const OURS: &str = "collectives";
+
+/// The same with each rank in a process of its own, as those of MPI are.
+pub(crate) const PROCESSES: &str = "collectives, processes";
 
 const SCHEMA: u32 = 1;
 
@@ -122,6 +126,7 @@ pub(crate) struct Side {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Role {
+    /// This library, in one way or another.
     Ours,
     /// A library with the same operation.
     Peer,
@@ -138,6 +143,9 @@ pub(crate) struct Row {
     pub(crate) sides: BTreeMap<String, Figures>,
     /// Time of `collectives` over time of the side, by its name.
     pub(crate) ratio: BTreeMap<String, Spread>,
+    /// The same of `collectives, processes`, where that took part.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) processes_ratio: BTreeMap<String, Spread>,
 }
 
 /// The times of one side at one size.
@@ -319,7 +327,22 @@ pub(crate) mod samples {
             let spread = Spread { median, min: median * 0.8, max: median * 1.2 };
             ratio.insert(name.to_owned(), spread);
         }
-        Row { bytes, sides, ratio }
+        Row { bytes, sides, ratio, processes_ratio: BTreeMap::new() }
+    }
+
+    /// As if ranks as processes took this many times as long.
+    pub(crate) fn with_processes(mut known: Configuration, slower: f64) -> Configuration {
+        known.sides.insert(1, side(PROCESSES, Role::Ours));
+        for row in &mut known.rows {
+            let mut figures = row.sides[OURS];
+            figures.median_us *= slower;
+            row.sides.insert(PROCESSES.into(), figures);
+            row.processes_ratio = row.ratio.clone();
+            for Spread { median, min, max } in row.processes_ratio.values_mut() {
+                [median, min, max].into_iter().for_each(|ratio| *ratio *= slower);
+            }
+        }
+        known
     }
 
     pub(crate) fn configuration(op: Operation, ranks: u32, series: Series) -> Configuration {

@@ -108,11 +108,13 @@ impl Rounds {
         self.note_unmeasured(steps);
         self.report.write(&self.path)?;
         self.progress.finish_and_clear();
-        let ours = |(case, state): (&Case, &State)| {
-            let failure = state.out.get(OURS)?;
-            Some(format!("{case}: {failure}"))
+        let ours = self.contenders.iter().filter(|side| side.role() == Role::Ours);
+        let ours: Vec<_> = ours.map(|side| side.name()).collect();
+        let failed = |(case, state): (&Case, &State)| {
+            let failures = ours.iter().filter_map(|&name| Some((name, state.out.get(name)?)));
+            failures.map(|(name, why)| format!("{case}: {name}: {why}")).collect::<Vec<_>>()
         };
-        Ok(self.states.iter().filter_map(ours).collect())
+        Ok(self.states.iter().flat_map(failed).collect())
     }
 
     /// Whether a step would probably end too late. One that was never taken takes as long as the
@@ -289,6 +291,7 @@ mod tests {
     use crate::{
         operation::{Operation, Series},
         parse::Time,
+        report::PROCESSES,
     };
 
     const CASE: Case = Case { op: Operation::AllGather, ranks: 2, series: Series::Loop };
@@ -314,7 +317,7 @@ mod tests {
 
         fn role(&self) -> Role {
             match self.name {
-                OURS => Role::Ours,
+                OURS | PROCESSES => Role::Ours,
                 LIMIT => Role::Limit,
                 _ => Role::Peer,
             }
@@ -434,10 +437,14 @@ mod tests {
     #[test]
     fn failures_of_ours_are_told_apart() {
         let failure = Failure::Ended("perf ended with exit status: 1".into());
-        let scripts = vec![(OURS, None, vec![Err(failure)]), ("X", None, vec![times(1.0)])];
-        let (report, _, failures) = measure(scripts, &[[CASE]], HOUR);
-        assert_eq!(failures, ["all_gather, 2 ranks, loop: perf ended with exit status: 1"]);
-        assert!(report.configuration(CASE).expect("kept").rows.is_empty());
+        let failing = || vec![Err(failure.clone())];
+        for name in [OURS, PROCESSES] {
+            let scripts = vec![(name, None, failing()), ("X", None, vec![times(1.0)])];
+            let (report, _, failures) = measure(scripts, &[[CASE]], HOUR);
+            let want = format!("all_gather, 2 ranks, loop: {name}: perf ended with exit status: 1");
+            assert_eq!(failures, [want]);
+            assert!(report.configuration(CASE).expect("kept").rows.is_empty());
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     parse::{Run, Time},
-    report::{Case, Figures, OURS, Row, Spread},
+    report::{Case, Figures, OURS, PROCESSES, Row, Spread},
 };
 
 /// The runs of one round, by the name of the side.
@@ -54,7 +54,12 @@ pub(crate) fn four_digits(value: f64) -> f64 {
 
 fn row(case: Case, bytes: u64, sides: &[String], rounds: &[Round]) -> Row {
     let time = |round: &Round, side: &str| round.get(side)?.times.get(&bytes).copied();
-    let mut row = Row { bytes, sides: BTreeMap::new(), ratio: BTreeMap::new() };
+    let mut row = Row {
+        bytes,
+        sides: BTreeMap::new(),
+        ratio: BTreeMap::new(),
+        processes_ratio: BTreeMap::new(),
+    };
     for side in sides {
         let times: Vec<_> = rounds.iter().filter_map(|round| time(round, side)).collect();
         if let Some(mut figures) = figures(case, bytes, &times) {
@@ -63,17 +68,19 @@ fn row(case: Case, bytes: u64, sides: &[String], rounds: &[Round]) -> Row {
             figures.in_place_us = median(&in_place).map(four_digits);
             row.sides.insert(side.clone(), figures);
         }
-        // Each is held against its like.
-        let ours = |round: &Round| {
-            let placed = round.get(side)?.placed;
-            round.get(OURS)?.times_of(placed).get(&bytes).copied()
-        };
-        let ratio = |round| Some(ours(round)?.us / time(round, side)?.us);
-        let ratios: Vec<_> = rounds.iter().filter_map(ratio).collect();
-        if side != OURS
-            && let Some(spread) = spread(&ratios)
-        {
-            row.ratio.insert(side.clone(), spread);
+        for (ours, ratio) in [(OURS, &mut row.ratio), (PROCESSES, &mut row.processes_ratio)] {
+            // Each is held against its like.
+            let own = |round: &Round| {
+                let placed = round.get(side)?.placed;
+                round.get(ours)?.times_of(placed).get(&bytes).copied()
+            };
+            let of = |round| Some(own(round)?.us / time(round, side)?.us);
+            let ratios: Vec<_> = rounds.iter().filter_map(of).collect();
+            if side != ours
+                && let Some(spread) = spread(&ratios)
+            {
+                ratio.insert(side.clone(), spread);
+            }
         }
     }
     row
@@ -132,7 +139,7 @@ mod tests {
         let rows = rows(CASE, &names(&[OURS, "X"]), &rounds);
         assert_eq!(rows.len(), 1);
         // Medians 2 and 3; ratios 1, 0.5 and 3.
-        let Row { bytes, sides, ratio } = &rows[0];
+        let Row { bytes, sides, ratio, .. } = &rows[0];
         assert_eq!((*bytes, sides[OURS].median_us, sides["X"].median_us), (8, 2.0, 3.0));
         assert_eq!((sides[OURS].min_us, sides[OURS].max_us), (Some(1.0), Some(9.0)));
         assert_eq!(ratio["X"], Spread { median: 1.0, min: 0.5, max: 3.0 });
@@ -145,6 +152,19 @@ mod tests {
         let rows = rows(CASE, &names(&[OURS]), &rounds);
         // 1 MiB in 100 µs is 10.48576 GB/s; 2 · 3 / 4 of it crosses each rank's link.
         assert_eq!(rows[0].sides[OURS].busbw_gbps, 15.73);
+    }
+
+    #[test]
+    fn ranks_as_processes_have_ratios_of_their_own() {
+        let rounds =
+            [(1.0, 2.0, 4.0), (1.0, 3.0, 4.0), (2.0, 8.0, 4.0)].map(|(ours, own, theirs)| {
+                round(&[(OURS, &[(8, ours)]), (PROCESSES, &[(8, own)]), ("X", &[(8, theirs)])])
+            });
+        let rows = rows(CASE, &names(&[OURS, PROCESSES, "X"]), &rounds);
+        let Row { ratio, processes_ratio, .. } = &rows[0];
+        assert_eq!((ratio["X"].median, ratio[PROCESSES].median), (0.25, 0.3333));
+        assert_eq!((processes_ratio["X"].median, processes_ratio[OURS].median), (0.75, 3.0));
+        assert!(!ratio.contains_key(OURS) && !processes_ratio.contains_key(PROCESSES));
     }
 
     #[test]

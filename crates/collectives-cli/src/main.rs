@@ -1,10 +1,11 @@
-//! The `collectives` command: measures collectives ([`perf`]) and says what runs them and why
-//! ([`doctor`]).
+//! The `collectives` command: measures collectives ([`perf`]), says what runs them and why
+//! ([`doctor`]), and lays out the mock as a C library ([`mock`]).
 //!
 //! Tables and JSON go to standard output; errors, logs and the progress bar to standard error. Exit
 //! codes: 0 good, 1 a failed check or run, 2 usage.
 
 mod doctor;
+mod mock;
 mod perf;
 mod text;
 
@@ -29,11 +30,13 @@ struct Cli {
 enum Command {
     Perf(perf::Args),
     Doctor(doctor::Args),
+    Mock(mock::Args),
 }
 
 /// Why the command did not do what was asked.
 enum Failure {
-    /// A check failed; what there is to say stands in the output.
+    /// A check failed, or this rank did; what there is to say stands in the output, or was told to
+    /// the parent.
     Check,
     /// The run failed.
     Run(Box<dyn Error>),
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
     let (name, outcome) = match Cli::parse().command {
         Command::Perf(args) => ("perf", perf::run(&args)),
         Command::Doctor(args) => ("doctor", doctor::run(&args)),
+        Command::Mock(args) => ("mock", mock::run(&args)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -73,21 +77,16 @@ fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
 
 /// An error as one block: what happened, what is underneath, and what to do.
 fn block(command: &str, error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let hint = error.downcast_ref::<collectives::Error>().and_then(collectives::Error::hint);
-    if let Some(hint) = hint
-        && let Some(rest) = text.strip_suffix(hint)
-    {
-        text = rest.trim_end().trim_end_matches(';').to_owned();
-    }
-    let mut parts = vec![("error: ", format!("{command}: {text}"))];
+    let (text, mut hint) = without_hint(error);
     let mut source = error.source();
+    let mut parts = vec![("error: ", format!("{command}: {text}"))];
     while let Some(error) = source {
-        let words = error.to_string();
+        let (words, help) = without_hint(error);
         // Some errors repeat the one underneath in their own words.
         if !text.contains(&words) {
             parts.push(("  because: ", words));
         }
+        hint = hint.or(help);
         source = error.source();
     }
     parts.extend(hint.map(|hint| ("  help: ", hint.to_owned())));
@@ -96,6 +95,16 @@ fn block(command: &str, error: &(dyn Error + 'static)) -> String {
         text::wrapped(&mut block, label, &part).expect("writing to a string does not fail");
     }
     block
+}
+
+/// What an error says, but for what to do, and that.
+fn without_hint<'a>(error: &'a (dyn Error + 'static)) -> (String, Option<&'a str>) {
+    let text = error.to_string();
+    let hint = error.downcast_ref::<collectives::Error>().and_then(collectives::Error::hint);
+    match hint.and_then(|hint| text.strip_suffix(hint)) {
+        Some(rest) => (rest.trim_end().trim_end_matches(';').to_owned(), hint),
+        None => (text, hint),
+    }
 }
 
 /// Reports a usage error as clap does, with the usage of the subcommand, and exits with 2.

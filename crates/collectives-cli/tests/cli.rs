@@ -87,7 +87,6 @@ fn arguments_that_do_not_fit_are_usage_errors() {
         (&["all_gather", "--op", "sum"], "all_gather combines no elements"),
         (&["all_reduce", "--op", "median"], "sum, prod, max, min, avg"),
         (&["all_reduce", "--dtype", "f128"], "f128"),
-        (&["all_reduce", "--mode", "processes"], "not in this release"),
         (&["all_reduce", "--registered", "symmetric"], "not in this release"),
         (&["all_reduce", "-e", "64G"], "device 0 has 16384 MiB"),
         (&["all_reduce", "--graph", "--sync-each"], "--sync-each"),
@@ -116,6 +115,108 @@ fn every_operation_is_measured_and_right() {
             assert!(output.contains("# Out of bounds values : 0 OK\n"), "{output}");
         }
     }
+}
+
+/// Ranks as processes need Unix sockets.
+#[cfg(unix)]
+mod processes {
+    use std::{
+        fs,
+        process::{Command, Stdio},
+        thread,
+        time::{Duration, Instant},
+    };
+
+    use serde_json::Value;
+
+    use super::{OPERATIONS, TIMEOUT, collectives, output, rows};
+
+    const MODE: [&str; 2] = ["--mode", "processes"];
+
+    #[test]
+    fn every_operation_is_measured_and_right() {
+        for operation in OPERATIONS {
+            for ranks in RANKS {
+                let run = ["perf", operation, "-b", "8", "-e", "1K", "-n", ranks, "--iters", "9"];
+                let output = output(&[&run[..], &MODE].concat());
+                assert!(
+                    output.contains(&format!("ranks      {ranks}, a process each\n")),
+                    "{output}"
+                );
+                let rows = rows(&output);
+                assert!(rows.len() >= 6, "{operation} of {ranks}: {output}");
+                assert!(rows.iter().all(|row| row[8] == "0"), "{operation} of {ranks}: {output}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_report_says_so() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("report.json");
+        let path = file.to_str().expect("text");
+        let run = ["perf", "broadcast", "-e", "64", "--graph", "--iters", "5", "--json", path];
+        output(&[&run[..], &["-n", RANKS[0]], &MODE].concat());
+        let text = fs::read_to_string(&file).expect("the report");
+        let report: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(report["mode"], "processes");
+        assert_eq!(report["results"].as_array().map(Vec::len), Some(4));
+    }
+
+    #[test]
+    fn a_rank_that_fails_is_named_with_its_process_and_status() {
+        for (action, words) in [
+            ("{ out_of_memory = 1 }", &["ended: exit status: 1\n  because: mock mem_alloc"][..]),
+            ("'kill'", &[]),
+        ] {
+            let plan = format!("[[rule]]\nrank = 0\naction = {action}");
+            let run = ["perf", "all_reduce", "-e", "64", "-n", RANKS[0]];
+            let mut command = collectives(&[&run[..], &MODE].concat());
+            let result = command.env("COLLECTIVES_MOCK_FAULTS", plan).assert().code(1);
+            let text = String::from_utf8(result.get_output().stderr.clone()).expect("text");
+            assert!(text.contains("error: perf: rank 0 failed: process "), "{action}: {text}");
+            for words in words {
+                assert!(text.contains(words), "{action}: {text}");
+            }
+        }
+    }
+
+    /// Not even one that could catch nothing.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn nobody_outlives_a_killed_parent() {
+        let binary = assert_cmd::cargo::cargo_bin("collectives");
+        let endless = ["-b", "8M", "-e", "8M", "--iters", "100000000", "--backend", "mock"];
+        let mut parent = Command::new(binary)
+            .args(["perf", "all_reduce", "-n", RANKS[0]])
+            .args(MODE)
+            .args(endless)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the binary of this crate");
+        let until = Instant::now() + TIMEOUT;
+        let wait_for = |found: &dyn Fn() -> bool, what: &str| {
+            while !found() {
+                assert!(Instant::now() < until, "{what}");
+                thread::sleep(Duration::from_millis(5));
+            }
+        };
+        let children = || children_of(parent.id());
+        wait_for(&|| !children().is_empty(), "no rank was started");
+        let ranks = children();
+        parent.kill().expect("it runs");
+        parent.wait().expect("it was killed");
+        let gone = || ranks.iter().all(|&pid| !fs::exists(format!("/proc/{pid}")).unwrap_or(true));
+        wait_for(&gone, "ranks live on");
+    }
+
+    #[cfg(target_os = "linux")]
+    fn children_of(pid: u32) -> Vec<u32> {
+        let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        list.unwrap_or_default().split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+    }
+
+    const RANKS: [&str; 3] = ["1", "2", "3"];
 }
 
 #[test]

@@ -1,10 +1,14 @@
 //! One error type for every backend: who, what, where, then what to do.
 
+mod wire;
+
 use std::{
     error::Error as StdError,
     fmt,
     path::{Path, PathBuf},
 };
+
+use serde::{Deserialize, Serialize};
 
 use crate::{CommInfo, LibraryInfo, Version};
 
@@ -15,7 +19,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// Code branches on [`kind`](Self::kind), [`is_caller_bug`](Self::is_caller_bug) and
 /// [`poisons_communicator`](Self::poisons_communicator); people read the `Display`, which is one line
-/// except where several ranks are reported on. `Debug` shows every field.
+/// except where several ranks are reported on. `Debug` shows every field. It can be sent to another
+/// process, where all of it arrives; of the errors underneath, their words.
 ///
 /// ```
 /// use collectives_core::{DType, ErrorKind};
@@ -268,7 +273,7 @@ impl fmt::Display for VendorCode {
 }
 
 /// The class of an [`Error`].
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The communicator was aborted, here or by another holder of its abort handle.

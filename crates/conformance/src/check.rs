@@ -6,15 +6,16 @@ use std::{
 };
 
 use collectives_core::{Error, ErrorKind};
+use serde::{Deserialize, Serialize};
 
 /// What a case returns.
 pub(crate) type Outcome<T = ()> = Result<T, Failure>;
 
 /// Why a rank failed its case.
-#[derive(Debug)]
+#[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Failure {
     message: String,
-    site: Option<&'static Location<'static>>,
+    site: Option<String>,
     /// Whether it only says that another rank failed.
     echo: bool,
 }
@@ -22,7 +23,7 @@ pub(crate) struct Failure {
 impl Failure {
     #[track_caller]
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), site: Some(Location::caller()), echo: false }
+        Self { message: message.into(), site: Some(Location::caller().to_string()), echo: false }
     }
 
     /// The failure of another rank, seen from this one.
@@ -38,6 +39,11 @@ impl Failure {
             .copied()
             .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
         let message = format!("panicked: {}", text.unwrap_or("(no text)"));
+        Self::end(message)
+    }
+
+    /// How a rank ended that says nothing itself.
+    pub(crate) const fn end(message: String) -> Self {
         Self { message, site: None, echo: false }
     }
 
@@ -63,7 +69,7 @@ impl From<Error> for Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
-        match self.site {
+        match &self.site {
             Some(site) => write!(f, "\n      at {site}"),
             None => Ok(()),
         }

@@ -9,8 +9,8 @@ use collectives_core::{
 use crate::{
     check::Outcome,
     lane::Lane,
+    post::Post,
     workspace::{Graph, Workspace},
-    world::Job,
 };
 
 /// What a case is given, once per rank.
@@ -25,7 +25,7 @@ pub(crate) struct Ctx<'w, B: Backend> {
     pub(crate) devices: &'w [usize],
     /// This rank's device, a stream, and the memory of this case.
     pub(crate) here: Workspace<'w, B::Device>,
-    job: &'w Job<B>,
+    post: &'w Post,
 }
 
 impl<'w, B: Backend> Ctx<'w, B> {
@@ -35,19 +35,20 @@ impl<'w, B: Backend> Ctx<'w, B> {
         devices: &'w [usize],
         device: &B::Device,
         stream: RawStream,
-        job: &'w Job<B>,
+        seed: u64,
+        post: &'w Post,
     ) -> Self {
         let info = comm.info();
         let rank = info.rank.index();
         Self {
             rank,
             size: info.size,
-            seed: job.seed,
+            seed,
             backend,
             comm,
             devices,
-            here: Workspace::new(device.clone(), stream, &job.calls[rank]),
-            job,
+            here: Workspace::new(device.clone(), stream, &post.watch.calls),
+            post,
         }
     }
 
@@ -55,10 +56,10 @@ impl<'w, B: Backend> Ctx<'w, B> {
     #[track_caller]
     pub(crate) fn exchange(&self, bytes: &[u8]) -> Outcome<Vec<Vec<u8>>> {
         self.here.calls.note("exchange");
-        self.job.exchange.all_gather(self.rank, bytes.to_vec())
+        self.post.all_gather(bytes.to_vec())
     }
 
-    /// Waits for every rank's thread, without a library.
+    /// Waits for every rank, without a library.
     ///
     /// Cases call it between the end of a communicator and the next collective: ending one frees
     /// device memory, which on CUDA may wait for the kernels of the process's other ranks.
@@ -148,7 +149,7 @@ impl<'w, B: Backend> Ctx<'w, B> {
 
     /// Lets the runner abort `comm` if another rank fails and this one waits for it.
     pub(crate) fn guard(&self, comm: &dyn Collectives) {
-        self.job.guard(comm.abort_handle());
+        self.post.watch.guard(comm.abort_handle());
     }
 
     #[track_caller]

@@ -14,6 +14,10 @@ impl LastCall {
         Self(Mutex::new(None))
     }
 
+    pub(crate) fn forget(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     #[track_caller]
     pub(crate) fn note(&self, call: &'static str) {
         let call = (call, Location::caller(), Instant::now());

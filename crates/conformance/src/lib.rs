@@ -38,19 +38,31 @@
 //!   failing.
 //! * Results are compared bit for bit, on inputs that have one right answer in any order of
 //!   evaluation. Averages of floats are the one exception, with a tolerance that is derived.
-//! * Collectives fail by hanging. A rank that waits in vain fails after 20 seconds; a world that is
-//!   late as a whole ends the process, printing each rank's last call.
+//! * Collectives fail by hanging. A rank that waits in vain fails after 20 seconds. A world that is
+//!   late as a whole tells each rank's last call, and is ended; where ranks are threads, that takes
+//!   the process with it.
+//!
+//! # Ranks as processes
+//! A harness whose [`processes`](Harness::processes) is true has each rank in a process of its own,
+//! which joins once and runs the cases that it is told. Cases and reports are the same. A process
+//! that dies is a failure of its rank, with process id and status: `rank 1: its process 4711 ended:
+//! signal: 9 (SIGKILL)`. When the test executable ends, its ranks do, too.
 
 mod cases;
 mod check;
 mod ctx;
+mod exchange;
 mod inputs;
 mod lane;
 mod last_call;
 mod number;
 mod oracle;
 mod plan;
+mod post;
+mod processes;
+mod seat;
 mod suite;
+mod threads;
 mod workspace;
 mod world;
 
@@ -68,7 +80,8 @@ pub trait Harness: Send + Sync + 'static {
     /// The name in front of every trial, with a version where there are several.
     fn name(&self) -> String;
 
-    /// A backend for one world; the mock makes a fresh one, a library gives its only one.
+    /// A backend for one world, or for one rank where ranks are processes; the mock makes a fresh one,
+    /// a library gives its only one.
     fn backend(&self) -> Self::Backend;
 
     /// The world sizes.
@@ -79,6 +92,13 @@ pub trait Harness: Send + Sync + 'static {
     /// The device of each rank in a world of `size`.
     fn devices(&self, size: usize) -> Vec<usize> {
         (0..size).collect()
+    }
+
+    /// Whether each rank is a process of its own. Such a process makes its own harness and backend: it
+    /// runs the `main` of this executable without arguments, until that comes to [`trials`] with the
+    /// harness of this one's name, which no other may have.
+    fn processes(&self) -> bool {
+        false
     }
 
     /// Whether only one world may run at a time: on real devices, kernels of two worlds that wait
@@ -92,7 +112,8 @@ pub trait Harness: Send + Sync + 'static {
         false
     }
 
-    /// How long one case may take before it counts as hung and the process ends.
+    /// How long one case may take before it counts as hung; then the processes of its ranks are
+    /// killed, or, where ranks are threads, the process ends.
     fn deadline(&self) -> Duration {
         Duration::from_secs(120)
     }

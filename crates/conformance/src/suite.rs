@@ -11,11 +11,18 @@ use libtest_mimic::{Failed, Trial};
 use crate::{
     Harness, KnownFault,
     cases::{Case, cases},
+    processes::{Processes, serve_if_rank},
+    threads::Threads,
     world::World,
 };
 
 /// One trial per world size and case.
+///
+/// In a process that a [world of processes](Harness::processes) of this harness has started as a rank,
+/// it serves that world instead, and ends the process. So `main` calls it, for every harness, before
+/// it does anything that only one process may do.
 pub fn trials<H: Harness>(harness: H) -> Vec<Trial> {
+    serve_if_rank(&harness);
     let suite = Arc::new(Suite::new(harness));
     let mut trials = Vec::new();
     for size in suite.harness.worlds() {
@@ -52,9 +59,9 @@ struct Suite<H: Harness> {
 }
 
 /// The worlds of one size that no trial is using.
-struct Worlds<B: Backend> {
+struct Worlds {
     size: usize,
-    idle: Mutex<Vec<World<B>>>,
+    idle: Mutex<Vec<World>>,
 }
 
 impl<H: Harness> Suite<H> {
@@ -80,7 +87,7 @@ impl<H: Harness> Suite<H> {
         }
     }
 
-    fn trial(self: &Arc<Self>, worlds: &Arc<Worlds<H::Backend>>, case: Case<H::Backend>) -> Trial {
+    fn trial(self: &Arc<Self>, worlds: &Arc<Worlds>, case: Case<H::Backend>) -> Trial {
         let size = worlds.size;
         let ranks = if size == 1 { "rank" } else { "ranks" };
         let world = format!("{}/{size} {ranks}", self.name);
@@ -114,38 +121,33 @@ impl<H: Harness> Suite<H> {
         }
     }
 
-    fn run(
-        &self,
-        worlds: &Worlds<H::Backend>,
-        world: &str,
-        case: &Case<H::Backend>,
-    ) -> Result<(), Failed> {
-        let outcome = self.run_in_world(worlds, world, case);
+    fn run(&self, worlds: &Worlds, world: &str, case: &Case<H::Backend>) -> Result<(), Failed> {
+        let outcome = self.run_in_world(worlds, world, case.name);
         let shows =
             |fault: &&KnownFault| fault.case == case.name && fault.ranks.contains(&worlds.size);
         let fault = self.faults.iter().find(shows);
         judge(outcome, fault, self.seed)
     }
 
-    fn run_in_world(
-        &self,
-        worlds: &Worlds<H::Backend>,
-        name: &str,
-        case: &Case<H::Backend>,
-    ) -> Result<(), String> {
+    fn run_in_world(&self, worlds: &Worlds, name: &str, case: &str) -> Result<(), String> {
         let _turn = self.harness.serial().then(|| lock(&self.turn));
         let idle = lock(&worlds.idle).pop();
         let mut world = match idle {
             Some(world) => world,
-            None => {
-                let devices = self.harness.devices(worlds.size);
-                let backend = self.harness.backend();
-                World::open(name.into(), &backend, &devices, self.harness.deadline())?
-            }
+            None => self.open(name, worlds.size)?,
         };
-        world.run(case.name, self.seed, case.run)?;
+        world.run(case, self.seed)?;
         lock(&worlds.idle).push(world);
         Ok(())
+    }
+
+    fn open(&self, name: &str, size: usize) -> Result<World, String> {
+        let (harness, deadline) = (&self.harness, self.harness.deadline());
+        if harness.processes() {
+            return World::open(name.into(), Processes::start(&self.name, size)?, size, deadline);
+        }
+        let threads = Threads::start(name, &harness.backend(), &harness.devices(size))?;
+        World::open(name.into(), threads, size, deadline)
     }
 }
 

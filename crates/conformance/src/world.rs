@@ -1,288 +1,133 @@
-//! Ranks as threads, which live as long as their communicator and run one case after another.
+//! Ranks that live as long as their communicator and run one case after another.
 //!
 //! Joining costs a third of a second on a real library, so a world is kept and used again by the
-//! next case of its size; one in which a case failed is not. Threads that are stuck in a library
-//! cannot be ended. So when a rank fails, the others' communicators are aborted after a moment, and
-//! when that does not help until the deadline, the process ends, with every rank's last call.
+//! next case of its size; one in which a case failed is not. When a rank fails, the others'
+//! communicators are aborted after a moment. When that does not help until the deadline, every
+//! rank's last call is told, and stuck ranks are ended: those that are processes are killed; those
+//! that are threads cannot be ended, and so the process ends.
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
-    },
-    thread,
-    time::{Duration, Instant},
-};
-
-use collectives_core::{AbortHandle, Backend, Collectives, Device, JoinConfig, UniqueId};
+use std::time::{Duration, Instant};
 
 use crate::{
     check::{Failure, Outcome},
-    ctx::{Ctx, rank},
-    last_call::LastCall,
+    exchange::{Exchange, Orders},
+    post::{Order, Report},
 };
 
-/// A case, as every rank runs it.
-pub(crate) type Run<B> = for<'a, 'w> fn(&'a Ctx<'w, B>) -> Outcome;
+/// What carries the ranks of a world.
+pub(crate) trait Hands: Send {
+    /// Tells a rank. One that is gone was or will be heard of.
+    fn order(&mut self, rank: usize, order: Order);
 
-/// Joined ranks, each on a thread of its own.
-pub(crate) struct World<B: Backend> {
+    /// The next report of any rank; `None` if there is none in time.
+    fn hear(&mut self, until: Instant) -> Option<(usize, Report)>;
+
+    /// Aborts whatever the ranks may wait for.
+    fn abort_all(&mut self);
+
+    /// What a rank did last: `called send at …`.
+    fn describe(&mut self, rank: usize) -> String;
+
+    /// Ends ranks that are stuck, and gives the report back, if the caller survives.
+    fn end(&mut self, report: String) -> String;
+}
+
+/// Joined ranks.
+pub(crate) struct World {
     name: String,
-    seats: Vec<Sender<Arc<Job<B>>>>,
-    reports: Receiver<(usize, Outcome)>,
-    /// What the ranks are doing now.
-    job: Arc<Job<B>>,
+    hands: Box<dyn Hands>,
+    /// Which ranks have ended for good.
+    gone: Vec<bool>,
     deadline: Duration,
 }
 
-impl<B: Backend> World<B> {
-    /// Starts a thread per rank and joins them. `devices` names the device of each rank.
+impl World {
+    /// Waits until the ranks have joined.
     pub(crate) fn open(
         name: String,
-        backend: &B,
-        devices: &[usize],
+        hands: impl Hands + 'static,
+        size: usize,
         deadline: Duration,
     ) -> Result<Self, String> {
-        let size = devices.len();
-        let id =
-            backend.unique_id().map_err(|error| format!("cannot make a unique id: {error}"))?;
-        let job = Arc::new(Job::new("joining", 0, size, |_| Ok(())));
-        let (report, reports) = channel();
-        let mut seats = Vec::new();
-        for index in 0..size {
-            let (seat, jobs) = channel();
-            let seat_of = Seat {
-                backend: backend.clone(),
-                devices: devices.to_vec(),
-                rank: index,
-                report: report.clone(),
-            };
-            let (id, first) = (id.clone(), Arc::clone(&job));
-            thread::Builder::new()
-                .name(format!("{name} rank {index}"))
-                .spawn(move || seat_of.serve(&id, &first, &jobs))
-                .map_err(|error| format!("cannot start a thread: {error}"))?;
-            seats.push(seat);
-        }
-        let mut world = Self { name, seats, reports, job, deadline };
-        world.collect().map_err(|failure| format!("the world was not set up\n{failure}"))?;
+        let mut world = Self { name, hands: Box::new(hands), gone: vec![false; size], deadline };
+        world.collect("joining").map_err(|text| format!("the world was not set up\n{text}"))?;
         Ok(world)
     }
 
-    /// Runs `case` on every rank. After an error the world is of no more use.
-    pub(crate) fn run(&mut self, case: &'static str, seed: u64, run: Run<B>) -> Result<(), String> {
-        self.job = Arc::new(Job::new(case, seed, self.seats.len(), run));
-        for seat in &self.seats {
-            // A seat that ended early is missed by `collect`.
-            let _ = seat.send(Arc::clone(&self.job));
-        }
+    /// Runs the case of this name on every rank. After an error the world is of no more use.
+    pub(crate) fn run(&mut self, case: &str, seed: u64) -> Result<(), String> {
+        self.order_all(&Order::Run { case: case.into(), seed });
         // After a failure, closing must not wait for work whose peer never comes.
-        self.collect().inspect_err(|_| self.job.abort_all())
+        self.collect(case).inspect_err(|_| self.hands.abort_all())
     }
 
-    /// Waits until every rank has reported.
-    fn collect(&mut self) -> Result<(), String> {
+    fn order_all(&mut self, order: &Order) {
+        (0..self.gone.len()).for_each(|rank| self.hands.order(rank, order.clone()));
+    }
+
+    /// Waits until every rank has done what it was told to.
+    fn collect(&mut self, what: &str) -> Result<(), String> {
         let end = Instant::now() + self.deadline;
         let mut rescue = None;
-        let mut outcomes: Vec<Option<Outcome>> = self.seats.iter().map(|_| None).collect();
+        let mut exchange = Exchange::new(self.gone.len());
+        // Who is gone has been reported.
+        let mut outcomes: Vec<Option<Outcome>> =
+            self.gone.iter().map(|gone| gone.then_some(Ok(()))).collect();
         while outcomes.iter().any(Option::is_none) {
-            let until = rescue.unwrap_or(end).saturating_duration_since(Instant::now());
-            match self.reports.recv_timeout(until) {
-                Ok((rank, outcome)) => {
-                    if outcome.is_err() && rescue.is_none() {
-                        rescue = Some(Instant::now() + GRACE);
-                    }
-                    outcomes[rank] = Some(outcome);
+            let (rank, outcome) = match self.hands.hear(rescue.unwrap_or(end)) {
+                Some((rank, Report::Offer(bytes))) => {
+                    let orders = exchange.offer(rank, bytes);
+                    self.relay(orders);
+                    continue;
                 }
-                Err(RecvTimeoutError::Timeout) if rescue.is_some_and(|at| at < end) => {
-                    self.job.abort_all();
+                Some((rank, Report::Done(outcome))) => (rank, outcome),
+                Some((rank, Report::Gone(how))) => {
+                    self.gone[rank] = true;
+                    (rank, Err(Failure::end(how)))
+                }
+                None if rescue.is_some_and(|at| at < end) => {
+                    self.hands.abort_all();
                     rescue = Some(end);
+                    continue;
                 }
-                Err(_) => self.end_process(&outcomes),
+                None => return Err(self.give_up(what, &outcomes)),
+            };
+            if outcome.is_err() && rescue.is_none() {
+                rescue = Some(Instant::now() + GRACE);
             }
+            let orders = exchange.leave(rank, outcome.is_err());
+            self.relay(orders);
+            outcomes[rank] = Some(outcome);
         }
         report(outcomes.into_iter().flatten())
     }
 
-    /// Ends the process: the ranks that did not report cannot be ended.
-    fn end_process(&self, outcomes: &[Option<Outcome>]) -> ! {
-        eprintln!(
-            "\n[{}] {} did not end within {:?} (seed {}):",
-            self.name, self.job.case, self.deadline, self.job.seed
-        );
-        for (rank, (outcome, calls)) in outcomes.iter().zip(&self.job.calls).enumerate() {
-            match outcome {
-                None => eprintln!("  rank {rank} is stuck; it {}", calls.describe()),
-                Some(Ok(())) => eprintln!("  rank {rank} is done; it {}", calls.describe()),
-                Some(Err(failure)) => eprintln!("  rank {rank} failed: {failure}"),
-            }
+    fn relay(&mut self, orders: Orders) {
+        orders.into_iter().for_each(|(rank, order)| self.hands.order(rank, order));
+    }
+
+    /// Says what every rank did, and ends those that are stuck.
+    fn give_up(&mut self, what: &str, outcomes: &[Option<Outcome>]) -> String {
+        let Self { name, hands, deadline, gone } = self;
+        let mut text = format!("[{name}] {what} did not end within {deadline:?}:");
+        for (rank, outcome) in outcomes.iter().enumerate() {
+            let line = match outcome {
+                None => format!("is stuck; it {}", hands.describe(rank)),
+                Some(Ok(())) => format!("is done; it {}", hands.describe(rank)),
+                Some(Err(failure)) => format!("failed: {failure}"),
+            };
+            text += &format!("\n  rank {rank} {line}");
         }
-        // Not `exit`: a vendor's exit handlers may wait for the very work that is stuck.
-        std::process::abort()
+        gone.fill(true);
+        hands.end(text)
     }
 }
 
-impl<B: Backend> Drop for World<B> {
+impl Drop for World {
     fn drop(&mut self) {
-        self.job = Arc::new(Job::new("closing", 0, self.seats.len(), |_| Ok(())));
-        self.seats.iter_mut().for_each(|seat| *seat = channel().0);
+        self.order_all(&Order::Close);
         // Each seat reports once more when its communicator is gone.
-        let _ = self.collect();
-    }
-}
-
-/// One case on its way through a world, and what the ranks share meanwhile.
-pub(crate) struct Job<B: Backend> {
-    case: &'static str,
-    pub(crate) seed: u64,
-    run: Run<B>,
-    pub(crate) exchange: Exchange,
-    /// The last call of each rank.
-    pub(crate) calls: Vec<LastCall>,
-    handles: Mutex<Vec<AbortHandle>>,
-}
-
-impl<B: Backend> Job<B> {
-    fn new(case: &'static str, seed: u64, size: usize, run: Run<B>) -> Self {
-        Self {
-            case,
-            seed,
-            run,
-            exchange: Exchange::new(size),
-            calls: (0..size).map(|_| LastCall::new()).collect(),
-            handles: Mutex::default(),
-        }
-    }
-
-    /// Has `handle` aborted if a rank fails and others do not end.
-    pub(crate) fn guard(&self, handle: AbortHandle) {
-        lock(&self.handles).push(handle);
-    }
-
-    fn abort_all(&self) {
-        let handles = std::mem::take(&mut *lock(&self.handles));
-        for handle in handles {
-            // The failure that led here is what gets reported.
-            let _ = handle.abort();
-        }
-    }
-}
-
-/// One rank's thread.
-struct Seat<B: Backend> {
-    backend: B,
-    devices: Vec<usize>,
-    rank: usize,
-    report: Sender<(usize, Outcome)>,
-}
-
-impl<B: Backend> Seat<B> {
-    fn serve(self, id: &UniqueId, first: &Job<B>, jobs: &Receiver<Arc<Job<B>>>) {
-        let joined = first.attend(self.rank, || {
-            let device = self.backend.device(self.devices[self.rank])?;
-            let stream = device.stream_create()?;
-            let config = JoinConfig::new(rank(self.rank), self.devices.len())
-                .with_device(self.devices[self.rank])
-                .with_name("world");
-            Ok((device, stream, self.backend.join(id, config)?))
-        });
-        let (device, stream, comm) = match joined {
-            Ok(joined) => {
-                self.tell(Ok(()));
-                joined
-            }
-            Err(failure) => {
-                self.tell(Err(failure));
-                // Ends when the world closes, where every seat reports once more.
-                let _ = jobs.recv();
-                return self.tell(Ok(()));
-            }
-        };
-        for job in jobs {
-            job.guard(comm.abort_handle());
-            let outcome = job.attend(self.rank, || {
-                let ctx = Ctx::new(&self.backend, &comm, &self.devices, &device, stream, &job);
-                (job.run)(&ctx)?;
-                ctx.here.settle().map_err(|failure| failure.during("after the case"))
-            });
-            drop(job);
-            self.tell(outcome);
-        }
-        drop(comm);
-        // SAFETY: the stream was made above, and nothing uses it any more.
-        let destroyed = unsafe { device.stream_destroy(stream) };
-        self.tell(destroyed.map_err(Failure::from));
-    }
-
-    fn tell(&self, outcome: Outcome) {
-        // Nobody listens only when the process is about to end.
-        let _ = self.report.send((self.rank, outcome));
-    }
-}
-
-impl<B: Backend> Job<B> {
-    /// Runs `body`, and lets the others know when it ends.
-    fn attend<T>(&self, rank: usize, body: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
-        let outcome = catch_unwind(AssertUnwindSafe(body))
-            .unwrap_or_else(|payload| Err(Failure::panic(&*payload)));
-        self.exchange.leave(rank, outcome.is_err());
-        outcome
-    }
-}
-
-/// All-gather of bytes between threads; fails on all when one of them is gone.
-pub(crate) struct Exchange {
-    round: Mutex<Round>,
-    changed: Condvar,
-}
-
-struct Round {
-    number: u64,
-    offered: Vec<Option<Vec<u8>>>,
-    gathered: Arc<Vec<Vec<u8>>>,
-    /// The first rank that ended, and whether it failed.
-    left: Option<(usize, bool)>,
-}
-
-impl Exchange {
-    fn new(size: usize) -> Self {
-        let round =
-            Round { number: 0, offered: vec![None; size], gathered: Arc::default(), left: None };
-        Self { round: Mutex::new(round), changed: Condvar::new() }
-    }
-
-    #[track_caller]
-    pub(crate) fn all_gather(&self, rank: usize, bytes: Vec<u8>) -> Outcome<Vec<Vec<u8>>> {
-        let mut round = lock(&self.round);
-        let mine = round.number;
-        round.offered[rank] = Some(bytes);
-        if round.offered.iter().all(Option::is_some) {
-            round.gathered = Arc::new(round.offered.iter_mut().filter_map(Option::take).collect());
-            round.number += 1;
-            self.changed.notify_all();
-        }
-        while round.number == mine {
-            match round.left {
-                Some((who, true)) => {
-                    return Err(Failure::echo(format!("rank {who} failed meanwhile")));
-                }
-                Some((who, false)) => {
-                    return Err(Failure::new(format!("rank {who} ended without this exchange")));
-                }
-                None => {}
-            }
-            round = self.changed.wait(round).unwrap_or_else(PoisonError::into_inner);
-        }
-        Ok(round.gathered.to_vec())
-    }
-
-    fn leave(&self, rank: usize, failed: bool) {
-        let mut round = lock(&self.round);
-        if round.left.is_none_or(|(_, earlier)| failed && !earlier) {
-            round.left = Some((rank, failed));
-        }
-        self.changed.notify_all();
+        let _ = self.collect("closing");
     }
 }
 
@@ -318,44 +163,140 @@ fn name(ranks: &[usize]) -> String {
     format!("rank {}", numbers.join(", "))
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// How long the other ranks have to end by themselves once one has failed.
 const GRACE: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        collections::VecDeque,
+        sync::{Arc, Mutex},
+    };
+
     use super::*;
 
-    #[test]
-    fn an_exchange_gives_every_rank_all_bytes_in_rank_order() {
-        let exchange = Exchange::new(3);
-        thread::scope(|scope| {
-            for rank in 0..3_u8 {
-                let exchange = &exchange;
-                scope.spawn(move || {
-                    for round in 0..100_u8 {
-                        let all = exchange.all_gather(rank.into(), vec![rank, round]).unwrap();
-                        assert_eq!(all, [[0, round], [1, round], [2, round]]);
-                    }
-                });
+    /// What happened to the ranks of [`Fake`], in order.
+    #[derive(Debug, Eq, PartialEq)]
+    enum Did {
+        Aborted,
+        Ended,
+        Told(usize, Order),
+    }
+
+    type Log = Arc<Mutex<Vec<Did>>>;
+
+    /// Ranks that say what was written for them. `None` stands for silence, until it is asked for
+    /// again.
+    struct Fake {
+        script: VecDeque<Option<(usize, Report)>>,
+        log: Log,
+    }
+
+    impl Hands for Fake {
+        fn order(&mut self, rank: usize, order: Order) {
+            self.note(Did::Told(rank, order));
+        }
+
+        fn hear(&mut self, _: Instant) -> Option<(usize, Report)> {
+            self.script.pop_front().flatten()
+        }
+
+        fn abort_all(&mut self) {
+            self.note(Did::Aborted);
+        }
+
+        fn describe(&mut self, rank: usize) -> String {
+            format!("called something of rank {rank}")
+        }
+
+        fn end(&mut self, report: String) -> String {
+            self.note(Did::Ended);
+            report
+        }
+    }
+
+    impl Fake {
+        fn note(&self, did: Did) {
+            self.log.lock().unwrap().push(did);
+        }
+    }
+
+    fn done(rank: usize) -> Option<(usize, Report)> {
+        Some((rank, Report::Done(Ok(()))))
+    }
+
+    /// What a case comes to on three ranks that say this, and what is done about it until then.
+    fn run(script: Vec<Option<(usize, Report)>>) -> (Result<(), String>, Vec<Did>) {
+        let log = Log::default();
+        let joined = [done(0), done(1), done(2)];
+        let fake = Fake { script: joined.into_iter().chain(script).collect(), log: log.clone() };
+        let mut world = World::open("fake".into(), fake, 3, Duration::from_secs(9)).unwrap();
+        let outcome = world.run("a::case", 7);
+        let did = std::mem::take(&mut *log.lock().unwrap());
+        let told = Order::Run { case: "a::case".into(), seed: 7 };
+        let (first, later) = did.split_at_checked(3).unwrap();
+        assert_eq!(first, [0, 1, 2].map(|rank| Did::Told(rank, told.clone())));
+        (outcome, later.iter().map(|did| did.copied()).collect())
+    }
+
+    impl Did {
+        fn copied(&self) -> Self {
+            match self {
+                Self::Aborted => Self::Aborted,
+                Self::Ended => Self::Ended,
+                Self::Told(rank, order) => Self::Told(*rank, order.clone()),
             }
-        });
+        }
     }
 
     #[test]
-    fn a_rank_that_ends_frees_those_that_wait_for_it() {
-        for (failed, echo) in [(true, true), (false, false)] {
-            let exchange = Exchange::new(2);
-            let failure = thread::scope(|scope| {
-                let waiting = scope.spawn(|| exchange.all_gather(0, vec![]).unwrap_err());
-                exchange.leave(1, failed);
-                waiting.join().unwrap()
-            });
-            assert_eq!(failure.is_echo(), echo, "{failure}");
-        }
+    fn a_case_is_over_when_every_rank_is() {
+        let (outcome, did) = run(vec![done(2), done(0), done(1)]);
+        assert_eq!((outcome, did), (Ok(()), vec![]));
+    }
+
+    #[test]
+    fn exchanges_are_relayed() {
+        let offer = |rank: usize| Some((rank, Report::Offer(vec![rank as u8])));
+        let script = vec![offer(1), offer(0), offer(2), done(0), done(1), done(2)];
+        let (outcome, did) = run(script);
+        let all = Order::Gathered(vec![vec![0], vec![1], vec![2]]);
+        assert_eq!(outcome, Ok(()));
+        assert_eq!(did, [0, 1, 2].map(|rank| Did::Told(rank, all.clone())));
+    }
+
+    #[test]
+    fn a_failure_ends_the_others() {
+        let failed = Some((1, Report::Done(Err(Failure::panic(&"boom")))));
+        let offer = Some((0, Report::Offer(vec![])));
+        let echo = Some((0, Report::Done(Err(Failure::echo("rank 1 failed meanwhile")))));
+        // Rank 2 does not end before it is aborted.
+        let (outcome, did) = run(vec![offer, failed, echo, None, done(2)]);
+        assert_eq!(
+            outcome.unwrap_err(),
+            "  rank 1: panicked: boom\n  rank 0: gave up, since another rank failed"
+        );
+        let alone = Order::Alone { rank: 1, failed: true };
+        assert_eq!(did, [Did::Told(0, alone), Did::Aborted, Did::Aborted]);
+    }
+
+    #[test]
+    fn a_late_world_says_what_each_rank_did_and_is_ended() {
+        let failed = Some((1, Report::Done(Err(Failure::panic(&"boom")))));
+        let (outcome, did) = run(vec![done(0), failed, None, None]);
+        assert_eq!(
+            outcome.unwrap_err(),
+            "[fake] a::case did not end within 9s:\n  rank 0 is done; it called something of rank \
+             0\n  rank 1 failed: panicked: boom\n  rank 2 is stuck; it called something of rank 2"
+        );
+        assert_eq!(did, [Did::Aborted, Did::Ended, Did::Aborted]);
+    }
+
+    #[test]
+    fn a_rank_that_is_gone_has_failed() {
+        let gone = Some((1, Report::Gone("its process 4711 ended: signal: 9 (SIGKILL)".into())));
+        let (outcome, _) = run(vec![gone, done(0), done(2)]);
+        assert_eq!(outcome.unwrap_err(), "  rank 1: its process 4711 ended: signal: 9 (SIGKILL)");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{
     cell::Cell,
     collections::BTreeSet,
+    env,
     io::Write as _,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -11,7 +12,7 @@ use std::{
     },
 };
 
-use collectives_backend_mock::{Mock, MockConfig, MockDevice};
+use collectives_backend_mock::{Mock, MockConfig, MockDevice, Ranks};
 use collectives_core::{Backend, Error, ErrorKind, RawStream, Result};
 
 /// The machine of this process, made on first use as the environment says.
@@ -22,7 +23,18 @@ pub(crate) fn mock() -> Result<&'static Mock> {
     static MOCK: OnceLock<Result<Mock, (ErrorKind, String)>> = OnceLock::new();
     let made = MOCK.get_or_init(|| {
         let config = MockConfig::from_env().map_err(|error| (error.kind(), error.to_string()))?;
-        Ok(Mock::new(config))
+        if cfg!(any(miri, not(target_os = "linux"))) || env::var_os(RANKS).is_some() {
+            return Ok(Mock::new(config));
+        }
+        // A program does not say where its ranks will be, and both have to work.
+        let mock = Mock::new(config.clone().with_ranks(Ranks::Processes));
+        match mock.unique_id() {
+            Ok(_) => Ok(mock),
+            Err(error) => {
+                say_once(RANKS, &format!("{error}: going on with ranks as threads"));
+                Ok(Mock::new(config))
+            }
+        }
     });
     made.as_ref().map_err(|(kind, text)| Error::new(*kind, text.clone()))
 }
@@ -34,6 +46,9 @@ pub(crate) fn mock() -> Result<&'static Mock> {
 pub(crate) fn device(ordinal: usize) -> Result<MockDevice> {
     mock()?.device(ordinal)
 }
+
+/// What the ranks of the machine are: see [`MockConfig::from_env`].
+const RANKS: &str = "COLLECTIVES_MOCK_RANKS";
 
 thread_local! {
     static DEVICE: Cell<usize> = const { Cell::new(0) };

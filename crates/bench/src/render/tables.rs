@@ -11,7 +11,7 @@ use super::{Style, figures, operations as operations_of, ranks as ranks_of};
 use crate::{
     operation::Series,
     overhead::{Layer, Measured},
-    report::{Case, Configuration, OURS, Report, Role, Row, Side, Spread},
+    report::{Case, Configuration, OURS, PROCESSES, Report, Role, Row, Side, Spread},
     sizes,
     statistics::median,
 };
@@ -67,16 +67,26 @@ pub(super) fn summary(report: &Report, style: Style) -> String {
     // More than a few columns are no summary.
     let (registered, plain): (Vec<_>, Vec<_>) =
         style.series().iter().partition(|series| series.is_registered());
-    for series in [plain, registered] {
+    for series in [&plain, &registered] {
         if series.iter().any(|series| has(report, *series)) {
-            text += &summary_of(report, style, &series);
+            text += &summary_of(report, style, series, |row| &row.ratio);
             text += "\n";
         }
+    }
+    let rows = || report.configurations.iter().flat_map(|known| &known.rows);
+    if rows().any(|row| !row.processes_ratio.is_empty()) {
+        text +=
+            &format!("The same of `{PROCESSES}`, whose ranks are processes as the peers' are.\n\n");
+        text += &summary_of(report, style, &plain, |row| &row.processes_ratio);
+        text += "\n";
     }
     text
 }
 
-fn summary_of(report: &Report, style: Style, series: &[Series]) -> String {
+/// Which of a size's ratios are meant.
+type Ratios = fn(&Row) -> &BTreeMap<String, Spread>;
+
+fn summary_of(report: &Report, style: Style, series: &[Series], ratios: Ratios) -> String {
     let from = style.large();
     let small = |bytes: u64| bytes <= 64 << 10;
     let large = |bytes: u64| bytes >= from;
@@ -99,11 +109,12 @@ fn summary_of(report: &Report, style: Style, series: &[Series]) -> String {
             let mut cells = vec![op.to_string(), ranks.to_string()];
             for known in known {
                 cells.extend(parts.iter().map(|(_, holds)| {
-                    let ratios = known.map(|known| {
+                    let all = known.map(|known| {
                         let rows = known.rows.iter().filter(|row| holds(row.bytes));
-                        rows.filter_map(|row| ratio_to(known, row, style)).collect::<Vec<_>>()
+                        let ratio = |row| ratio_to(known, ratios(row), style);
+                        rows.filter_map(ratio).collect::<Vec<_>>()
                     });
-                    middle_of(&ratios.unwrap_or_default(), style.decimals()).unwrap_or_else(nothing)
+                    middle_of(&all.unwrap_or_default(), style.decimals()).unwrap_or_else(nothing)
                 }));
             }
             row(&mut lines, &cells);
@@ -175,6 +186,11 @@ fn configuration(known: &Configuration, style: Style) -> String {
     if bandwidth {
         head.push("busbw GB/s".into());
     }
+    let processes = known.measured().any(|side| side.name == PROCESSES);
+    if processes {
+        head.push(format!("{PROCESSES} µs"));
+        head.push("÷ the fastest".into());
+    }
     let in_place = known.measured().any(|side| side.role == Role::Ours && side.in_place);
     head.extend(others.iter().map(|side| match side.in_place && !in_place {
         true => format!("÷ {}, in place", side.name),
@@ -191,7 +207,14 @@ fn configuration(known: &Configuration, style: Style) -> String {
             let large = size.bytes >= 1 << 20;
             cells.push(if large { digits(ours.busbw_gbps) } else { String::new() });
         }
-        let fastest = fastest(known, size).map(|(name, _)| name);
+        if processes {
+            let time = size.sides.get(PROCESSES).map(|figures| digits(figures.median_us));
+            cells.push(time.unwrap_or_else(nothing));
+            let ratio = fastest(known, &size.processes_ratio);
+            let text = |(_, ratio): (_, Spread)| ratio_text(ratio.median, style.decimals());
+            cells.push(ratio.map_or_else(nothing, text));
+        }
+        let fastest = fastest(known, &size.ratio).map(|(name, _)| name);
         cells.extend(others.iter().map(|Side { name, .. }| match size.ratio.get(name) {
             Some(ratio) if fastest == Some(name) => in_bold(*ratio, style.decimals()),
             Some(ratio) => ratio_text(ratio.median, style.decimals()),
@@ -209,17 +232,20 @@ fn configuration(known: &Configuration, style: Style) -> String {
 }
 
 /// The peer that took the least time at a size, and the ratio to it.
-fn fastest<'a>(known: &'a Configuration, row: &Row) -> Option<(&'a String, Spread)> {
+fn fastest<'a>(
+    known: &'a Configuration,
+    ratios: &BTreeMap<String, Spread>,
+) -> Option<(&'a String, Spread)> {
     let peers = known.sides.iter().filter(|side| side.role == Role::Peer);
-    let ratios = peers.filter_map(|side| Some((&side.name, *row.ratio.get(&side.name)?)));
+    let ratios = peers.filter_map(|side| Some((&side.name, *ratios.get(&side.name)?)));
     ratios.max_by(|(_, one), (_, other)| one.median.total_cmp(&other.median))
 }
 
 /// The ratio that a summary is about.
-fn ratio_to(known: &Configuration, row: &Row, style: Style) -> Option<f64> {
+fn ratio_to(known: &Configuration, ratios: &BTreeMap<String, Spread>, style: Style) -> Option<f64> {
     let spread = match style {
-        Style::Mock => fastest(known, row)?.1,
-        Style::Nccl => *row.ratio.get(REFERENCE)?,
+        Style::Mock => fastest(known, ratios)?.1,
+        Style::Nccl => *ratios.get(REFERENCE)?,
     };
     Some(spread.median)
 }
@@ -355,6 +381,28 @@ mod tests {
 
 "
         );
+    }
+
+    #[test]
+    fn ranks_as_processes_have_columns_and_a_summary_of_their_own() {
+        let known = samples::with_processes(loop_of(2), 1.5);
+        let text = configuration(&known, Style::Mock);
+        let head =
+            "| size | collectives µs | collectives, processes µs | ÷ the fastest | ÷ Open MPI |";
+        assert!(text.contains(head), "{text}");
+        assert!(
+            text.contains("| 8 B | 1.00 | 1.50 | 3.00 | 0.50 | **2.00** (1.60–2.40) |"),
+            "{text}"
+        );
+        let text = summary(&samples::report(vec![known]), Style::Mock);
+        assert!(text.contains("The same of `collectives, processes`"), "{text}");
+        assert!(
+            text.contains("| all_reduce | 2 | 3.00 (3.00–3.00) | 0.75 (0.75–0.75) |"),
+            "{text}"
+        );
+        // A report of before has none.
+        let text = summary(&samples::report(vec![loop_of(2)]), Style::Mock);
+        assert!(!text.contains("processes"), "{text}");
     }
 
     #[test]

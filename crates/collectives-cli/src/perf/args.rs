@@ -24,7 +24,7 @@ pub(crate) struct Args {
     #[arg(short = 'n', long, value_name = "N", value_parser = at_least_one())]
     pub(super) ranks: Option<u32>,
 
-    /// Whether ranks are threads of this process, or processes
+    /// Whether ranks are threads of this process, or processes of this program
     #[arg(long, default_value = "threads")]
     pub(super) mode: Mode,
 
@@ -91,6 +91,7 @@ Examples:
   collectives perf all_reduce                          what this machine has, 8 bytes and up
   collectives perf all_gather -n 4 -b 1M -e 64M        four ranks, 1 MiB to 64 MiB
   collectives perf all_reduce --dtype bf16 --graph     captured, as in inference engines
+  collectives perf all_reduce --mode processes         each rank in a process of its own
   collectives perf all_reduce --plot all_reduce.svg    time and bandwidth as a figure, too";
 
 fn at_least_one() -> clap::builder::RangedI64ValueParser<u32> {
@@ -100,10 +101,7 @@ fn at_least_one() -> clap::builder::RangedI64ValueParser<u32> {
 impl Args {
     /// What is wrong with the arguments whatever the backend, for people.
     pub(super) fn contradiction(&self) -> Option<String> {
-        let Self { operation, mode, registered, min_bytes, max_bytes, op, root, .. } = self;
-        if *mode == Mode::Processes {
-            return Some("--mode processes is not in this release; ranks are threads".into());
-        }
+        let Self { operation, registered, min_bytes, max_bytes, op, root, .. } = self;
         if *registered == Registered::Symmetric {
             return Some("--registered symmetric is not in this release; use buffer".into());
         }

@@ -2,7 +2,9 @@
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use collectives::{AbortHandle, Error};
+use collectives::AbortHandle;
+
+use super::run::Ended;
 
 /// A barrier of the rank threads that a failure opens for good.
 pub(super) struct Meeting {
@@ -17,30 +19,6 @@ struct State {
     round: u64,
     handles: Vec<AbortHandle>,
     failed: bool,
-}
-
-/// Another rank failed, and has said why.
-#[derive(Debug)]
-pub(super) struct Ended;
-
-/// Why a rank stopped.
-pub(super) enum Stop {
-    /// It failed.
-    Failed(Error),
-    /// Another one did.
-    Ended,
-}
-
-impl From<Error> for Stop {
-    fn from(error: Error) -> Self {
-        Self::Failed(error)
-    }
-}
-
-impl From<Ended> for Stop {
-    fn from(Ended: Ended) -> Self {
-        Self::Ended
-    }
 }
 
 impl Meeting {

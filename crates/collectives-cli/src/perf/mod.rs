@@ -6,24 +6,20 @@ mod json;
 mod meeting;
 mod operation;
 mod plot;
+mod processes;
+mod ranks;
 mod run;
 mod table;
+mod threads;
 
 use std::{
     error::Error,
     fs::File,
     io::{self, BufWriter, Write},
-    sync::{
-        Arc, Mutex,
-        mpsc::{self, Receiver},
-    },
-    thread,
-    time::{Duration, Instant},
+    sync::Arc,
 };
 
-use collectives::{
-    AnyBackend, Backend, DType, Device, DeviceInfo, F8E4M3, F8E5M2, ReduceOp, Selection, bf16, f16,
-};
+use collectives::{AnyBackend, Backend, DType, Device, DeviceInfo, ReduceOp, Selection};
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::{Timestamp, tz::TimeZone};
 
@@ -31,9 +27,11 @@ pub(crate) use self::args::Args;
 use self::{
     args::{Mode, Registered, Size},
     json::{Placement, Report, Row},
-    meeting::Meeting,
-    run::{Event, Figures, Plan, Repeated, Shared, Times},
+    processes::Processes,
+    ranks::Ranks,
+    run::{Figures, Plan, Repeated, Times},
     table::Header,
+    threads::Threads,
 };
 use crate::Failure;
 
@@ -41,6 +39,10 @@ use crate::Failure;
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if let Some(contradiction) = args.contradiction() {
         return Err(Failure::Usage(contradiction));
+    }
+    if let Some(member) = processes::here()? {
+        let backend = Selection::detect(args.backend.name()).open()?;
+        return processes::serve(member, &plan(args, &backend)?.0, &backend);
     }
     // Before anything is made or measured, so that an unwritable place does not cost a run.
     let plot = args.plot.as_deref().map(plot::Target::new).transpose().map_err(Failure::Usage)?;
@@ -145,6 +147,7 @@ fn plan(args: &Args, backend: &AnyBackend) -> Result<(Plan, Vec<DeviceInfo>), Fa
 
     let plan = Plan {
         operation,
+        dtype,
         op,
         root,
         ranks,
@@ -256,7 +259,7 @@ fn settings(args: &Args, plan: &Plan) -> Vec<(&'static str, String)> {
             "ranks",
             match args.mode {
                 Mode::Threads => format!("{}, threads of one process", plan.ranks),
-                Mode::Processes => format!("{} processes", plan.ranks),
+                Mode::Processes => format!("{}, a process each", plan.ranks),
             },
         ),
         ("timing", loops.into()),
@@ -289,34 +292,29 @@ fn measure(
     out: &mut impl Write,
 ) -> Result<Vec<Row>, Failure> {
     let placements = if args.operation.has_in_place() { 2 } else { 1 };
-    let ranks = plan.ranks;
-    let lines: Vec<_> = plan.sizes.iter().map(|size| size.count).collect();
-    let shared = Arc::new(Shared {
-        backend: backend.clone(),
-        id: backend.unique_id()?,
-        meeting: Meeting::new(ranks),
-        tally: Mutex::default(),
-        plan,
-    });
-    let bar = progress_bar(lines.len() * placements);
+    let plan = Arc::new(plan);
+    let mut ranks: Box<dyn Ranks> = match args.mode {
+        Mode::Threads => Box::new(Threads::start(&plan, backend)?),
+        Mode::Processes => Box::new(Processes::start(&plan, backend)?),
+    };
+    let bar = progress_bar(plan.sizes.len() * placements);
     let mut rows = Vec::new();
-    let events = start(&shared, args.dtype)?;
-    for count in lines {
-        let elements = args.operation.largest(count, ranks);
+    for &Repeated { count, .. } in &plan.sizes {
+        let elements = args.operation.largest(count, plan.ranks);
         let bytes = elements * args.dtype.size();
-        let figures = || {
+        let mut figures = || {
             bar.set_message(format!("{} {}", args.operation, bytes_text(bytes)));
-            let figures = receive(&events, &shared.meeting, &bar)?;
+            let figures = ranks.next().inspect_err(|_| bar.finish_and_clear())?;
             bar.inc(1);
-            Ok::<_, Failure>(placement(args, bytes, ranks, figures))
+            Ok::<_, Failure>(placement(args, bytes, plan.ranks, figures))
         };
         let row = Row {
             op: args.operation,
             bytes,
             count,
             dtype: args.dtype,
-            redop: args.operation.reduces().then(|| shared.plan.op.name()),
-            root: args.operation.has_root().then_some(shared.plan.root),
+            redop: args.operation.reduces().then(|| plan.op.name()),
+            root: args.operation.has_root().then_some(plan.root),
             out_of_place: figures()?,
             in_place: args.operation.has_in_place().then(figures).transpose()?,
         };
@@ -324,64 +322,8 @@ fn measure(
         rows.push(row);
     }
     bar.finish_and_clear();
-    ended(&events)?;
+    ranks.ended()?;
     Ok(rows)
-}
-
-/// Starts a thread for each rank. They are not joined: one that is stuck inside a library must not
-/// keep the process.
-fn start(shared: &Arc<Shared>, dtype: DType) -> io::Result<Receiver<Event>> {
-    let rank = match dtype {
-        DType::I8 => run::rank::<i8>,
-        DType::U8 => run::rank::<u8>,
-        DType::I32 => run::rank::<i32>,
-        DType::U32 => run::rank::<u32>,
-        DType::I64 => run::rank::<i64>,
-        DType::U64 => run::rank::<u64>,
-        DType::F16 => run::rank::<f16>,
-        DType::Bf16 => run::rank::<bf16>,
-        DType::F32 => run::rank::<f32>,
-        DType::F64 => run::rank::<f64>,
-        DType::F8E4M3 => run::rank::<F8E4M3>,
-        DType::F8E5M2 => run::rank::<F8E5M2>,
-    };
-    let (sender, events) = mpsc::channel();
-    for number in (0..).take(shared.plan.ranks) {
-        let (shared, sender) = (Arc::clone(shared), sender.clone());
-        thread::Builder::new()
-            .name(format!("rank {number}"))
-            .spawn(move || rank(&shared, number, &sender))?;
-    }
-    Ok(events)
-}
-
-/// Waits for the next figures.
-fn receive(
-    events: &Receiver<Event>,
-    meeting: &Meeting,
-    bar: &ProgressBar,
-) -> Result<Figures, Failure> {
-    let failure = match events.recv() {
-        Ok(Event::Figures(figures)) => return Ok(figures),
-        Ok(Event::Failed(error)) => error.into(),
-        Err(mpsc::RecvError) => Failure::from(PANICKED),
-    };
-    bar.finish_and_clear();
-    meeting.fail();
-    // So that nothing is in the middle of a call when the process ends. A rank that does not come
-    // back is left.
-    let until = Instant::now() + GRACE;
-    while events.recv_timeout(until.saturating_duration_since(Instant::now())).is_ok() {}
-    Err(failure)
-}
-
-/// Waits until all ranks have taken leave of their communicator.
-fn ended(events: &Receiver<Event>) -> Result<(), Failure> {
-    match events.recv() {
-        Ok(Event::Failed(error)) => Err(error.into()),
-        // All threads are gone.
-        Ok(Event::Figures(_)) | Err(mpsc::RecvError) => Ok(()),
-    }
 }
 
 /// Bandwidths as nccl-tests defines them, in units of 10⁹ bytes.
@@ -417,11 +359,6 @@ fn bytes_text(bytes: usize) -> String {
 
 const MOCK_MAX: Size = Size(64 << 20);
 const GPU_MAX: Size = Size(1 << 30);
-
-/// How long ranks may take to end after one failed.
-const GRACE: Duration = Duration::from_secs(5);
-
-const PANICKED: &str = "a rank panicked; what it said stands above";
 
 #[cfg(test)]
 mod tests {

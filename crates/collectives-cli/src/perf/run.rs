@@ -1,4 +1,4 @@
-//! One rank: a thread that joins, warms up, measures every size and checks the results.
+//! One rank: it joins, warms up, measures every size and checks the results.
 //!
 //! The time is taken as nccl-tests takes it (2.19.6, `src/common.cu`), so that figures compare:
 //!
@@ -18,25 +18,23 @@
 //! 6. The check is an operation of its own, at the start of the buffers and not timed; with
 //!    `--graph`, in a graph of its own.
 
-use std::{
-    sync::{Mutex, PoisonError, mpsc::Sender},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use collectives::{
-    AnyBackend, Buffer, CaptureOn, Communicator, Element, Error, JoinConfig, On, Rank, ReduceOp,
-    Result, Stream, UniqueId,
+    AbortHandle, AnyBackend, Buffer, CaptureOn, Communicator, DType, Element, Error, F8E4M3,
+    F8E5M2, JoinConfig, On, Rank, ReduceOp, Result, Stream, UniqueId, bf16, f16,
 };
+use serde::{Deserialize, Serialize};
 
 use super::{
     data::{Data, Value},
-    meeting::{Meeting, Stop},
     operation::{Lengths, Operation},
 };
 
 /// What every rank does.
 pub(super) struct Plan {
     pub(super) operation: Operation,
+    pub(super) dtype: DType,
     /// Of no meaning where the operation does not reduce.
     pub(super) op: ReduceOp,
     /// Of no meaning where the operation has no root.
@@ -61,25 +59,16 @@ pub(super) struct Repeated {
     pub(super) repeats: usize,
 }
 
-/// What rank 0 tells the main thread.
-pub(super) enum Event {
-    /// One placement of one size was measured; they come in the order of the plan, out of place
-    /// first.
-    Figures(Figures),
-    /// A rank failed, and with it the run.
-    Failed(Error),
-}
-
 /// What was found out about one size and placement.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 pub(super) struct Figures {
     pub(super) times: Times,
-    /// Wrong elements on all ranks; `None` where they were not checked.
+    /// Wrong elements; `None` where they were not checked.
     pub(super) wrong: Option<u64>,
 }
 
 /// Seconds that one operation took, on one rank or as the mean of all.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub(super) struct Times {
     /// From the first call until the results are there.
     pub(super) done: f64,
@@ -87,50 +76,80 @@ pub(super) struct Times {
     pub(super) issue: f64,
 }
 
-/// The sums over the ranks that have measured.
-#[derive(Default)]
-pub(super) struct Tally {
-    times: Times,
-    wrong: u64,
+/// A rank's way to the other ranks and to what reports on them, outside of what is measured.
+pub(super) trait Team {
+    /// The id under which the ranks join.
+    fn id(&self, backend: &AnyBackend) -> Result<UniqueId, Stop>;
+
+    /// Waits until every rank is here.
+    fn wait(&self) -> Result<(), Ended>;
+
+    /// Names a communicator that is to end when a rank fails.
+    fn ends(&self, handle: AbortHandle) -> Result<(), Ended>;
+
+    /// Tells what this rank has measured. All tell it in the order of the plan, out of place first.
+    fn tell(&self, figures: Figures) -> Result<(), Ended>;
 }
 
-/// What the ranks share.
-pub(super) struct Shared {
-    pub(super) backend: AnyBackend,
-    pub(super) id: UniqueId,
-    pub(super) plan: Plan,
-    pub(super) meeting: Meeting,
-    pub(super) tally: Mutex<Tally>,
+/// Another rank failed, and has said why.
+#[derive(Debug)]
+pub(super) struct Ended;
+
+/// Why a rank stopped.
+pub(super) enum Stop {
+    /// It failed.
+    Failed(Error),
+    /// Another one did.
+    Ended,
 }
 
-/// Runs one rank to its end; says so if it is the first to fail.
-pub(super) fn rank<T: Value>(shared: &Shared, rank: u32, events: &Sender<Event>) {
-    let panic = EndOnPanic(&shared.meeting);
-    let outcome = work::<T>(shared, rank, events);
-    std::mem::forget(panic);
-    if let Err(Stop::Failed(error)) = outcome
-        && shared.meeting.fail()
-    {
-        // Nobody listens any more only if the main thread gave up before.
-        drop(events.send(Event::Failed(error)));
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
     }
 }
 
-/// Ends the other ranks when this one panics.
-struct EndOnPanic<'a>(&'a Meeting);
-
-impl Drop for EndOnPanic<'_> {
-    fn drop(&mut self) {
-        self.0.fail();
+impl From<Ended> for Stop {
+    fn from(Ended: Ended) -> Self {
+        Self::Ended
     }
 }
 
-fn work<T: Value>(shared: &Shared, rank: u32, events: &Sender<Event>) -> Result<(), Stop> {
-    let Shared { backend, id, plan, meeting, tally } = shared;
+/// Runs one rank to its end.
+pub(super) fn rank(
+    backend: &AnyBackend,
+    plan: &Plan,
+    rank: u32,
+    team: &dyn Team,
+) -> Result<(), Stop> {
+    let work = match plan.dtype {
+        DType::I8 => work::<i8>,
+        DType::U8 => work::<u8>,
+        DType::I32 => work::<i32>,
+        DType::U32 => work::<u32>,
+        DType::I64 => work::<i64>,
+        DType::U64 => work::<u64>,
+        DType::F16 => work::<f16>,
+        DType::Bf16 => work::<bf16>,
+        DType::F32 => work::<f32>,
+        DType::F64 => work::<f64>,
+        DType::F8E4M3 => work::<F8E4M3>,
+        DType::F8E5M2 => work::<F8E5M2>,
+    };
+    work(backend, plan, rank, team)
+}
+
+fn work<T: Value>(
+    backend: &AnyBackend,
+    plan: &Plan,
+    rank: u32,
+    team: &dyn Team,
+) -> Result<(), Stop> {
+    let id = team.id(backend)?;
     let config = JoinConfig::new(Rank::new(rank), plan.ranks).with_name("perf");
-    let comm = Communicator::join(backend, id, config)?;
-    meeting.ends(comm.abort_handle())?;
-    let mut worker = Worker::<T>::new(&comm, plan, meeting)?;
+    let comm = Communicator::join(backend, &id, config)?;
+    team.ends(comm.abort_handle())?;
+    let mut worker = Worker::<T>::new(&comm, plan, team)?;
     worker.warm_up()?;
     for (index, size) in plan.sizes.iter().enumerate() {
         let placements = if plan.operation.has_in_place() { &[false, true][..] } else { &[false] };
@@ -138,26 +157,8 @@ fn work<T: Value>(shared: &Shared, rank: u32, events: &Sender<Event>) -> Result<
             let call = Call::new(plan, rank, size.count, in_place);
             let times = worker.time(&call, size.repeats)?;
             let seed = 1 + 2 * index as u64 + u64::from(in_place);
-            let wrong = if plan.check { worker.wrong(&call, size.count, seed)? } else { 0 };
-            {
-                let mut sums = tally.lock().unwrap_or_else(PoisonError::into_inner);
-                sums.times.done += times.done;
-                sums.times.issue += times.issue;
-                sums.wrong += wrong;
-            }
-            // Nobody adds to the sums again before rank 0 has come to the next meeting.
-            meeting.wait()?;
-            if rank == 0 {
-                let mut sums = tally.lock().unwrap_or_else(PoisonError::into_inner);
-                let Tally { times, wrong } = std::mem::take(&mut *sums);
-                let mean = |seconds| seconds / plan.ranks as f64;
-                let times = Times { done: mean(times.done), issue: mean(times.issue) };
-                let figures = Figures { times, wrong: plan.check.then_some(wrong) };
-                if events.send(Event::Figures(figures)).is_err() {
-                    meeting.fail();
-                    return Err(Stop::Ended);
-                }
-            }
+            let wrong = plan.check.then(|| worker.wrong(&call, size.count, seed)).transpose()?;
+            team.tell(Figures { times, wrong })?;
         }
     }
     drop(worker);
@@ -169,7 +170,7 @@ fn work<T: Value>(shared: &Shared, rank: u32, events: &Sender<Event>) -> Result<
 struct Worker<'a, T: Value> {
     comm: &'a Communicator,
     plan: &'a Plan,
-    meeting: &'a Meeting,
+    team: &'a dyn Team,
     send: Buffer<T>,
     recv: Buffer<T>,
     /// A piece of a buffer on its way to or from the device.
@@ -178,7 +179,7 @@ struct Worker<'a, T: Value> {
 }
 
 impl<'a, T: Value> Worker<'a, T> {
-    fn new(comm: &'a Communicator, plan: &'a Plan, meeting: &'a Meeting) -> Result<Self> {
+    fn new(comm: &'a Communicator, plan: &'a Plan, team: &'a dyn Team) -> Result<Self> {
         let stream = comm.new_stream()?;
         let buffer = || match plan.registered {
             true => comm.alloc_registered(plan.largest, &stream),
@@ -190,7 +191,7 @@ impl<'a, T: Value> Worker<'a, T> {
         };
         let (send, recv) = (buffer()?, buffer()?);
         let host = vec![T::ZERO; plan.largest.min(HOST_BYTES / size_of::<T>())];
-        let mut worker = Self { comm, plan, meeting, send, recv, host, stream };
+        let mut worker = Self { comm, plan, team, send, recv, host, stream };
         // Devices and libraries may treat zeros better than data.
         let rank = comm.rank() as usize;
         let data = worker.data(plan.largest, 0);
@@ -214,17 +215,17 @@ impl<'a, T: Value> Worker<'a, T> {
 
     /// What one operation took on this rank.
     fn time(&mut self, call: &Call, iters: usize) -> Result<Times, Stop> {
-        let Self { comm, plan, meeting, send, recv, stream, .. } = self;
+        let Self { comm, plan, team, send, recv, stream, .. } = self;
         call.enqueue(comm.on(stream), send, recv, 0)?;
         stream.synchronize()?;
-        meeting.wait()?;
+        team.wait()?;
         let places = call.places(plan, iters);
         let (issued, elapsed) = if plan.graph {
             let graph = comm.capture(|scope| {
                 let mut places = places;
                 places.try_for_each(|at| call.capture(scope.on(comm), send, recv, at))
             })?;
-            meeting.wait()?;
+            team.wait()?;
             let start = Instant::now();
             graph.launch(stream)?;
             let issued = start.elapsed();
@@ -244,7 +245,7 @@ impl<'a, T: Value> Worker<'a, T> {
             (issued, start.elapsed())
         };
         // What comes next takes no time from ranks that still measure.
-        meeting.wait()?;
+        team.wait()?;
         let each = |time: Duration| time.as_secs_f64() / iters as f64;
         Ok(Times { done: each(elapsed), issue: each(issued) })
     }

@@ -21,12 +21,16 @@ mod streams;
 use collectives_core::Backend;
 
 use crate::{
+    check::Outcome,
+    ctx::Ctx,
     inputs::Reduction,
     number::BASIC,
     plan::Collective,
     suite::Need::{self, Capability, Fp8Reduction, OwnershipChecks, Ranks},
-    world::Run,
 };
+
+/// A case, as every rank runs it.
+pub(crate) type Run<B> = for<'a, 'w> fn(&'a Ctx<'w, B>) -> Outcome;
 
 /// One case: a statement about every backend, and what it cannot be tried without.
 pub(crate) struct Case<B: Backend> {

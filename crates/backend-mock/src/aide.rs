@@ -1,0 +1,126 @@
+//! What an engine whose ranks are processes has going on while no thread of the program calls.
+
+use std::{
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use collectives_core::{ErrorKind, Result};
+use rustix::process::{Signal, getpid, kill_process};
+
+use crate::{
+    MockConfig,
+    engine::Engine,
+    error::{Failure, refuse},
+    fork,
+    process::{
+        peer::{Process, Token, random},
+        watch::Watch,
+    },
+    threads,
+};
+
+/// The threads of one engine. They end with it.
+pub(crate) struct Aides {
+    _watch: Option<Watch>,
+    process: Option<Arc<Process>>,
+    stopped: Arc<AtomicBool>,
+}
+
+impl Aides {
+    /// Starts the thread that sees peers end, and the one that makes progress.
+    pub(crate) fn start(engine: &Engine) -> Self {
+        let stopped = Arc::new(AtomicBool::new(false));
+        let Some(process) = engine.process.clone() else {
+            return Self { _watch: None, process: None, stopped };
+        };
+        let me = engine.me.clone();
+        let watch = Watch::start(
+            &process,
+            Box::new(move |peer| {
+                if let Some(engine) = me.upgrade() {
+                    engine.lose(peer);
+                }
+            }),
+        );
+        if let Err(error) = &watch {
+            tracing::warn!(%error, "no thread to see ranks end: those who wait for them hang");
+        }
+        let progress = Progress {
+            engine: engine.me.clone(),
+            process: Arc::clone(&process),
+            stopped: Arc::clone(&stopped),
+        };
+        let thread = thread::Builder::new().name("collectives-progress".into());
+        if let Err(error) = thread.spawn(move || progress.run()) {
+            tracing::warn!(%error, "no thread for progress: work goes on only when this rank calls");
+        }
+        Self { _watch: watch.ok(), process: Some(process), stopped }
+    }
+}
+
+impl Drop for Aides {
+    fn drop(&mut self) {
+        self.stopped.store(true, Ordering::Release);
+        if let Some(process) = self.process.as_ref().filter(|_| !fork::in_forked_child()) {
+            process.own().bell().ring();
+        }
+    }
+}
+
+/// Moves the engine on where its program does not: a program that polls a buffer, or an event behind
+/// an operation, never waits here. Not often: where the program calls itself there is nothing to do.
+struct Progress {
+    engine: Weak<Engine>,
+    process: Arc<Process>,
+    stopped: Arc<AtomicBool>,
+}
+
+impl Progress {
+    fn run(&self) {
+        // So that no engine takes this thread for one that may act.
+        threads::enlist();
+        let bell = self.process.own().bell();
+        while !self.stopped.load(Ordering::Acquire) {
+            let seen = bell.state();
+            // May be its last owner, and end the aides.
+            match self.engine.upgrade() {
+                Some(engine) => engine.press(),
+                None => return,
+            }
+            bell.sleep(seen, None);
+            thread::sleep(PAUSE);
+        }
+    }
+}
+
+/// This process for an engine of its own.
+pub(crate) fn process(config: &MockConfig) -> Result<Arc<Process>, Failure> {
+    let bytes = config.device_memory.saturating_mul(config.devices);
+    Process::new(bytes).map(Arc::new).map_err(|error| {
+        Failure::new(ErrorKind::System, format!("ranks cannot be processes here: {error}"))
+            .with_hint("use threads, or see what the system refused")
+    })
+}
+
+impl Engine {
+    /// A token for an id.
+    pub(crate) fn random_token(&self) -> Result<Token> {
+        self.check_processes()?;
+        random().map_err(|error| refuse(ErrorKind::System, format!("random bits: {error}")))
+    }
+}
+
+/// Ends the process as if somebody had killed it.
+pub(crate) fn kill_self() -> ! {
+    let _ = kill_process(getpid(), Signal::KILL);
+    // The signal is on its way.
+    std::process::abort()
+}
+
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(1);

@@ -1,0 +1,267 @@
+//! Memory, registrations, windows, and the one-sided operations that windows are for.
+#![expect(non_snake_case, reason = "C names stay C names, as in nccl.h")]
+
+use std::{
+    alloc::{self, Layout},
+    collections::BTreeMap,
+    ffi::{c_int, c_uint, c_void},
+    ptr,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use collectives_core::{Collectives, Device, RawRegistration, RawStream};
+use collectives_nccl_abi::{
+    cudaStream_t, ncclComm_t, ncclDataType_t, ncclResult_t, ncclWindow_t,
+    types::{
+        NCCL_WIN_CFT_COUNTED, NCCL_WIN_COLL_SYMMETRIC, NCCL_WIN_GIN_ONLY,
+        NCCL_WIN_REQUIRED_ALIGNMENT, NCCL_WIN_STRICT_ORDERING, ncclWaitSignalDesc_t,
+    },
+};
+
+use super::{
+    comm::{Comm, Window},
+    group::checked,
+    refusal::{Refusal, Result, answer, tell},
+};
+use crate::runtime;
+
+/// Memory of `ncclMemAlloc`.
+#[derive(Clone, Copy)]
+enum Block {
+    /// Of a device.
+    Device(usize),
+    /// In a program without devices: the process's own.
+    Host(Layout),
+}
+
+fn blocks() -> MutexGuard<'static, BTreeMap<usize, Block>> {
+    static BLOCKS: Mutex<BTreeMap<usize, Block>> = Mutex::new(BTreeMap::new());
+    BLOCKS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+export! {
+    nccl, on_panic = ncclResult_t::INTERNAL_ERROR;
+
+    /// Allocates device memory that other ranks may map.
+    fn ncclMemAlloc(place: *mut *mut c_void, size: usize) -> ncclResult_t {
+        const CALL: &str = "ncclMemAlloc";
+        answer(|| {
+            if place.is_null() {
+                // As the allocation that NCCL falls back to.
+                return Err(Refusal::cuda(format!("{CALL} : Cuda failure 'invalid argument'")));
+            }
+            if size == 0 {
+                return tell(CALL, "ptr", place, ptr::null_mut());
+            }
+            let (memory, block) = allocate(size)?;
+            blocks().insert(memory.addr(), block);
+            tell(CALL, "ptr", place, memory)
+        })
+    }
+
+    /// Frees memory of `ncclMemAlloc`, or of the device allocator.
+    fn ncclMemFree(memory: *mut c_void) -> ncclResult_t {
+        answer(|| {
+            if memory.is_null() {
+                return Ok(ncclResult_t::SUCCESS);
+            }
+            let block = blocks().remove(&memory.addr());
+            match block {
+                Some(Block::Device(device)) => {
+                    let device = runtime::device(device)?;
+                    // SAFETY: the default stream always lives.
+                    unsafe { device.synchronize(RawStream::DEFAULT, None) }?;
+                    // SAFETY: an allocation of this device, which the caller uses no more.
+                    unsafe { device.free(memory, RawStream::DEFAULT) }?;
+                }
+                // SAFETY: allocated with this layout, and the caller uses it no more.
+                Some(Block::Host(layout)) => unsafe { alloc::dealloc(memory.cast(), layout) },
+                None => {
+                    return Err(Refusal::cuda("ncclMemFree : Cuda failure 'invalid argument'"));
+                }
+            }
+            Ok(ncclResult_t::SUCCESS)
+        })
+    }
+
+    /// Registers a buffer with a communicator; local.
+    fn ncclCommRegister(
+        comm: ncclComm_t, buff: *mut c_void, size: usize, handle: *mut *mut c_void,
+    ) -> ncclResult_t {
+        const CALL: &str = "CommRegister";
+        answer(|| {
+            let state = Comm::of(CALL, comm)?.lock();
+            let mock = state.live(CALL)?;
+            if handle.is_null() {
+                return Err(Refusal::null(CALL, "handle"));
+            }
+            // SAFETY: the caller's memory, until it is deregistered.
+            let registration = unsafe { mock.register(buff, size) }?;
+            tell(CALL, "handle", handle, registration.as_ptr())
+        })
+    }
+
+    /// Undoes `ncclCommRegister`.
+    fn ncclCommDeregister(comm: ncclComm_t, handle: *mut c_void) -> ncclResult_t {
+        const CALL: &str = "CommDeregister";
+        answer(|| {
+            let state = Comm::of(CALL, comm)?.lock();
+            let mock = state.usable(CALL)?;
+            // SAFETY: the caller uses the memory no more; a foreign handle is refused.
+            unsafe { mock.deregister(RawRegistration::from_ptr(handle)) }?;
+            Ok(ncclResult_t::SUCCESS)
+        })
+    }
+
+    /// Registers a buffer of every rank. The mock needs no other rank for it, and does not wait.
+    fn ncclCommWindowRegister(
+        comm: ncclComm_t, buff: *mut c_void, size: usize, win: *mut ncclWindow_t, win_flags: c_int,
+    ) -> ncclResult_t {
+        const CALL: &str = "CommWindowRegister";
+        checked(|| {
+            let mut state = Comm::of(CALL, comm)?.lock();
+            let mock = state.live(CALL)?;
+            if win.is_null() {
+                return Err(Refusal::null(CALL, "win"));
+            }
+            if buff.is_null() || size == 0 {
+                return Err(Refusal::argument(format!("{CALL} : invalid buffer, {size} bytes")));
+            }
+            if win_flags & !WINDOW_FLAGS != 0 {
+                return Err(Refusal::argument(format!("{CALL} : invalid winFlags {win_flags}")));
+            }
+            // SAFETY: the caller's memory, until it is deregistered.
+            let registration = unsafe { mock.register(buff, size) }?;
+            let window = Window { user: buff.expose_provenance(), registration };
+            let handle = NEXT_WINDOW.fetch_add(NCCL_WIN_REQUIRED_ALIGNMENT, Ordering::Relaxed);
+            state.windows.insert(handle, window);
+            tell(CALL, "win", win, ncclWindow_t(ptr::without_provenance_mut(handle)))
+        })
+    }
+
+    /// Undoes `ncclCommWindowRegister`.
+    fn ncclCommWindowDeregister(comm: ncclComm_t, win: ncclWindow_t) -> ncclResult_t {
+        const CALL: &str = "CommWindowDeregister";
+        answer(|| {
+            let mut state = Comm::of(CALL, comm)?.lock();
+            state.usable(CALL)?;
+            if win.is_null() {
+                // What a system without windows registers.
+                return Ok(ncclResult_t::SUCCESS);
+            }
+            let window = state.windows.remove(&win.0.addr()).ok_or_else(|| unknown(CALL))?;
+            // SAFETY: the caller uses the window no more.
+            unsafe { state.usable(CALL)?.deregister(window.registration) }?;
+            Ok(ncclResult_t::SUCCESS)
+        })
+    }
+
+    /// Tells the address that a window was registered with.
+    fn ncclWinGetUserPtr(
+        comm: ncclComm_t, win: ncclWindow_t, out_user_ptr: *mut *mut c_void,
+    ) -> ncclResult_t {
+        const CALL: &str = "WinGetUserPtr";
+        answer(|| {
+            let state = Comm::of(CALL, comm)?.lock();
+            let window = state.windows.get(&win.0.addr()).ok_or_else(|| unknown(CALL))?;
+            let user = ptr::with_exposed_provenance_mut(window.user);
+            tell(CALL, "outUserPtr", out_user_ptr, user)
+        })
+    }
+
+    /// Writes into a peer's window, then signals it: refused, as on systems without host RMA.
+    fn ncclPutSignal(
+        _localbuff: *const c_void, _count: usize, datatype: ncclDataType_t, peer: c_int,
+        peer_win: ncclWindow_t, _peer_win_offset: usize, sig_idx: c_int, ctx: c_int,
+        flags: c_uint, comm: ncclComm_t, _stream: cudaStream_t,
+    ) -> ncclResult_t {
+        const CALL: &str = "PutSignal";
+        checked(|| {
+            check_signal(CALL, comm, peer, sig_idx, ctx, flags)?;
+            super::collectives::dtype(CALL, datatype)?;
+            let state = Comm::of(CALL, comm)?.lock();
+            state.windows.get(&peer_win.0.addr()).ok_or_else(|| unknown(CALL))?;
+            Err(no_host_rma("ncclPutSignal"))
+        })
+    }
+
+    /// Signals a peer: refused, as on systems without host RMA.
+    fn ncclSignal(
+        peer: c_int, sig_idx: c_int, ctx: c_int, flags: c_uint, comm: ncclComm_t,
+        _stream: cudaStream_t,
+    ) -> ncclResult_t {
+        checked(|| {
+            check_signal("Signal", comm, peer, sig_idx, ctx, flags)?;
+            Err(no_host_rma("ncclSignal"))
+        })
+    }
+
+    /// Waits for signals of peers: refused, as on systems without host RMA.
+    fn ncclWaitSignal(
+        n_desc: c_int, signal_descs: *mut ncclWaitSignalDesc_t, comm: ncclComm_t,
+        _stream: cudaStream_t,
+    ) -> ncclResult_t {
+        const CALL: &str = "WaitSignal";
+        checked(|| {
+            Comm::of(CALL, comm)?.lock().live(CALL)?;
+            if n_desc <= 0 || signal_descs.is_null() {
+                return Err(Refusal::argument(format!("{CALL} : no signals to wait for")));
+            }
+            Err(no_host_rma("ncclWaitSignal"))
+        })
+    }
+}
+
+/// The next window's handle: never null, and no memory of the program, which starts above.
+static NEXT_WINDOW: AtomicUsize = AtomicUsize::new(NCCL_WIN_REQUIRED_ALIGNMENT);
+
+const WINDOW_FLAGS: c_int =
+    NCCL_WIN_COLL_SYMMETRIC | NCCL_WIN_STRICT_ORDERING | NCCL_WIN_GIN_ONLY | NCCL_WIN_CFT_COUNTED;
+
+/// Memory of this thread's device; of the process, where the program has no devices.
+fn allocate(size: usize) -> Result<(*mut c_void, Block)> {
+    if !runtime::is_without_devices() {
+        let device = runtime::current_device();
+        return Ok((runtime::device(device)?.alloc(size)?, Block::Device(device)));
+    }
+    let layout = Layout::from_size_align(size, NCCL_WIN_REQUIRED_ALIGNMENT);
+    let out_of_memory = || Refusal::cuda("ncclMemAlloc : Cuda failure 'out of memory'");
+    let layout = layout.map_err(|_| out_of_memory())?;
+    // SAFETY: the size is not zero.
+    let memory = unsafe { alloc::alloc(layout) };
+    if memory.is_null() {
+        return Err(out_of_memory());
+    }
+    Ok((memory.cast(), Block::Host(layout)))
+}
+
+fn unknown(call: &str) -> Refusal {
+    Refusal::argument(format!("{call} : the window is unknown to this communicator"))
+}
+
+fn check_signal(
+    call: &str,
+    comm: ncclComm_t,
+    peer: c_int,
+    sig_idx: c_int,
+    ctx: c_int,
+    flags: c_uint,
+) -> Result<()> {
+    let state = Comm::of(call, comm)?.lock();
+    let size = state.live(call)?.info().size;
+    if usize::try_from(peer).is_ok_and(|peer| peer < size) && sig_idx == 0 && ctx == 0 && flags == 0
+    {
+        return Ok(());
+    }
+    Err(Refusal::argument(format!(
+        "{call} : invalid peer {peer}, sigIdx {sig_idx}, ctx {ctx} or flags {flags}"
+    )))
+}
+
+fn no_host_rma(function: &'static str) -> Refusal {
+    crate::runtime::say_once(function, &format!("{function}: there is no host RMA"));
+    Refusal::argument(format!("{function} : host RMA is not supported on this communicator"))
+}
