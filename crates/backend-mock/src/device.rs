@@ -18,6 +18,7 @@ use crate::{
     fork,
     graph::{Event, Recording},
     pending::PendingOp,
+    runtime::CaptureFault,
     slab::Key,
     state::State,
     stream::{Entry, Mode, StreamShared},
@@ -33,8 +34,8 @@ use crate::{
 /// is, like registered host memory.
 #[derive(Clone)]
 pub struct MockDevice {
-    engine: Arc<Engine>,
-    info: Arc<DeviceInfo>,
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) info: Arc<DeviceInfo>,
 }
 
 impl MockDevice {
@@ -44,14 +45,19 @@ impl MockDevice {
         Self { engine, info: Arc::new(info) }
     }
 
-    fn stream(&self, stream: RawStream) -> Result<Arc<StreamShared>> {
+    pub(crate) fn stream(&self, stream: RawStream) -> Result<Arc<StreamShared>> {
         fork::check()?;
         self.engine.threads.note(Some(self.info.ordinal));
         self.engine.stream(stream, self.info.ordinal)
     }
 
     /// Enqueues copies and the like, or captures them.
-    fn enqueue(&self, operation: &'static str, stream: RawStream, entry: Entry) -> Result<()> {
+    pub(crate) fn enqueue(
+        &self,
+        operation: &'static str,
+        stream: RawStream,
+        entry: Entry,
+    ) -> Result<()> {
         let shared = self.stream(stream).map_err(|error| error.with_operation(operation))?;
         if shared.is_open() {
             self.engine.enqueue(&shared, entry, || true);
@@ -93,7 +99,49 @@ impl MockDevice {
         checked.map(|_| ()).map_err(|error| error.with_operation(operation))
     }
 
-    fn with_event<R>(
+    #[track_caller]
+    pub(crate) fn make_event(&self, is_timed: bool) -> Result<RawEvent> {
+        fork::check()?;
+        let event = Event { device: self.info.ordinal, is_timed, latest: Recording::Never };
+        let key = self.engine.with(|state| state.events.insert(event));
+        let event = self.engine.event_bits(key);
+        self.engine.ledger.add(AliveKind::Event, event.bits(), self.info.ordinal, None);
+        Ok(event)
+    }
+
+    /// Waits until a stream has passed so many entries, or (where `None`) what is enqueued now. The
+    /// answer is the failure of work on it that nobody has been told of. `None` where time is up
+    /// first.
+    pub(crate) fn wait_passed(
+        &self,
+        shared: &StreamShared,
+        goal: Option<u64>,
+        until: Option<Instant>,
+    ) -> Option<Option<Failure>> {
+        let target = Cell::new(goal);
+        let known = |&target: &u64| shared.has_passed(target) && !self.engine.adversarial;
+        let clean = || target.get().filter(known).map(|_| None);
+        let what = || What::Stream { stream: shared.key, target: target.get().unwrap_or(u64::MAX) };
+        self.engine.wait(until, what, clean, |state, parker| {
+            let Some(stream) = state.streams.get_mut(shared.key) else { return Ok(None) };
+            let enqueued = target.get().unwrap_or_else(|| stream.enqueued());
+            target.set(Some(enqueued));
+            if stream.passed >= enqueued {
+                let failure = stream.failure.take();
+                state.saw(shared.key.index, enqueued);
+                return Ok(failure);
+            }
+            match stream.waiters.iter_mut().find(|(_, other)| Arc::ptr_eq(other, parker)) {
+                Some((known, _)) => *known = enqueued,
+                None => stream.waiters.push((enqueued, Arc::clone(parker))),
+            }
+            let left = enqueued - stream.passed;
+            state.want(shared.key.index, enqueued);
+            Err(state.lag(shared.key.index, left as usize))
+        })
+    }
+
+    pub(crate) fn with_event<R>(
         &self,
         operation: &'static str,
         event: RawEvent,
@@ -138,7 +186,8 @@ impl Device for MockDevice {
         if shared.is_capturing() {
             return Err(misuse("memory cannot be freed after work that is only being captured")
                 .with_operation("free")
-                .with_hint("free it after a stream that runs"));
+                .with_hint("free it after a stream that runs")
+                .with_source(CaptureFault::Unsupported));
         }
         self.engine.ledger.remove(AliveKind::Buffer, ptr.addr());
         let site = Location::caller();
@@ -231,12 +280,7 @@ impl Device for MockDevice {
     }
 
     fn event_create(&self) -> Result<RawEvent> {
-        fork::check()?;
-        let event = Event { device: self.info.ordinal, latest: Recording::Never };
-        let key = self.engine.with(|state| state.events.insert(event));
-        let event = self.engine.event_bits(key);
-        self.engine.ledger.add(AliveKind::Event, event.bits(), self.info.ordinal, None);
-        Ok(event)
+        self.make_event(false)
     }
 
     unsafe fn event_destroy(&self, event: RawEvent) -> Result<()> {
@@ -274,9 +318,10 @@ impl Device for MockDevice {
         self.with_event("query", event, |state, event, _| match event.latest {
             Recording::Never => Ok(true),
             Recording::Captured { .. } => {
-                Err(misuse("the event was recorded in a capture, where nothing runs"))
+                Err(misuse("the event was recorded in a capture, where nothing runs")
+                    .with_source(CaptureFault::CapturedEvent))
             }
-            Recording::Signal { signal, stream } => {
+            Recording::Signal { signal, stream, .. } => {
                 state.want_signal(signal);
                 let reached = state.signals[signal].reached;
                 if reached {
@@ -297,32 +342,12 @@ impl Device for MockDevice {
         if shared.is_capturing() {
             return Err(named(
                 misuse("the stream is being captured, so there is nothing to wait for")
-                    .with_hint("end the capture and launch its graph"),
+                    .with_hint("end the capture and launch its graph")
+                    .with_source(CaptureFault::Unsupported),
             ));
         }
         let until = deadline.and_then(|deadline| Instant::now().checked_add(deadline));
-        let target = Cell::new(None);
-        let known = |&target: &u64| shared.has_passed(target) && !self.engine.adversarial;
-        let clean = || target.get().filter(known).map(|_| None);
-        let what = || What::Stream { stream: shared.key, target: target.get().unwrap_or(u64::MAX) };
-        let passed = self.engine.wait(until, what, clean, |state, parker| {
-            let Some(stream) = state.streams.get_mut(shared.key) else { return Ok(None) };
-            let enqueued = target.get().unwrap_or_else(|| stream.enqueued());
-            target.set(Some(enqueued));
-            if stream.passed >= enqueued {
-                let failure = stream.failure.take();
-                state.saw(shared.key.index, enqueued);
-                return Ok(failure);
-            }
-            match stream.waiters.iter_mut().find(|(_, other)| Arc::ptr_eq(other, parker)) {
-                Some((known, _)) => *known = enqueued,
-                None => stream.waiters.push((enqueued, Arc::clone(parker))),
-            }
-            let left = enqueued - stream.passed;
-            state.want(shared.key.index, enqueued);
-            Err(state.lag(shared.key.index, left as usize))
-        });
-        match passed {
+        match self.wait_passed(&shared, None, until) {
             Some(None) => Ok(()),
             Some(Some(failure)) => Err(named(failure.plain().with_poison(true))),
             None => {
@@ -342,13 +367,16 @@ impl Device for MockDevice {
         let named = |error: collectives_core::Error| error.with_operation("begin_capture");
         if stream == RawStream::DEFAULT {
             return Err(named(
-                misuse("the default stream cannot be captured").with_hint("create a stream for it"),
+                misuse("the default stream cannot be captured")
+                    .with_hint("create a stream for it")
+                    .with_source(CaptureFault::Unsupported),
             ));
         }
         let shared = self.stream(stream).map_err(named)?;
         self.engine.with(|state| {
             if state.streams[shared.key.index].capture.is_some() {
-                return Err(named(misuse("the stream is being captured already")));
+                let error = misuse("the stream is being captured already");
+                return Err(named(error.with_source(CaptureFault::Capturing)));
             }
             state.begin_capture(shared.key.index);
             Ok(())
@@ -388,7 +416,8 @@ impl Device for MockDevice {
                     )));
                 }
                 if state.streams[shared.key.index].capture.is_some() {
-                    return Err(misuse("a graph cannot be launched into a capture"));
+                    return Err(misuse("a graph cannot be launched into a capture")
+                        .with_source(CaptureFault::Unsupported));
                 }
                 state.launch(key.index, shared.key.index)
             })

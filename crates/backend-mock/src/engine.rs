@@ -417,17 +417,20 @@ impl Engine {
             let job = state.jobs.pop_front();
             let wake = std::mem::take(&mut state.wake);
             let garbage = std::mem::take(&mut state.garbage);
+            let calls = std::mem::take(&mut state.calls);
             let rings = state.reach.as_mut().map(|reach| std::mem::take(&mut reach.rings));
             let Some(job) = job else {
                 drop(state);
                 self.wake(wake, rings);
                 drop(garbage);
+                self.make_calls(calls);
                 fence(Ordering::SeqCst);
                 return;
             };
             drop(state);
             self.wake(wake, rings);
             drop(garbage);
+            self.make_calls(calls);
             let traffic = job.transfer.traffic();
             if traffic <= budget || self.scheduled {
                 budget = budget.saturating_sub(traffic);

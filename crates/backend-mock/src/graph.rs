@@ -7,13 +7,14 @@
 //! the launching stream has come to the run and the graph's earlier runs have ended. So a run takes
 //! part in matching like any other work, and the engine needs no second set of rules.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use collectives_core::{RawStream, Result};
 
 use crate::{
     error::misuse,
     op::Op,
+    runtime::{CaptureFault, CaptureInfo},
     slab::Key,
     state::State,
     stream::{Entry, Membership, Mode, Stream, StreamShared},
@@ -23,6 +24,8 @@ use crate::{
 #[derive(Clone, Copy)]
 pub(crate) struct Event {
     pub(crate) device: usize,
+    /// Whether it notes when it is reached.
+    pub(crate) is_timed: bool,
     pub(crate) latest: Recording,
 }
 
@@ -35,20 +38,30 @@ pub(crate) enum Recording {
         slot: usize,
     },
     Never,
-    /// On a stream.
+    /// On a stream, which has passed so many entries when it is reached.
     Signal {
         signal: u32,
         stream: Key,
+        target: u64,
     },
 }
 
 /// Something that streams wait for: one recording of an event.
 pub(crate) struct Signal {
     pub(crate) reached: bool,
+    pub(crate) is_timed: bool,
+    /// When it was reached, where it is timed.
+    pub(crate) at: Option<Instant>,
     /// Streams whose head waits for it.
     pub(crate) waiting: Vec<u32>,
     /// The event, the entry that reaches it, the entries that wait for it.
     pub(crate) references: usize,
+}
+
+impl Signal {
+    fn new(references: usize) -> Self {
+        Self { reached: false, is_timed: false, at: None, waiting: Vec::new(), references }
+    }
 }
 
 /// A capture under way.
@@ -72,6 +85,7 @@ struct Slot {
 }
 
 /// One captured piece of work.
+#[derive(Clone)]
 enum Node {
     /// An operation, copy or fill.
     Entry {
@@ -183,11 +197,12 @@ impl State {
                 Recording::Captured { capture: capture.key, slot }
             }
             None => {
-                let signal = Signal { reached: false, waiting: Vec::new(), references: 2 };
-                let signal = self.signals.insert(signal).index;
+                let is_timed = self.events.get(event).is_some_and(|event| event.is_timed);
+                let signal = self.signals.insert(Signal { is_timed, ..Signal::new(2) }).index;
                 self.push(stream, Entry::Record { signal });
-                let shared = &self.streams[stream].shared;
-                Recording::Signal { signal, stream: shared.key }
+                let stream = &self.streams[stream];
+                let target = stream.enqueued();
+                Recording::Signal { signal, stream: stream.shared.key, target }
             }
         };
         self.set_recording(event, latest);
@@ -218,7 +233,8 @@ impl State {
                 "a stream that is being captured cannot wait for an event recorded outside the \
                  capture",
             )
-            .with_hint("let the stream wait before the capture begins")),
+            .with_hint("let the stream wait before the capture begins")
+            .with_source(CaptureFault::Isolation)),
             (Recording::Signal { signal, .. }, None) => {
                 self.signals[signal].references += 1;
                 self.push(stream, Entry::Wait { signal });
@@ -227,14 +243,16 @@ impl State {
             (Recording::Captured { capture: key, slot }, membership) => {
                 if self.captures.get(key).is_none() {
                     return Err(misuse("the event was recorded in a capture that has ended")
-                        .with_hint("record it again"));
+                        .with_hint("record it again")
+                        .with_source(CaptureFault::CapturedEvent));
                 }
                 let membership = match membership {
                     Some(membership) if membership.capture == key.index => membership,
                     Some(_) => {
                         return Err(misuse(
                             "the event was recorded in the capture of another graph",
-                        ));
+                        )
+                        .with_source(CaptureFault::Merge));
                     }
                     None => self.join_capture(stream, key.index)?,
                 };
@@ -252,7 +270,9 @@ impl State {
     /// A stream that waits for captured work becomes part of the capture.
     fn join_capture(&mut self, stream: u32, capture: u32) -> Result<Membership> {
         if self.streams[stream].shared.raw.bits() == 0 {
-            return Err(misuse("the default stream cannot be captured").with_hint("use another"));
+            return Err(misuse("the default stream cannot be captured")
+                .with_hint("use another")
+                .with_source(CaptureFault::Implicit));
         }
         let branch = self.captures[capture].join(stream);
         let membership = Membership { capture, branch };
@@ -262,18 +282,19 @@ impl State {
 
     /// Ends the capture that `stream` takes part in, and makes its graph.
     pub(crate) fn end_capture(&mut self, stream: u32) -> Result<Graph> {
-        let Some(membership) = self.streams[stream].capture else {
-            return Err(misuse("nothing is being captured on this stream"));
+        let none = || {
+            misuse("nothing is being captured on this stream")
+                .with_source(CaptureFault::NotCapturing)
         };
-        let Some(capture) = self.captures.remove(membership.capture) else {
-            return Err(misuse("nothing is being captured on this stream"));
-        };
+        let membership = self.streams[stream].capture.ok_or_else(none)?;
+        let capture = self.captures.remove(membership.capture).ok_or_else(none)?;
         for branch in &capture.branches {
             self.leave_capture(branch.stream);
         }
         if membership.branch != 0 {
             return Err(misuse("the capture was begun on another stream")
-                .with_hint("end it on the stream that began it"));
+                .with_hint("end it on the stream that began it")
+                .with_source(CaptureFault::Unmatched));
         }
         let origin = &capture.branches[0].clock;
         for (index, branch) in capture.branches.iter().enumerate().skip(1) {
@@ -284,7 +305,8 @@ impl State {
                      that began the capture",
                     done - joined
                 ))
-                .with_hint("record an event on the forked stream and wait for it"));
+                .with_hint("record an event on the forked stream and wait for it")
+                .with_source(CaptureFault::Unjoined));
             }
         }
         let device = self.streams[stream].shared.device;
@@ -296,6 +318,22 @@ impl State {
             waits: capture.slots.iter().map(|slot| slot.waits).collect(),
             nodes: capture.nodes,
         })
+    }
+
+    /// What a stream takes part in.
+    pub(crate) fn capture_of(&self, stream: u32) -> Option<CaptureInfo> {
+        let capture = &self.captures[self.streams.at(stream)?.capture?.capture];
+        let origin = self.streams[capture.branches[0].stream].shared.raw;
+        Some(CaptureInfo { id: number(capture.key), origin })
+    }
+
+    /// Another graph of the same work.
+    pub(crate) fn copy_graph(&mut self, graph: u32) -> Graph {
+        let Graph { device, branches, nodes, waits, .. } = &self.graphs[graph];
+        let (device, count) = (*device, branches.len());
+        let (nodes, waits) = (nodes.clone(), waits.clone());
+        let branches = (0..count).map(|_| self.make_branch(device)).collect();
+        Graph { device, branches, pending: VecDeque::new(), destroyed: false, nodes, waits }
     }
 
     /// Makes a hidden stream.
@@ -349,13 +387,8 @@ impl State {
         }
         let Graph { branches, waits, .. } = &self.graphs[graph];
         let (branches, waits) = (branches.clone(), waits.clone());
-        let signals: Vec<u32> = waits
-            .iter()
-            .map(|waits| {
-                let signal = Signal { reached: false, waiting: Vec::new(), references: 1 + waits };
-                self.signals.insert(signal).index
-            })
-            .collect();
+        let signals: Vec<u32> =
+            waits.iter().map(|waits| self.signals.insert(Signal::new(1 + waits)).index).collect();
         let branches_left = branches.len();
         let run = Run { graph, stream, at_head: false, open: false, branches_left };
         let run = self.runs.insert(run).index;
@@ -398,6 +431,14 @@ impl State {
     }
 }
 
+impl Graph {
+    /// Pieces of work in it: operations, groups, copies, fills and host functions.
+    pub(crate) fn size(&self) -> usize {
+        let work = |node: &&Node| matches!(node, Node::Entry { .. } | Node::Group { .. });
+        self.nodes.iter().filter(work).count()
+    }
+}
+
 impl Node {
     fn ops(&self) -> &[Op] {
         match self {
@@ -406,6 +447,11 @@ impl Node {
             Self::Entry { .. } | Self::Record { .. } | Self::Wait { .. } => &[],
         }
     }
+}
+
+/// A number that no other capture of the engine has, and that is not 0.
+pub(crate) fn number(key: Key) -> u64 {
+    (u64::from(key.generation) << 32 | u64::from(key.index)) + 1
 }
 
 /// Raises each part of `clock` to that of `other`.

@@ -460,7 +460,8 @@ impl<'a> Judge<'a> {
         };
         let mut causes = Vec::new();
         match *entry {
-            Entry::Copy { .. }
+            Entry::Call(_)
+            | Entry::Copy { .. }
             | Entry::Fill { .. }
             | Entry::Free { .. }
             | Entry::GraphEnd { .. }

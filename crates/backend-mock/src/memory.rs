@@ -115,6 +115,20 @@ impl Memory {
         lock(&self.map).allocations.get(&ptr).map_or(0, |allocation| allocation.layout.size())
     }
 
+    /// The allocation that holds the byte at `ptr`: its device and where it lies.
+    pub(crate) fn find(&self, ptr: usize) -> Option<(usize, Range<usize>)> {
+        let map = lock(&self.map);
+        let (&start, allocation) = map.allocations.range(..=ptr).next_back()?;
+        let range = start..start + allocation.layout.size();
+        range.contains(&ptr).then_some((allocation.device, range))
+    }
+
+    /// Bytes of a device that are allocated, and all it has.
+    pub(crate) fn usage(&self, device: usize) -> (usize, usize) {
+        let map = lock(&self.map);
+        (map.used[device], map.capacity)
+    }
+
     /// A number that changes when the map does.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)

@@ -227,7 +227,11 @@ impl Demand {
                 self.launches.insert(run, spot);
                 wanted = self.awaited_runs.remove(&run);
             }
-            Entry::Copy { .. } | Entry::Fill { .. } | Entry::Free { .. } | Entry::Wait { .. } => {}
+            Entry::Call(_)
+            | Entry::Copy { .. }
+            | Entry::Fill { .. }
+            | Entry::Free { .. }
+            | Entry::Wait { .. } => {}
         }
         if wanted { self.want(view, spot.0, spot.1 + 1) } else { Vec::new() }
     }
@@ -381,7 +385,8 @@ impl Demand {
                     open.extend(ends.map(|&(stream, at)| (stream, at + 1)));
                 }
             }
-            Entry::Copy { .. }
+            Entry::Call(_)
+            | Entry::Copy { .. }
             | Entry::Fill { .. }
             | Entry::Free { .. }
             | Entry::GraphEnd { .. }

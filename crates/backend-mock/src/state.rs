@@ -12,6 +12,7 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, atomic::Ordering},
+    time::Instant,
 };
 
 use collectives_core::{ErrorKind, Rank};
@@ -20,6 +21,7 @@ use crate::{
     Accumulation,
     across::Reach,
     adversary::Adversary,
+    calls::Call,
     comm_state::{Comm, EndShared},
     engine::Lag,
     error::Failure,
@@ -47,6 +49,8 @@ pub(crate) struct State {
     pub(crate) worklist: Vec<u32>,
     /// Data to move without the lock.
     pub(crate) jobs: VecDeque<Job>,
+    /// Functions to call without the lock, and the streams that they hold up.
+    pub(crate) calls: Vec<(u32, Call)>,
     /// Sleepers to wake once the lock is released.
     pub(crate) wake: Vec<Arc<Parker>>,
     /// Memory to free once the lock is released.
@@ -111,6 +115,7 @@ impl State {
             units: Slab::new(),
             worklist: Vec::new(),
             jobs: VecDeque::new(),
+            calls: Vec::new(),
             wake: Vec::new(),
             garbage: Vec::new(),
             verdicts: VecDeque::new(),
@@ -284,6 +289,7 @@ impl State {
         match entry {
             Entry::Op(op) => self.arrive(Arrival { op, owner: Owner::Stream(index) }),
             Entry::Unit { unit } => self.start_unit(unit),
+            Entry::Call(call) => self.calls.push((index, call)),
             Entry::Copy { from, to, bytes, .. } => {
                 self.transfer(Transfer::Copy { from, to, bytes }, Some(index));
             }
@@ -374,6 +380,7 @@ impl State {
     fn reach(&mut self, index: u32) {
         let signal = &mut self.signals[index];
         signal.reached = true;
+        signal.at = signal.is_timed.then(Instant::now);
         for stream in std::mem::take(&mut signal.waiting) {
             self.pass(stream);
             self.release(index);
@@ -633,6 +640,11 @@ impl State {
         for &arrival in done {
             self.finish(arrival);
         }
+    }
+
+    /// A function that a stream called has returned.
+    pub(crate) fn returned(&mut self, stream: u32) {
+        self.pass(stream);
     }
 
     /// One rank's operation is done.

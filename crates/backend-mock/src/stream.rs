@@ -11,7 +11,7 @@ use std::{
 
 use collectives_core::RawStream;
 
-use crate::{error::Failure, op::Op, slab::Key, sync::Parker};
+use crate::{calls::Call, error::Failure, op::Op, slab::Key, sync::Parker};
 
 /// The part of a stream that callers share with the engine without its lock.
 pub(crate) struct StreamShared {
@@ -144,6 +144,8 @@ impl Stream {
 /// One piece of work in a stream.
 #[derive(Clone, Copy)]
 pub(crate) enum Entry {
+    /// A function of the user to call.
+    Call(Call),
     /// Bytes to copy.
     Copy { from: *const u8, to: *mut u8, bytes: usize, site: &'static Location<'static> },
     /// Bytes to fill.
@@ -173,6 +175,7 @@ impl Entry {
     /// What it is, for people.
     pub(crate) const fn name(&self) -> &'static str {
         match self {
+            Self::Call(_) => "host function",
             Self::Copy { .. } => "copy",
             Self::Fill { .. } => "memset",
             Self::Free { .. } => "free",
