@@ -128,6 +128,7 @@ impl Code {
             _ if about_capture => Err(Self::from_error(&error, Self::INVALID_HANDLE)),
             _ => {
                 runtime::say_once("failed work", &error.to_string());
+                crate::nccl::note_failure(&error);
                 Err(Self::LAUNCH_FAILED)
             }
         }
