@@ -21,6 +21,9 @@
 
 #[macro_use]
 mod export;
-mod cuda;
+pub mod cuda;
+mod gpu;
 pub mod nccl;
 mod runtime;
+
+pub use gpu::{Code, Out};
