@@ -4,6 +4,8 @@
 //! was called, that a context is current) and hands on. The version is that of CUDA 13.0; names
 //! that this page lacks are [stubs](stubs).
 
+#![expect(non_snake_case, reason = "the functions have their C names")]
+
 pub mod context;
 pub mod device;
 pub mod entry;
