@@ -273,6 +273,14 @@ impl State {
                 settled = true;
                 continue;
             }
+            if track == Board::COLLECTIVES && comm.is_behind(number) {
+                // What it follows was done by another process just now, and has not ended here.
+                self.end_done(key);
+                match self.comms.get(key) {
+                    Some(comm) if !comm.is_behind(number) => continue,
+                    _ => break,
+                }
+            }
             if !joint.claim(&slots, number) {
                 continue;
             }
@@ -298,6 +306,7 @@ impl State {
                     None => broken = Some(rank),
                 }
             }
+            debug_assert!(broken.is_some() || arrivals.len() == parties, "an own part is missing");
             if let Some(rank) = broken {
                 self.refuse_nonsense(key, &joint, rank);
             } else {

@@ -238,6 +238,13 @@ impl Comm {
         (0..self.ends.len() as u32).filter(|&rank| !here(rank)).map(Rank::new).collect()
     }
 
+    /// Whether a rank of this process has published the collective `number` ahead, and what it follows
+    /// has not ended here.
+    #[inline]
+    pub(crate) fn is_behind(&self, number: u64) -> bool {
+        self.ends.iter().any(|end| end.run.next < number && number < end.run.end)
+    }
+
     /// A rank whose process has ended, and had claimed an operation that has arrived here.
     pub(crate) fn held_by_dead(&self) -> Option<u32> {
         let across = self.across.as_ref()?;
