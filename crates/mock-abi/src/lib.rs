@@ -8,8 +8,8 @@
 //! * [`nccl`] has all host functions of NCCL's newest release with their `pnccl` twins, and RCCL's
 //!   own. [`nccl::TABLE`] is the same as a [`Table`](collectives_nccl_abi::Table), for tests that
 //!   open no file.
-//! * `cuda` has the functions of the CUDA driver, the CUDA runtime and HIP that programs need
-//!   around them.
+//! * [`cuda`], [`cudart`] and [`hip`] have the functions of the CUDA driver, the CUDA runtime and HIP
+//!   that programs need around them: three thin faces of one device runtime.
 //! * `runtime` is what the two share: the one machine of the process, the device of a thread.
 //!
 //! `docs/mock-abi.md` tells how to install it, which variables it reads, and where it differs from
@@ -22,7 +22,9 @@
 #[macro_use]
 mod export;
 pub mod cuda;
+pub mod cudart;
 mod gpu;
+pub mod hip;
 pub mod nccl;
 mod runtime;
 

@@ -127,6 +127,7 @@ impl Code {
             ErrorKind::Forked => Err(Self::NOT_INITIALIZED),
             _ if about_capture => Err(Self::from_error(&error, Self::INVALID_HANDLE)),
             _ => {
+                crate::nccl::note_failure(&error);
                 runtime::say_once("failed work", &error.to_string());
                 crate::nccl::note_failure(&error);
                 Err(Self::LAUNCH_FAILED)

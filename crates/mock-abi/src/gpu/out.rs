@@ -26,10 +26,6 @@ impl<T: Copy> Out<T> {
         Out(self.0.cast())
     }
 
-    pub(crate) fn addr(self) -> usize {
-        self.0.expose_provenance()
-    }
-
     /// Fills it.
     ///
     /// # Errors
