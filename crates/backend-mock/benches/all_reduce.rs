@@ -136,7 +136,9 @@ fn measure(
             .map(|comm| {
                 let device = mock.device(comm.info().device);
                 let barrier = &barrier;
-                let meet = move || drop(barrier.wait());
+                let meet = move || {
+                    barrier.wait();
+                };
                 scope.spawn(move || run(&comm, &device?, &meet, bytes, operations, every, rounds))
             })
             .collect();

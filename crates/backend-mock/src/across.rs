@@ -37,6 +37,8 @@ pub(crate) struct Reach {
     pub(crate) process: Arc<Process>,
     /// The bell's state at the last look.
     seen: u32,
+    /// Whether there is more to look at than the bell tells.
+    again: bool,
     comms: Vec<Key>,
     /// Communicators by their token.
     pub(crate) known: HashMap<Token, Key>,
@@ -56,6 +58,7 @@ impl Reach {
         Self {
             process,
             seen,
+            again: false,
             comms: Vec::new(),
             known: HashMap::new(),
             rings: Vec::new(),
@@ -270,6 +273,14 @@ impl State {
                 settled = true;
                 continue;
             }
+            if track == Board::COLLECTIVES && comm.is_behind(number) {
+                // What it follows was done by another process just now, and has not ended here.
+                self.end_done(key);
+                match self.comms.get(key) {
+                    Some(comm) if !comm.is_behind(number) => continue,
+                    _ => break,
+                }
+            }
             if !joint.claim(&slots, number) {
                 continue;
             }
@@ -295,6 +306,7 @@ impl State {
                     None => broken = Some(rank),
                 }
             }
+            debug_assert!(broken.is_some() || arrivals.len() == parties, "an own part is missing");
             if let Some(rank) = broken {
                 self.refuse_nonsense(key, &joint, rank);
             } else {
@@ -367,6 +379,7 @@ impl State {
         }
         if has_done {
             self.ring_all(key);
+            self.make_room(key);
         }
     }
 
@@ -391,6 +404,7 @@ impl State {
         joint.board.track(track).finish(op.sequence);
         self.ring_all(op.comm);
         done.iter().for_each(|&arrival| self.end_across(arrival));
+        self.make_room(op.comm);
         board::settle();
         self.do_ready(op.comm, track, op.sequence + 1);
     }
@@ -405,12 +419,29 @@ impl State {
         self.fail_comm(key, &Failure::new(ErrorKind::Internal, message).with_hint(hint), None);
     }
 
+    /// Whether to look at the boards once more.
+    #[inline]
+    pub(crate) fn looks_again(&self) -> bool {
+        self.reach.as_ref().is_some_and(|reach| reach.again)
+    }
+
+    /// Something is done here: where operations wait for room, they look for it.
+    fn make_room(&mut self, key: Key) {
+        let across = self.comms.get(key).and_then(|comm| comm.across.as_ref());
+        if across.is_some_and(|across| !across.stalled.is_empty())
+            && let Some(reach) = &mut self.reach
+        {
+            reach.again = true;
+        }
+    }
+
     /// Looks at the boards, if the bell was rung since the last time.
     #[inline]
     pub(crate) fn look_across(&mut self) {
         let Some(reach) = &mut self.reach else { return };
         let state = reach.process.own().bell().state();
-        if std::mem::replace(&mut reach.seen, state) == state {
+        let rung = std::mem::replace(&mut reach.seen, state) != state;
+        if !std::mem::take(&mut reach.again) && !rung {
             return;
         }
         for index in 0.. {
@@ -632,6 +663,8 @@ impl State {
                     missed.push(rank.get());
                 }
             }
+            // It may have died at work.
+            missed.extend(comm.held_by_dead().filter(|rank| !missed.contains(rank)));
             comm.meeting.wake();
             self.look_at_runs(key);
             if missed.is_empty() {

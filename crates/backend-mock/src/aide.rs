@@ -1,6 +1,7 @@
 //! What an engine whose ranks are processes has going on while no thread of the program calls.
 
 use std::{
+    io,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
@@ -10,7 +11,6 @@ use std::{
 };
 
 use collectives_core::{ErrorKind, Result};
-use rustix::process::{Signal, getpid, kill_process};
 
 use crate::{
     MockConfig,
@@ -102,8 +102,12 @@ impl Progress {
 pub(crate) fn process(config: &MockConfig) -> Result<Arc<Process>, Failure> {
     let bytes = config.device_memory.saturating_mul(config.devices);
     Process::new(bytes).map(Arc::new).map_err(|error| {
-        Failure::new(ErrorKind::System, format!("ranks cannot be processes here: {error}"))
-            .with_hint("use threads, or see what the system refused")
+        let kind = match error.kind() {
+            io::ErrorKind::Unsupported => ErrorKind::Unsupported,
+            _ => ErrorKind::System,
+        };
+        Failure::new(kind, format!("ranks cannot be processes here: {error}"))
+            .with_hint("that takes Linux 5.3 or later; ranks as threads work everywhere")
     })
 }
 
@@ -117,7 +121,11 @@ impl Engine {
 
 /// Ends the process as if somebody had killed it.
 pub(crate) fn kill_self() -> ! {
-    let _ = kill_process(getpid(), Signal::KILL);
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::process::{Signal, getpid, kill_process};
+        let _ = kill_process(getpid(), Signal::KILL);
+    }
     // The signal is on its way.
     std::process::abort()
 }

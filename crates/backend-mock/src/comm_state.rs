@@ -238,6 +238,28 @@ impl Comm {
         (0..self.ends.len() as u32).filter(|&rank| !here(rank)).map(Rank::new).collect()
     }
 
+    /// Whether a rank of this process has published the collective `number` ahead, and what it follows
+    /// has not ended here.
+    #[inline]
+    pub(crate) fn is_behind(&self, number: u64) -> bool {
+        self.ends.iter().any(|end| end.run.next < number && number < end.run.end)
+    }
+
+    /// A rank whose process has ended, and had claimed an operation that has arrived here.
+    pub(crate) fn held_by_dead(&self) -> Option<u32> {
+        let across = self.across.as_ref()?;
+        let by = |progress: Progress| match progress {
+            Progress::Claimed(by) if across.is_dead(by) => Some(by),
+            _ => None,
+        };
+        let track = across.joint.board.track(Board::COLLECTIVES);
+        let runs = self.ends.iter().map(|end| end.run).filter(|run| !run.is_empty());
+        let mut heads = runs.map(|run| track.progress(run.next));
+        self.arrived()
+            .find_map(|arrival| by(across.progress(&arrival.op)))
+            .or_else(|| heads.find_map(by))
+    }
+
     /// Whether `op` has arrived and waits for its peers.
     pub(crate) fn waits(&self, op: &Op) -> bool {
         let run = &self.ends[op.rank as usize].run;

@@ -726,7 +726,11 @@ impl Engine {
     pub(crate) fn alloc(&self, device: usize, bytes: usize) -> Result<*mut c_void> {
         let none = || {
             let message = format!("device {device} has no {bytes} bytes left");
-            refuse(ErrorKind::OutOfMemory, message)
+            let error = refuse(ErrorKind::OutOfMemory, message);
+            match self.process.as_ref().and_then(|process| process.segment().shortage()) {
+                Some(shortage) => error.with_hint(shortage),
+                None => error,
+            }
         };
         if self.adversarial
             && let Some(rule) = self.with(|state| state.exhausted(device))

@@ -4,7 +4,7 @@
 //! process. It is not a stub: operations are asynchronous, streams, events, groups and graphs behave
 //! as on a GPU; what would be refused there is refused here, and what would hang is told apart from
 //! what is slow ([verdicts](#verdicts)). [`World`] runs ranks for a test.
-//! Ranks are threads, or communicators that one thread drives.
+//! Ranks are threads, or communicators that one thread drives, or [processes](#ranks-as-processes).
 //!
 //! ```
 //! use collectives_backend_mock::{Mock, MockConfig};
@@ -62,6 +62,40 @@
 //!
 //! Every pending operation keeps its arguments, sequence and call site: [`Mock::pending`] lists them,
 //! and a wait whose deadline passes has them in its error.
+//!
+//! # Ranks as processes
+//! With [`Ranks::Processes`] (or `COLLECTIVES_MOCK_RANKS=processes`) ranks may be in several processes
+//! of one machine and user, on Linux. Each process makes a [`Mock`] of its own; an id that one of them
+//! made goes to the others by any way (an environment variable, a store), and who made it need not stay.
+//! A process may have several ranks, in threads of their own, and several communicators.
+//!
+//! ```
+//! use collectives_backend_mock::{Mock, MockConfig, Ranks};
+//! use collectives_core::{Backend, JoinConfig, UniqueId};
+//!
+//! let mock = Mock::new(MockConfig::new().with_ranks(Ranks::Processes));
+//! # if cfg!(not(target_os = "linux")) { return Ok(()) }
+//! let id = mock.unique_id()?;
+//! let text = id.to_base64(); // for the other processes
+//! # let size = 1;
+//! let comm = mock.join(&text.parse::<UniqueId>()?, JoinConfig::new(0, size))?;
+//! # drop(comm);
+//! # Ok::<_, collectives_core::Error>(())
+//! ```
+//!
+//! All that is said here holds there too, and data has the same bits. What is different:
+//!
+//! * Device memory is shared memory, which peers reach directly: nothing is copied on the way. Other
+//!   memory is copied through it, when an operation is at the head of its stream and when it is done.
+//! * A process that ends while it has a rank fails the rank's communicators with
+//!   [`Remote`](collectives_core::ErrorKind::Remote), within milliseconds; the error names rank and
+//!   process, and how it ended where a launcher tells ([`ExitNotice`]). [`Action::Kill`] kills the
+//!   process.
+//! * Operations go on while the program does not call, within a millisecond or so.
+//! * Verdicts: ranks that disagree are told as always. What hangs is told where all that hangs together
+//!   is in one process; a rank of another process counts as one that may still act.
+//! * Devices have the same numbers in all processes: ranks of a communicator have different ones.
+//! * There is one version of the library in all processes.
 //!
 //! # Verdicts
 //! Ranks that can never go on are told so, without any timeout: all of them, with one report, within
@@ -177,7 +211,7 @@ mod numerics;
 mod op;
 mod pending;
 mod pool;
-#[cfg(target_os = "linux")]
+#[cfg_attr(not(target_os = "linux"), path = "process_elsewhere.rs")]
 mod process;
 mod race;
 mod reduce;

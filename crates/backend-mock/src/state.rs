@@ -259,11 +259,16 @@ impl State {
 
     /// Starts whatever can be started.
     pub(crate) fn advance(&mut self) {
-        if self.reach.is_some() {
-            self.look_across();
-        }
-        while let Some(stream) = self.worklist.pop() {
-            self.start(stream);
+        loop {
+            if self.reach.is_some() {
+                self.look_across();
+            }
+            while let Some(stream) = self.worklist.pop() {
+                self.start(stream);
+            }
+            if !self.looks_again() {
+                return;
+            }
         }
     }
 

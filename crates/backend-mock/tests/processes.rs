@@ -166,10 +166,7 @@ fn all_reduce<T: collectives_core::Element>(
     comm: &MockComm,
     send: &Buffer<'_, T>,
     recv: &Buffer<'_, T>,
-) -> Result<()>
-where
-    T: Copy,
-{
+) -> Result<()> {
     let launch = Launch::new(RawStream::DEFAULT);
     // SAFETY: the buffers outlive the operation: all tests wait for the stream.
     unsafe { comm.all_reduce(send.send(), recv.recv(), ReduceOp::Sum, launch) }
@@ -485,14 +482,12 @@ fn a_mismatch_is_shown_to_all_with_both_places() {
         let launch = Launch::new(RawStream::DEFAULT);
         let count = 4 + process.number;
         let buf = RecvBuf::typed(value.ptr, count);
-        let line = line!() + if process.number == 0 { 3 } else { 5 };
         let issued = match process.number {
             // SAFETY: the buffer lives until the stream has passed, here and below.
             0 => unsafe { comm.all_reduce(buf.as_send(), buf, ReduceOp::Sum, launch) },
             // SAFETY: as above.
             _ => unsafe { comm.all_reduce(buf.as_send(), buf, ReduceOp::Sum, launch) },
         };
-        let _ = line;
         let error = issued.and_then(|()| wait(&device)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidUsage, "{error}");
         let text = error.to_string();
@@ -849,7 +844,7 @@ fn a_process_that_dies_at_work_leaves_nobody_waiting() {
             thread::spawn(|| {
                 thread::sleep(Duration::from_millis(100));
                 // SAFETY: sends this process a signal.
-                unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+                unsafe { libc::raise(libc::SIGKILL) };
             });
         }
         let error = loop {
@@ -862,5 +857,110 @@ fn a_process_that_dies_at_work_leaves_nobody_waiting() {
     };
     processes_with(test, 3, MockConfig::new(), body, |number, status| {
         status.success() == (number != 1)
+    });
+}
+
+#[test]
+fn more_messages_than_the_board_has_room_for_in_one_group() {
+    processes("more_messages_than_the_board_has_room_for_in_one_group", 2, |process| {
+        let comm = process.join();
+        let device = process.device(&comm);
+        for count in [1, 10_000] {
+            let values: Vec<_> =
+                (0..60_u32).map(|at| Buffer::new(&device, &vec![at + 1; count])).collect();
+            let results: Vec<_> =
+                (0..60).map(|_| Buffer::new(&device, &vec![0_u32; count])).collect();
+            let peer = Rank::new(1 - process.number as u32);
+            let launch = || Launch::new(RawStream::DEFAULT);
+            let issue = || {
+                for (value, result) in values.iter().zip(&results) {
+                    // SAFETY: the buffers live until the stream has passed, here and below.
+                    unsafe { comm.send(value.send(), peer, launch()) }?;
+                    // SAFETY: as above.
+                    unsafe { comm.recv(result.recv(), peer, launch()) }?;
+                }
+                Ok(())
+            };
+            process.mock.group(|_| issue()).unwrap();
+            wait(&device).unwrap();
+            for (value, result) in values.iter().zip(&results) {
+                assert_eq!(value.values(), result.values());
+            }
+        }
+    });
+}
+
+#[test]
+fn long_programs_of_many_streams_and_communicators_agree() {
+    /// Cheap random numbers.
+    struct Dice(u64);
+    impl Dice {
+        fn throw(&mut self, sides: u64) -> u64 {
+            self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (self.0 >> 33) % sides
+        }
+    }
+    fn program(process: &Process, rank: usize, ranks: usize) {
+        let world = process.join_as(rank, ranks);
+        let half = world.split(SplitConfig::new(rank as u32 / 2)).unwrap().unwrap();
+        let cross = world.split(SplitConfig::new(rank as u32 % 2)).unwrap().unwrap();
+        let comms = [world, half, cross];
+        let device = process.device(&comms[0]);
+        let streams: Vec<_> = (0..3).map(|_| device.stream_create().unwrap()).collect();
+        let buffers: Vec<_> = (0..3).map(|_| Buffer::new(&device, &vec![3_u64; 5000])).collect();
+        // Powers of odd numbers: never zero, and each step shows.
+        let mut expected = [[3_u64; 2]; 3];
+        // The program is everybody's, the time that it takes one's own.
+        let (mut shared, mut own) = (Dice(4711), Dice(rank as u64));
+        for _ in 0..6000 {
+            let (comm, stream) = (shared.throw(3) as usize, shared.throw(3) as usize);
+            let count = if shared.throw(50) == 0 { 5000 } else { 3 };
+            let buf = RecvBuf::typed(buffers[stream].ptr, count);
+            let launch = Launch::new(streams[stream]);
+            // SAFETY: the buffers live until the streams have passed, here and below.
+            unsafe { comms[comm].all_reduce(buf.as_send(), buf, ReduceOp::Prod, launch) }.unwrap();
+            let size = comms[comm].info().size as u32;
+            let [few, many] = &mut expected[stream];
+            *few = few.wrapping_pow(size);
+            if count == 5000 {
+                *many = many.wrapping_pow(size);
+            }
+            // Powers come to 1 in the end, so there is a new start now and then.
+            let fresh = (shared.throw(20) == 0).then(|| 2 * shared.throw(1 << 30) + 3);
+            if fresh.is_some() || own.throw(200) == 0 {
+                // SAFETY: the stream is ours.
+                unsafe { device.synchronize(streams[stream], Some(PATIENCE)) }.unwrap();
+                let values = buffers[stream].values();
+                assert_eq!([values[2], values[4999]], expected[stream]);
+            }
+            if let Some(fresh) = fresh {
+                let all = 0..buffers[stream].count;
+                // SAFETY: the memory is ours, and nothing of the stream is left.
+                all.for_each(|at| unsafe { buffers[stream].ptr.wrapping_add(at).write(fresh) });
+                expected[stream] = [fresh; 2];
+            }
+            if own.throw(100) == 0 {
+                thread::yield_now();
+            }
+        }
+        for ((stream, buffer), expected) in streams.into_iter().zip(&buffers).zip(expected) {
+            // SAFETY: the stream is ours, here and below.
+            unsafe { device.synchronize(stream, Some(PATIENCE)) }.unwrap();
+            // SAFETY: as above.
+            unsafe { device.stream_destroy(stream) }.unwrap();
+            let values = buffer.values();
+            assert_eq!([values[2], values[4999]], expected);
+        }
+    }
+    let test = "long_programs_of_many_streams_and_communicators_agree";
+    // More than there may be cores, so that ranks are held up anywhere.
+    processes(test, 4, |process| program(process, process.number, 4));
+    processes(test, 2, |process| {
+        thread::scope(|scope| {
+            for rank in [2 * process.number, 2 * process.number + 1] {
+                scope.spawn(move || program(process, rank, 4));
+            }
+        });
+        process.mock.check_leaks().unwrap();
     });
 }

@@ -419,10 +419,6 @@ impl Board {
         messages.checked_add(tracks)?.checked_next_multiple_of(ALIGNMENT)
     }
 
-    pub(crate) fn ranks(&self) -> usize {
-        self.ranks
-    }
-
     /// The number of the collectives' track.
     pub(crate) const COLLECTIVES: usize = 0;
 
@@ -544,12 +540,6 @@ impl Board {
             hint: hint.map(|hint| piece(message..(message + hint).min(TEXT))),
             except: (except != NO_RANK).then(|| Rank::new(except)),
         })
-    }
-
-    /// Whether its end is known.
-    #[inline]
-    pub(crate) fn is_told(&self, end: End) -> bool {
-        self.fate(end).state.load(Ordering::Acquire) == WRITTEN
     }
 
     fn fate(&self, end: End) -> &Fate {

@@ -239,6 +239,7 @@ impl Peer {
     }
 
     /// What it shows of itself: what is from [`SPARE`] on is for whoever builds on this.
+    #[cfg_attr(not(test), expect(dead_code, reason = "nothing but the bell is shown so far"))]
     pub(crate) fn block(&self) -> &Shared {
         &self.block
     }

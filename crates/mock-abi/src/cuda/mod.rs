@@ -2,7 +2,7 @@
 //!
 //! Thin faces over the device runtime: each looks at what is specific to the driver (that `cuInit`
 //! was called, that a context is current) and hands on. The version is that of CUDA 13.0; names
-//! that this page lacks are [stubs](stubs).
+//! that this page lacks are [stubs].
 
 #![expect(non_snake_case, reason = "the functions have their C names")]
 

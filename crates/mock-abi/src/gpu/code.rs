@@ -129,6 +129,7 @@ impl Code {
             _ => {
                 crate::nccl::note_failure(&error);
                 runtime::say_once("failed work", &error.to_string());
+                crate::nccl::note_failure(&error);
                 Err(Self::LAUNCH_FAILED)
             }
         }

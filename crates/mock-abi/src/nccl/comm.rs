@@ -311,7 +311,7 @@ impl Comm {
 
     /// Gives the communicator back after a call that had it, or what is left where it was aborted
     /// meanwhile.
-    pub(super) fn put_back(&self, comm: MockComm) {
+    pub(super) fn put_back(&'static self, comm: MockComm) {
         let mut state = self.lock();
         state.settle(comm);
         if state.aborted {
@@ -324,13 +324,10 @@ impl Comm {
     }
 
     /// Gives the handle up.
-    pub(super) fn free(&self, state: &mut State) {
+    pub(super) fn free(&'static self, state: &mut State) {
         self.magic.store(0, Ordering::Release);
         *state = State::EMPTY;
-        let mut places = places();
-        if let Some(&place) = places.all.iter().find(|place| std::ptr::eq(**place, self)) {
-            places.free.push_back(place);
-        }
+        places().free.push_back(self);
     }
 
     /// The state, as `ncclCommGetAsyncError` tells it, from whatever thread.
@@ -352,7 +349,7 @@ impl Comm {
     }
 }
 
-/// The places of all communicators.
+/// The places of all communicators, and those that are free, in the order in which they became so.
 struct Places {
     all: Vec<&'static Comm>,
     free: VecDeque<&'static Comm>,

@@ -12,7 +12,7 @@ use std::{
     },
 };
 
-use collectives_core::{Collectives, Device, RawRegistration, RawStream};
+use collectives_core::{Collectives, Device, RawRegistration};
 use collectives_nccl_abi::{
     cudaStream_t, ncclComm_t, ncclDataType_t, ncclResult_t, ncclWindow_t,
     types::{
@@ -26,19 +26,11 @@ use super::{
     group::checked,
     refusal::{Refusal, Result, answer, tell},
 };
-use crate::runtime;
+use crate::{gpu, runtime};
 
-/// Memory of `ncclMemAlloc`.
-#[derive(Clone, Copy)]
-enum Block {
-    /// Of a device.
-    Device(usize),
-    /// In a program without devices: the process's own.
-    Host(Layout),
-}
-
-fn blocks() -> MutexGuard<'static, BTreeMap<usize, Block>> {
-    static BLOCKS: Mutex<BTreeMap<usize, Block>> = Mutex::new(BTreeMap::new());
+/// Memory of `ncclMemAlloc` in a program without devices: the process's own.
+fn host_blocks() -> MutexGuard<'static, BTreeMap<usize, Layout>> {
+    static BLOCKS: Mutex<BTreeMap<usize, Layout>> = Mutex::new(BTreeMap::new());
     BLOCKS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -56,9 +48,7 @@ export! {
             if size == 0 {
                 return tell(CALL, "ptr", place, ptr::null_mut());
             }
-            let (memory, block) = allocate(size)?;
-            blocks().insert(memory.addr(), block);
-            tell(CALL, "ptr", place, memory)
+            tell(CALL, "ptr", place, allocate(size)?)
         })
     }
 
@@ -68,20 +58,14 @@ export! {
             if memory.is_null() {
                 return Ok(ncclResult_t::SUCCESS);
             }
-            let block = blocks().remove(&memory.addr());
-            match block {
-                Some(Block::Device(device)) => {
-                    let device = runtime::device(device)?;
-                    // SAFETY: the default stream always lives.
-                    unsafe { device.synchronize(RawStream::DEFAULT, None) }?;
-                    // SAFETY: an allocation of this device, which the caller uses no more.
-                    unsafe { device.free(memory, RawStream::DEFAULT) }?;
-                }
+            let host = host_blocks().remove(&memory.addr());
+            if let Some(layout) = host {
                 // SAFETY: allocated with this layout, and the caller uses it no more.
-                Some(Block::Host(layout)) => unsafe { alloc::dealloc(memory.cast(), layout) },
-                None => {
-                    return Err(Refusal::cuda("ncclMemFree : Cuda failure 'invalid argument'"));
-                }
+                unsafe { alloc::dealloc(memory.cast(), layout) };
+            } else if let Err(code) = gpu::memory::free(memory.addr()) {
+                let why = code.text().map_or(c"unknown error", |text| text.meaning);
+                let why = why.to_string_lossy();
+                return Err(Refusal::cuda(format!("ncclMemFree : Cuda failure '{why}'")));
             }
             Ok(ncclResult_t::SUCCESS)
         })
@@ -222,10 +206,9 @@ const WINDOW_FLAGS: c_int =
     NCCL_WIN_COLL_SYMMETRIC | NCCL_WIN_STRICT_ORDERING | NCCL_WIN_GIN_ONLY | NCCL_WIN_CFT_COUNTED;
 
 /// Memory of this thread's device; of the process, where the program has no devices.
-fn allocate(size: usize) -> Result<(*mut c_void, Block)> {
+fn allocate(size: usize) -> Result<*mut c_void> {
     if !runtime::is_without_devices() {
-        let device = runtime::current_device();
-        return Ok((runtime::device(device)?.alloc(size)?, Block::Device(device)));
+        return Ok(runtime::device(runtime::current_device())?.alloc(size)?);
     }
     let layout = Layout::from_size_align(size, NCCL_WIN_REQUIRED_ALIGNMENT);
     let out_of_memory = || Refusal::cuda("ncclMemAlloc : Cuda failure 'out of memory'");
@@ -235,7 +218,8 @@ fn allocate(size: usize) -> Result<(*mut c_void, Block)> {
     if memory.is_null() {
         return Err(out_of_memory());
     }
-    Ok((memory.cast(), Block::Host(layout)))
+    host_blocks().insert(memory.addr(), layout);
+    Ok(memory.cast())
 }
 
 fn unknown(call: &str) -> Refusal {
