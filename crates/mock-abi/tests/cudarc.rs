@@ -122,7 +122,7 @@ impl Gate {
             let _ = gate.0.recv();
         }
         let (open, gate) = mpsc::channel();
-        let gate = Box::into_raw(Box::new(Gate(gate)));
+        let gate = Box::into_raw(Box::new(Self(gate)));
         let stream = stream.cu_stream();
         unsafe { result::stream::launch_host_function(stream, wait, gate.cast()) }.unwrap();
         open

@@ -9,7 +9,7 @@ use std::{
 
 /// Runs this very program again with the library in place of CUDA, NCCL and HIP, unless it is that
 /// run already: then the answer is `None`.
-pub fn rerun_on_the_mock() -> Option<ExitCode> {
+pub(crate) fn rerun_on_the_mock() -> Option<ExitCode> {
     if env::var_os(CHILD).is_some() {
         return None;
     }
