@@ -101,6 +101,16 @@ pub(crate) fn number(device: usize) -> Option<std::ffi::c_int> {
     Face::Cuda.number(device).ok()
 }
 
+/// The machine's devices that CUDA programs see, by the numbers under which they do.
+///
+/// # Errors
+/// Those of the machine.
+pub(crate) fn visible() -> Result<&'static [usize]> {
+    // Why there is no machine is what this says; the other function only has a code.
+    crate::runtime::mock()?;
+    Face::Cuda.visible().map_err(|_| Error::new(ErrorKind::Device, "the mock has no devices"))
+}
+
 /// The current context.
 fn current() -> Reply<Context> {
     contexts::initialized()?;

@@ -353,7 +353,8 @@ fn device_list(comms: *mut ncclComm_t, ndev: c_int, devlist: *const c_int) -> Re
     }
     let count = usize::try_from(ndev)
         .map_err(|_| Refusal::argument(format!("Invalid device count requested : {ndev}")))?;
-    let available = runtime::mock()?.device_count()?;
+    // Numbers are those among the devices that are visible.
+    let available = crate::cuda::visible()?;
     let mut devices = Vec::new();
     for index in 0..count {
         let device = match devlist.is_null() {
@@ -361,10 +362,11 @@ fn device_list(comms: *mut ncclComm_t, ndev: c_int, devlist: *const c_int) -> Re
             // SAFETY: the caller's array has an entry for each device.
             false => unsafe { devlist.wrapping_add(index).read() },
         };
-        let device = usize::try_from(device).ok().filter(|&device| device < available);
-        let Some(device) = device else {
+        let device = usize::try_from(device).ok().and_then(|device| available.get(device));
+        let Some(&device) = device else {
             return Err(Refusal::argument(format!(
-                "{CALL} : invalid device in place {index}, there are {available}"
+                "{CALL} : invalid device in place {index}, there are {}",
+                available.len()
             )));
         };
         if devices.contains(&device) {

@@ -196,7 +196,8 @@ fn ready(call: &str, comm: ncclComm_t) -> Result<Facts> {
         state.usable(call)?;
     }
     let int = |value: usize| c_int::try_from(value).unwrap_or(c_int::MAX);
-    Ok(Facts { rank: int(state.rank), size: int(state.size), device: int(state.device) })
+    let device = crate::cuda::number(state.device).unwrap_or_else(|| int(state.device));
+    Ok(Facts { rank: int(state.rank), size: int(state.size), device })
 }
 
 /// Waits for what a communicator has in flight; a thread of its own does, where the communicator is
