@@ -32,8 +32,9 @@ real-libraries *versions:
     scripts/real-libraries {{ versions }}
 
 # Run a C program that was compiled against NVIDIA's nccl.h on the mock (headers downloaded once)
-mock-c *options='fetch plain valgrind asan':
+mock-c *options='fetch valgrind asan':
     scripts/mock-c {{ options }}
+    scripts/mock-c plain {{ options }}
 
 # Run a ctypes client of NCCL on the mock: 4 processes, host memory
 mock-client *options:

@@ -1,5 +1,9 @@
-//! The conformance suite on every backend: always on the mock, and on NCCL where
-//! `COLLECTIVES_TEST_NCCL` says so.
+//! The conformance suite on every backend: always on the mock and on NCCL over the mock's C ABI, and
+//! on NCCL itself where `COLLECTIVES_TEST_NCCL` says so.
+//!
+//! For NCCL over the mock this program runs itself again where the loader finds the library of
+//! `collectives-mock-abi` in place of CUDA, so that cudarc, the loader and the NCCL backend are those
+//! of a machine with GPUs. What `COLLECTIVES_TEST_NCCL` asks for instead needs the real CUDA.
 //!
 //! ```console
 //! $ cargo test --test conformance                                # the mock
@@ -8,7 +12,12 @@
 //! $ COLLECTIVES_TEST_NCCL=/opt/a/libnccl.so.2:/opt/b/libnccl.so.2 cargo test --test conformance
 //! ```
 
-use std::process::ExitCode;
+use std::{
+    env, fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use collectives::AnyBackend;
 use collectives_backend_mock::{Accumulation, Mock, MockConfig, Ranks, Schedule};
@@ -19,6 +28,12 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
+    #[cfg(target_os = "linux")]
+    if env::var_os(ASKED).is_none() && env::var_os(MOCK_ABI).is_none() {
+        let error = run_on_the_mock();
+        eprintln!("{error}");
+        return ExitCode::FAILURE;
+    }
     let wide = MockConfig::new().with_accumulation(Accumulation::F32);
     let mut all = trials(OnMock::new("mock", MockConfig::new(), &[1, 2, 3, 4, 8]));
     all.extend(trials(OnMock::new("mock f32", wide, &[1, 3])));
@@ -43,7 +58,7 @@ fn main() -> ExitCode {
         all.extend(trials(OnMock::new(name, config, worlds).processes()));
     }
     all.extend(trials(OnAny));
-    match std::env::var("COLLECTIVES_TEST_NCCL") {
+    match env::var(ASKED) {
         Ok(libraries) => {
             all.extend(libraries.split(':').filter(|path| !path.is_empty()).flat_map(nccl));
         }
@@ -51,6 +66,7 @@ fn main() -> ExitCode {
             let text = "not run: set COLLECTIVES_TEST_NCCL to 'default' or to paths of libnccl";
             let skipped = Trial::test(text, move || Err(Failed::from(text)));
             all.push(skipped.with_kind("nccl").with_ignored_flag(true));
+            all.extend(nccl_over_mock());
         }
     }
     libtest_mimic::run(&arguments, all).exit_code()
@@ -124,15 +140,26 @@ impl Harness for OnAny {
 
 /// One NCCL library, on the devices that are there.
 struct OnNccl {
+    name: String,
     nccl: Nccl,
-    devices: usize,
+    worlds: Vec<usize>,
+    processes: bool,
+}
+
+impl OnNccl {
+    /// A library, with a rank for each device.
+    fn new(nccl: Nccl) -> collectives_core::Result<Self> {
+        let devices = nccl.device_count()?;
+        let worlds = [1, 2, 3, 4, 8].into_iter().filter(|&size| size <= devices).collect();
+        Ok(Self { name: format!("nccl {}", nccl.info().version), nccl, worlds, processes: false })
+    }
 }
 
 impl Harness for OnNccl {
     type Backend = Nccl;
 
     fn name(&self) -> String {
-        format!("nccl {}", self.nccl.info().version)
+        self.name.clone()
     }
 
     fn backend(&self) -> Nccl {
@@ -140,7 +167,11 @@ impl Harness for OnNccl {
     }
 
     fn worlds(&self) -> Vec<usize> {
-        [1, 2, 3, 4, 8].into_iter().filter(|&size| size <= self.devices).collect()
+        self.worlds.clone()
+    }
+
+    fn processes(&self) -> bool {
+        self.processes
     }
 
     fn serial(&self) -> bool {
@@ -173,12 +204,69 @@ impl Harness for OnNccl {
 /// The trials of one library; one that fails where it was asked for and cannot be used.
 fn nccl(path: &str) -> Vec<Trial> {
     let loaded = if path == "default" { Nccl::load() } else { Nccl::load_from(path) };
-    let usable = loaded.and_then(|nccl| Ok(OnNccl { devices: nccl.device_count()?, nccl }));
-    match usable {
-        Ok(harness) => trials(harness),
-        Err(error) => {
-            let name = format!("{path} can be used");
-            vec![Trial::test(name, move || Err(Failed::from(error))).with_kind("nccl")]
+    let usable = loaded.and_then(OnNccl::new);
+    usable.map_or_else(|error| unusable(path, error), trials)
+}
+
+/// The trials of the NCCL backend and cudarc over the library that stands for NCCL and CUDA.
+fn nccl_over_mock() -> Vec<Trial> {
+    let Some(folder) = env::var_os(MOCK_ABI) else { return Vec::new() };
+    let path = Path::new(&folder).join("libnccl.so.2");
+    let instance = |name: &str, worlds: &[usize], processes| {
+        let nccl = Nccl::load_from(&path)?;
+        Ok(OnNccl { name: name.into(), nccl, worlds: worlds.into(), processes })
+    };
+    let instances: [collectives_core::Result<OnNccl>; 2] = [
+        instance("nccl over mock-abi", &[1, 2, 3], false),
+        instance("nccl over mock-abi, processes", &[2], true),
+    ];
+    let trials = |instance: collectives_core::Result<_>| {
+        instance.map_or_else(|error| unusable("mock-abi", error), trials)
+    };
+    instances.into_iter().flat_map(trials).collect()
+}
+
+/// One trial, which fails: the library was asked for.
+fn unusable(path: &str, error: collectives_core::Error) -> Vec<Trial> {
+    let name = format!("{path} can be used");
+    vec![Trial::test(name, move || Err(Failed::from(error))).with_kind("nccl")]
+}
+
+/// Runs this program again with the library of `collectives-mock-abi`, which lies beside it, in place
+/// of CUDA. Comes back only with what was wrong.
+#[cfg(target_os = "linux")]
+fn run_on_the_mock() -> std::io::Error {
+    use std::os::unix::process::CommandExt as _;
+
+    let run = || {
+        let folder = install()?;
+        let mut again = std::process::Command::new(env::current_exe()?);
+        again.args(env::args_os().skip(1)).env(MOCK_ABI, &folder).env("LD_LIBRARY_PATH", &folder);
+        for hidden in ["CUDA_VISIBLE_DEVICES", "COLLECTIVES_MOCK_DEVICES"] {
+            again.env_remove(hidden);
+        }
+        Err(again.exec())
+    };
+    run().map_or_else(|error| error, |never: std::convert::Infallible| match never {})
+}
+
+/// Links the library under the names by which it is looked for.
+#[cfg(target_os = "linux")]
+fn install() -> std::io::Result<PathBuf> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mock-abi");
+    fs::create_dir_all(&folder)?;
+    let library = env::current_exe()?.with_file_name("libcollectives_mock_abi.so");
+    for name in ["libcuda.so.1", "libnccl.so.2"] {
+        // An earlier run may have left it.
+        match std::os::unix::fs::symlink(&library, folder.join(name)) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
         }
     }
+    Ok(folder)
 }
+
+/// Which real libraries are asked for.
+const ASKED: &str = "COLLECTIVES_TEST_NCCL";
+/// Where the library lies that stands for NCCL and CUDA.
+const MOCK_ABI: &str = "COLLECTIVES_TEST_MOCK_ABI";

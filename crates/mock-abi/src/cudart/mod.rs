@@ -1,7 +1,7 @@
 //! The CUDA runtime, and with it what HIP has under other names.
 //!
 //! HIP's functions are the CUDA runtime's with another prefix, the same arguments and the same
-//! codes. So most are written once and exported twice ([`twins`]); what only one of the two has is
+//! codes. So most are written once and exported twice (`twins`); what only one of the two has is
 //! in [`own`] and in [`crate::hip`]. Neither wants to be initialised: a thread without a context
 //! gets the primary one of its device.
 

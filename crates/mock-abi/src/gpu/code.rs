@@ -115,21 +115,20 @@ impl Code {
 
     /// The answer to a wait.
     ///
-    /// A communicator that was aborted, or lost a rank, lets its streams go on, and tells of it by
-    /// itself: CUDA knows nothing of communicators. A verdict (ranks that disagree, or can never go
+    /// A communicator that was aborted or revoked, or lost a rank, lets its streams go on, and tells of
+    /// it by itself: CUDA knows nothing of communicators. A verdict (ranks that disagree, or can never go
     /// on) is a failed launch: on a GPU this wait would never end.
     pub(crate) fn of_wait(waited: collectives_core::Result<()>) -> Reply {
         let Err(error) = waited else { return Ok(()) };
         let about_capture = error.source().is_some_and(|source| source.is::<CaptureFault>());
         match error.kind() {
-            ErrorKind::Aborted | ErrorKind::Remote => Ok(()),
+            ErrorKind::Aborted | ErrorKind::Remote | ErrorKind::Revoked => Ok(()),
             ErrorKind::InvalidArgument => Err(Self::INVALID_HANDLE),
             ErrorKind::Forked => Err(Self::NOT_INITIALIZED),
             _ if about_capture => Err(Self::from_error(&error, Self::INVALID_HANDLE)),
             _ => {
                 crate::nccl::note_failure(&error);
                 runtime::say_once("failed work", &error.to_string());
-                crate::nccl::note_failure(&error);
                 Err(Self::LAUNCH_FAILED)
             }
         }

@@ -6,7 +6,7 @@ use super::{Code, Reply};
 
 /// A place that the caller of a C function wants filled.
 ///
-/// Only C callers make them, and they promise what [`export!`] says: null, or valid for a write.
+/// Only C callers make them, and they promise what `export!` says: null, or valid for a write.
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
 pub struct Out<T>(*mut T);

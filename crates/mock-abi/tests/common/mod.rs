@@ -1,43 +1,46 @@
 //! The library under the names of those that it stands for, and programs that find it there.
 
 use std::{
-    env,
-    os::unix::fs::symlink,
+    env, fs,
+    io::ErrorKind,
+    os::unix::{fs::symlink, process::CommandExt as _},
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::Command,
 };
 
 /// Runs this very program again with the library in place of CUDA, NCCL and HIP, unless it is that
-/// run already: then the answer is `None`.
-pub(crate) fn rerun_on_the_mock() -> Option<ExitCode> {
+/// run already.
+pub(crate) fn run_on_the_mock() {
     if env::var_os(CHILD).is_some() {
-        return None;
+        return;
     }
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    install(folder.path());
-    let status = Command::new(env::current_exe().expect("a test has a path"))
+    let folder = install();
+    let error = Command::new(env::current_exe().expect("a test has a path"))
         .args(env::args_os().skip(1))
         .env(CHILD, "1")
-        .env("LD_LIBRARY_PATH", folder.path())
+        .env("LD_LIBRARY_PATH", folder)
         .env("COLLECTIVES_MOCK_DEVICES", "4")
         .env_remove("CUDA_VISIBLE_DEVICES")
         .env_remove("HIP_VISIBLE_DEVICES")
         .env_remove("ROCR_VISIBLE_DEVICES")
-        .status()
-        .expect("the test runs itself");
-    Some(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        .exec();
+    panic!("the test runs itself: {error}");
 }
 
 /// Links the library, which lies beside this test, under all names.
-fn install(folder: &Path) {
-    for name in NAMES {
-        symlink(library(), folder.join(name)).expect("a fresh folder takes a link");
-    }
-}
-
-fn library() -> PathBuf {
+fn install() -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mock-abi");
+    fs::create_dir_all(&folder).expect("cargo made the folder above");
     let test = env::current_exe().expect("a test has a path");
-    test.with_file_name("libcollectives_mock_abi.so")
+    let library = test.with_file_name("libcollectives_mock_abi.so");
+    for name in NAMES {
+        // Another test may have been there first.
+        match symlink(&library, folder.join(name)) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => panic!("{name}: {error}"),
+            _ => {}
+        }
+    }
+    folder
 }
 
 /// As programs ask for them.
