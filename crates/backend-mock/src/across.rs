@@ -464,7 +464,7 @@ impl State {
         }
     }
 
-    fn look_at_board(&mut self, key: Key) {
+    pub(crate) fn look_at_board(&mut self, key: Key) {
         self.end_done(key);
         let Some(across) = self.comms.get(key).and_then(|comm| comm.across.as_ref()) else {
             return;

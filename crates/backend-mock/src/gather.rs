@@ -331,12 +331,14 @@ impl Engine {
         Ok(None)
     }
 
-    /// Meets the other ranks that stay, and makes their communicator.
+    /// Meets the other ranks that stay, and makes their communicator. A revoke ends one that
+    /// `is_planned`.
     pub(crate) fn shrink_across(
         &self,
         end: &EndShared,
         joint: &Joint,
         config: ShrinkConfig,
+        is_planned: bool,
     ) -> Result<Arc<EndShared>> {
         let (rank, size) = (end.info.rank, end.info.size);
         let ShrinkConfig { mut exclude, name, .. } = config;
@@ -349,7 +351,7 @@ impl Engine {
         let words: Vec<u64> = exclude.iter().map(|rank| u64::from(rank.get())).collect();
         let token = derive(&joint.token, "shrink", &[&[round], &*words].concat());
         joint.begin_anew(rank.get());
-        let visit = Visit::begin(joint, rank, &exclude, &token);
+        let visit = Visit::begin(joint, rank, &exclude, &token, is_planned);
         let what = What::Shrink { comm: end.comm, rank: rank.get(), number: visit.mark };
         let _wait = self.begin_wait(what, None);
         let lost = || -> Vec<Rank> {
@@ -361,7 +363,14 @@ impl Engine {
             };
             stay.iter().copied().filter(is_lost).map(Rank::new).collect()
         };
-        let called_off = || joint.called_off(rank.get());
+        let revoked = || {
+            let told = || joint.board.told(board::End::Revoked);
+            joint.board.has_abandoned(rank.get()).then(told).flatten()
+        };
+        let called_off = || {
+            let failure = joint.called_off(rank.get());
+            failure.or_else(|| revoked().map(|told| Failure::told(&told)))
+        };
         let cancelled = || {
             end.is_aborted()
                 || called_off().is_some()
@@ -383,16 +392,23 @@ impl Engine {
             Ok(met) => met,
             Err(missed) => {
                 if let Some(failure) = called_off().or_else(|| visit.disagreement()) {
+                    // Who is told of a revoke here knows of it when it begins the next one.
+                    self.with(|state| state.look_at_board(end.comm));
                     return Err(failure.plain());
                 }
                 let (lost, died) = (lost(), matches!(missed, Missed::Died { .. }));
+                if !lost.is_empty() || died {
+                    joint.close_shrink(visit.mark);
+                    return Err(lost_ranks(&lost, missed));
+                }
+                visit.withdraw();
                 return Err(match end.check() {
-                    _ if !lost.is_empty() || died => lost_ranks(&lost, missed),
                     Err(error) if end.is_aborted() => error,
                     _ => explain(missed, None),
                 });
             }
         };
+        joint.close_shrink(visit.mark);
         *lock(&joint.shrinks).entry(key).or_default() += 1;
         let seats = decode(&met)?.into_iter().map(Ticket::seat).collect();
         let ends = self.make_joint(derive(&token, "made", &[]), &met, 0, seats)?;
@@ -512,7 +528,13 @@ struct Visit<'a> {
 }
 
 impl<'a> Visit<'a> {
-    fn begin(joint: &'a Joint, rank: Rank, exclude: &'a [Rank], token: &Token) -> Self {
+    fn begin(
+        joint: &'a Joint,
+        rank: Rank,
+        exclude: &'a [Rank],
+        token: &Token,
+        is_planned: bool,
+    ) -> Self {
         let [low, _] = halves(token);
         let visit = Self { joint, rank, exclude, mark: low };
         for (at, word) in joint.board.excluded(rank.get()).iter().enumerate() {
@@ -522,6 +544,7 @@ impl<'a> Visit<'a> {
         }
         let seat = joint.board.seat(rank.get());
         seat.quarrel.store(0, Ordering::SeqCst);
+        seat.planned.store(is_planned.into(), Ordering::SeqCst);
         seat.shrink.store(low, Ordering::SeqCst);
         seat.shrinks_as.store(joint.board.begin_shrink(), Ordering::SeqCst);
         visit
@@ -532,22 +555,32 @@ impl<'a> Visit<'a> {
         self.joint.board.seat(rank).shrink.load(Ordering::SeqCst) == self.mark
     }
 
+    /// Nothing comes of it for this rank alone: the others go on waiting, or learn that it is gone.
+    fn withdraw(&self) {
+        self.joint.board.seat(self.rank.get()).shrink.store(0, Ordering::SeqCst);
+    }
+
     /// Whether ranks that wait for each other have given different lists. All of those who wait are
     /// told.
     fn disagreement(&self) -> Option<Failure> {
         let board = &self.joint.board;
         let own = board.seat(self.rank.get());
-        let turn = |rank: u32| board.seat(rank).shrinks_as.load(Ordering::SeqCst);
+        let turn = |rank: u32| board.shrinks_as(rank);
         let size = self.joint.peers.len() as u32;
         let waits_for =
             |one: u32, other: u32| self.list(one).binary_search(&Rank::new(other)).is_err();
         let me = self.rank.get();
-        // One that was called off is over for those who begin another.
-        if own.quarrel.load(Ordering::SeqCst) == 0 && turn(me) != 0 {
+        // One that is over has no quarrel with what others begin next.
+        let is_over = || turn(me) == 0;
+        if own.quarrel.load(Ordering::SeqCst) == 0 && !is_over() {
             let mut others = (0..size).filter(|&other| other != me && turn(other) != 0);
             let other = others.find(|&other| {
                 waits_for(me, other) && waits_for(other, me) && self.list(other) != self.exclude
             })?;
+            // It may have been over for the other one before that began the next.
+            if is_over() {
+                return None;
+            }
             let (first, second) = if turn(other) < turn(me) { (other, me) } else { (me, other) };
             let quarrel = u64::from(first + 1) << 32 | u64::from(second + 1);
             let lists = [self.list(first), self.list(second)];

@@ -160,7 +160,7 @@ impl Joint {
     /// still can.
     pub(crate) fn missing_of_shrink(&self, rank: u32, mark: u64) -> Option<Vec<u32>> {
         let seat = |rank: u32| self.board.seat(rank);
-        let waits = |rank: u32| seat(rank).shrinks_as.load(Ordering::SeqCst) != 0;
+        let waits = |rank: u32| self.board.shrinks_as(rank) != 0;
         // Also one that has left again: it has seen that all came, or somebody will.
         let came = |rank: u32| seat(rank).shrink.load(Ordering::SeqCst) == mark;
         if !(waits(rank) && came(rank)) {
@@ -178,15 +178,24 @@ impl Joint {
 
     /// Ends the shrink with this mark for this process's ranks that have come to it.
     pub(crate) fn call_off(&self, mark: u64, failure: &Failure) {
+        for rank in (0..self.peers.len() as u32).filter(|&rank| self.is_here(rank as usize)) {
+            if self.board.seat(rank).shrink.load(Ordering::SeqCst) == mark {
+                lock(&self.called_off).insert(rank, failure.clone());
+            }
+        }
+        self.close_shrink(mark);
+    }
+
+    /// The shrink with this mark is over, for all who came to it: whoever hears of it first may begin
+    /// another one, with which those who have not heard yet have no quarrel.
+    pub(crate) fn close_shrink(&self, mark: u64) {
         for rank in 0..self.peers.len() as u32 {
             let seat = self.board.seat(rank);
-            if seat.shrink.load(Ordering::SeqCst) != mark {
-                continue;
-            }
-            // Who is told first may begin another one, with which this one has no quarrel.
-            seat.shrinks_as.store(0, Ordering::SeqCst);
-            if self.is_here(rank as usize) {
-                lock(&self.called_off).insert(rank, failure.clone());
+            // In this order: who has begun another one said that first, and has another turn.
+            let turn = seat.shrinks_as.load(Ordering::SeqCst);
+            if seat.shrink.load(Ordering::SeqCst) == mark {
+                let (order, failed) = (Ordering::SeqCst, Ordering::SeqCst);
+                let _ = seat.shrinks_as.compare_exchange(turn, 0, order, failed);
             }
         }
     }

@@ -54,6 +54,8 @@ struct Lives {
     stalls: u64,
     /// Numbers the shrinks.
     next: u64,
+    /// The revoke that has ended the shrinks that ranks were in.
+    abandoned: Option<Failure>,
 }
 
 struct Shrink {
@@ -91,6 +93,7 @@ impl Lifecycle {
             waiting: 0,
             stalls: 0,
             next: 0,
+            abandoned: None,
         };
         Self {
             revoked: OnceLock::new(),
@@ -127,17 +130,22 @@ impl Lifecycle {
         self.changed.notify_all();
     }
 
-    /// Meets the other ranks that stay, and makes their communicator.
+    /// Meets the other ranks that stay, and makes their communicator. A revoke ends one that
+    /// `is_planned`.
     pub(crate) fn shrink(
         &self,
         engine: &Engine,
         end: &EndShared,
         config: ShrinkConfig,
+        is_planned: bool,
     ) -> Result<Arc<EndShared>> {
         let (rank, size) = (end.info.rank.index(), end.info.size);
         let ShrinkConfig { mut exclude, name, .. } = config;
         exclude.sort_unstable();
         let mut lives = lock(&self.state);
+        if let Some(failure) = lives.abandoned.as_ref().filter(|_| is_planned) {
+            return Err(failure.plain());
+        }
         if let Some(failure) = lives.disagreement(end.info.rank, &exclude) {
             self.changed.notify_all();
             return Err(failure.plain());
@@ -217,6 +225,17 @@ impl Lifecycle {
             shrink.outcome = Some(Err(failure));
             self.changed.notify_all();
         }
+    }
+
+    /// The communicator is revoked: shrinks that are open were planned before, and end.
+    fn abandon(&self, failure: &Failure) {
+        let mut lives = lock(&self.state);
+        lives.abandoned = Some(failure.clone());
+        let open = |shrink: &&mut Shrink| shrink.outcome.is_none() && !shrink.is_complete();
+        for shrink in lives.shrinks.iter_mut().filter(open) {
+            shrink.outcome = Some(Err(failure.clone()));
+        }
+        self.changed.notify_all();
     }
 
     /// Whether `rank` waits for an id that somebody has to make, and all who could are there.
@@ -342,17 +361,23 @@ pub(crate) fn listed(ranks: &[Rank]) -> String {
 
 impl State {
     /// Revokes a communicator for all its ranks. `rank` does it, and need not be told of it by its
-    /// streams.
-    pub(crate) fn revoke(&mut self, key: Key, rank: Rank, message: String) {
+    /// streams. Unless it does so `to_shrink`, which others may do without, that ends shrinks, too.
+    pub(crate) fn revoke(&mut self, key: Key, rank: Rank, message: String, to_shrink: bool) {
         let Some(comm) = self.comms.get(key) else { return };
         let meeting = Arc::clone(&comm.meeting);
         meeting.lifecycle.revokers[rank.index()].store(true, Ordering::Release);
         let failure = Failure::new(ErrorKind::Revoked, message)
             .with_hint("shrink it, or end it and join a new one");
         if let Some(across) = &comm.across {
-            across.joint.board.tell(End::Revoked, &failure.tell(Some(rank)));
+            let board = &across.joint.board;
+            if board.tell(End::Revoked, &failure.tell(Some(rank))) && !to_shrink {
+                board.abandon();
+            }
         }
         if meeting.lifecycle.revoked.set(failure.clone()).is_ok() {
+            if !to_shrink {
+                meeting.lifecycle.abandon(&failure);
+            }
             self.fail_comm(key, &failure, None);
         }
     }
@@ -368,7 +393,7 @@ impl MockComm {
         self.not_in_group("revoke stops what is in flight")?;
         let rank = self.shared().info.rank;
         let message = format!("rank {rank} revoked the communicator");
-        self.engine().with(|state| state.revoke(self.shared().comm, rank, message));
+        self.engine().with(|state| state.revoke(self.shared().comm, rank, message, false));
         Ok(())
     }
 
@@ -377,7 +402,8 @@ impl MockComm {
         self.rules().shrink(&config)?;
         self.not_in_group("shrink blocks until all ranks that stay have called")?;
         let lifecycle = &end.meeting.lifecycle;
-        if end.is_aborted() || lifecycle.revoked().is_none() && !config.abort {
+        let is_planned = lifecycle.revoked().is_none() && !config.abort;
+        if end.is_aborted() || is_planned {
             end.check().map_err(|error| {
                 error.with_hint("revoke the communicator first, or shrink with abort")
             })?;
@@ -385,11 +411,11 @@ impl MockComm {
         if config.abort {
             let rank = end.info.rank;
             let message = format!("rank {rank} dropped its operations to shrink it");
-            self.engine().with(|state| state.revoke(end.comm, rank, message));
+            self.engine().with(|state| state.revoke(end.comm, rank, message, true));
         }
         match &end.joint {
-            Some(joint) => self.engine().shrink_across(end, joint, config),
-            None => lifecycle.shrink(self.engine(), end, config),
+            Some(joint) => self.engine().shrink_across(end, joint, config, is_planned),
+            None => lifecycle.shrink(self.engine(), end, config, is_planned),
         }
     }
 

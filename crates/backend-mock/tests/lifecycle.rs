@@ -138,6 +138,32 @@ fn a_rank_that_leaves_or_is_aborted_frees_those_that_wait_to_shrink() {
 }
 
 #[test]
+fn a_revoke_ends_a_shrink_that_was_planned() {
+    let mock = mock(4);
+    let sums = each(ends(&mock, 4), |end| {
+        let rank = end.info().rank.get();
+        match rank {
+            1 => {
+                // Time for the others to come to the shrink.
+                thread::sleep(Duration::from_millis(20));
+                end.revoke().unwrap();
+            }
+            3 => while end.poll_error().is_ok() {},
+            _ => {
+                let error = end.shrink(without(&[3])).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Revoked, "{error}");
+                assert!(error.to_string().contains("rank 1 revoked the communicator"), "{error}");
+            }
+        }
+        if rank == 2 {
+            return None;
+        }
+        sum(&mock, &end.shrink(without(&[2])).unwrap(), 1).ok()
+    });
+    assert_eq!(sums, [Some(3), Some(3), None, Some(3)]);
+}
+
+#[test]
 fn an_abort_by_handle_frees_its_own_rank_from_a_shrink() {
     let mock = mock(3);
     let mut ends = ends(&mock, 3);

@@ -421,6 +421,74 @@ fn lists_that_differ_are_shown_to_all() {
 }
 
 #[test]
+fn who_is_left_out_of_a_shrink_may_go_ahead_to_the_next() {
+    processes("who_is_left_out_of_a_shrink_may_go_ahead_to_the_next", 4, |process| {
+        let comm = process.join();
+        for _ in 0..100 {
+            for out in [0, 3] {
+                if process.number != out {
+                    let left = comm.shrink(ShrinkConfig::new([Rank::new(out as u32)])).unwrap();
+                    assert_eq!(left.info().size, 3);
+                }
+            }
+        }
+        works(process, &comm);
+    });
+}
+
+#[test]
+fn a_revoke_ends_a_shrink_that_was_planned() {
+    processes("a_revoke_ends_a_shrink_that_was_planned", 4, |process| {
+        let comm = process.join();
+        match process.number {
+            1 => {
+                // Time for the others to come to the shrink.
+                thread::sleep(Duration::from_millis(50));
+                comm.revoke().unwrap();
+            }
+            3 => while comm.poll_error().is_ok() {},
+            _ => {
+                let error = comm.shrink(ShrinkConfig::new([Rank::new(3)])).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Revoked, "{error}");
+                assert!(error.to_string().contains("rank 1 revoked the communicator"), "{error}");
+            }
+        }
+        // Whoever comes first has no quarrel with those who have not heard of it.
+        if process.number != 2 {
+            works(process, &comm.shrink(ShrinkConfig::new([Rank::new(2)])).unwrap());
+        }
+    });
+}
+
+#[test]
+fn an_abort_takes_a_rank_out_of_a_shrink_for_good() {
+    processes("an_abort_takes_a_rank_out_of_a_shrink_for_good", 4, |process| {
+        let comm = process.join();
+        let all = comm.split(SplitConfig::new(0)).unwrap().unwrap();
+        match process.number {
+            0 => {
+                let handle = comm.abort_handle();
+                let aborter = thread::spawn(move || {
+                    thread::sleep(Duration::from_millis(50));
+                    handle.abort().unwrap();
+                });
+                let error = comm.shrink(ShrinkConfig::new([Rank::new(3)])).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Aborted, "{error}");
+                aborter.join().unwrap();
+            }
+            1 => {
+                let error = comm.shrink(ShrinkConfig::new([Rank::new(3)])).unwrap_err();
+                // It left the shrink; or, before this rank came, the communicator.
+                assert!(error.to_string().contains("rank 0 "), "{error}");
+            }
+            // They do not come, but could, until the first has left.
+            _ => while comm.poll_error().is_ok() {},
+        }
+        works(process, &all);
+    });
+}
+
+#[test]
 fn a_revoke_reaches_all() {
     processes("a_revoke_reaches_all", 3, |process| {
         let comm = process.join();

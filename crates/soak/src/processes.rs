@@ -2,7 +2,6 @@
 //! compares its own memory with the oracle's.
 
 use std::{
-    collections::BTreeSet,
     fmt, fs, io,
     panic::{self, AssertUnwindSafe},
     process::{self, Command},
@@ -26,7 +25,7 @@ use crate::{
     lower::lower,
     mock::{Setting, Trouble, difference, nothing_left, text_of},
     oracle::expected,
-    program::{Program, What},
+    program::Program,
     rank::{End, Keep, Post, Watch, run_rank},
 };
 
@@ -107,7 +106,7 @@ impl Troupe {
     /// # Errors
     /// What is wrong. The processes are of no more use then.
     pub fn check(&mut self, seed: u64, deadline: Duration) -> Result<(), Trouble> {
-        let program = program(seed, None);
+        let program = Program::generate(seed);
         let ranks = self.run(&program, None, Instant::now() + deadline)?;
         let told = ranks.iter().enumerate().filter_map(|(rank, end)| match end {
             Some(Ended::Told(told, _)) => Some(format!("\n  rank {rank}: {told}")),
@@ -131,7 +130,7 @@ impl Troupe {
         death: Death,
         deadline: Duration,
     ) -> Result<Outcome, Trouble> {
-        let program = program(seed, Some(death));
+        let program = Program::generate(seed);
         let until = Instant::now() + deadline;
         let ranks = self.run(&program, Some(death), until)?;
         let died = ranks[death.rank].is_none();
@@ -283,23 +282,6 @@ impl fmt::Debug for Troupe {
     }
 }
 
-/// The program of a seed, without the shrinks that cannot be where ranks are processes.
-///
-/// * Where a rank dies there is none: one that shrinks waits for all that stay, and who was told of the
-///   death shrinks only when all were told.
-/// * Else a communicator shrinks once: who is left out of a shrink, and goes ahead to the next, is
-///   taken for one that disagrees about the first.
-fn program(seed: u64, death: Option<Death>) -> Program {
-    let mut program = Program::generate(seed);
-    let mut shrunk = BTreeSet::new();
-    program.steps.retain(|step| match step.what {
-        What::Shrink { parent, .. } => death.is_none() && shrunk.insert(parent),
-        _ => true,
-    });
-    program.prune();
-    program
-}
-
 fn out_of_turn(rank: usize, word: &Word) -> Trouble {
     Trouble::Error(format!("rank {rank} says out of turn: {word:?}"))
 }
@@ -338,7 +320,7 @@ fn play(
     death: Option<Death>,
     ids: &[UniqueId],
 ) -> Result<(), String> {
-    let program = program(seed, death);
+    let program = Program::generate(seed);
     let rank = member.rank();
     let mut setting = Setting::draw(seed);
     if let Some(death) = death {

@@ -269,6 +269,8 @@ impl<'a, B: Backend> Seat<'a, B> {
                 let lost = members.filter(|(_, member)| !stays.contains(member));
                 let lost: Vec<_> = lost.map(|(own, _)| Rank::new(own as u32)).collect();
                 let config = ShrinkConfig::new(lost).with_name(format!("c{child}"));
+                // One that another rank has revoked could be shrunk, by all who know.
+                comm.poll_error()?;
                 let shrunk = comm.shrink(config)?;
                 self.take_over(child, shrunk);
                 Ok(())

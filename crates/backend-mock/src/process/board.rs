@@ -311,7 +311,9 @@ struct Common {
     growth: Growth,
     /// Numbers the shrinks as they begin.
     shrinks: AtomicU64,
-    rest: [AtomicU64; 7],
+    /// Whether a revoke has ended the shrinks that ranks were in.
+    abandoned: AtomicU64,
+    rest: [AtomicU64; 6],
 }
 
 // SAFETY: made of atomic integers and of what is, to the last byte.
@@ -376,7 +378,9 @@ pub(crate) struct Seat {
     pub(crate) shrink: AtomicU64,
     /// Two ranks that disagree on that one, each plus 1.
     pub(crate) quarrel: AtomicU64,
-    rest: [AtomicU64; 3],
+    /// Whether it came to that one before it knew of a revoke, which then ends it: 0 or 1.
+    pub(crate) planned: AtomicU64,
+    rest: [AtomicU64; 2],
 }
 
 // SAFETY: made of atomic integers, to the last byte.
@@ -495,6 +499,25 @@ impl Board {
     /// A number for a shrink that begins, from 1 on.
     pub(crate) fn begin_shrink(&self) -> u32 {
         (self.common().shrinks.fetch_add(1, Ordering::SeqCst) + 1) as u32
+    }
+
+    /// A revoke ends the shrinks that were planned before.
+    pub(crate) fn abandon(&self) {
+        self.common().abandoned.store(1, Ordering::SeqCst);
+    }
+
+    /// Whether a revoke has ended the shrink that a rank has come to.
+    pub(crate) fn has_abandoned(&self, rank: u32) -> bool {
+        self.common().abandoned.load(Ordering::SeqCst) != 0
+            && self.seat(rank).planned.load(Ordering::SeqCst) != 0
+    }
+
+    /// Which one of all shrinks it is that a rank waits in, or 0: none, or one that is over.
+    pub(crate) fn shrinks_as(&self, rank: u32) -> u32 {
+        // In this order: who has seen the revoke begins its next one as one that is not planned.
+        let is_over = self.has_abandoned(rank);
+        let turn = self.seat(rank).shrinks_as.load(Ordering::SeqCst);
+        if is_over { 0 } else { turn }
     }
 
     /// Says how the communicator ends, unless somebody has said it before. The answer is whether this
