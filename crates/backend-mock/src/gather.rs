@@ -396,6 +396,17 @@ impl Engine {
                     self.with(|state| state.look_at_board(end.comm));
                     return Err(failure.plain());
                 }
+                let missed = match missed {
+                    // Seats are those of the ranks that stay; who ended before it told its own is known
+                    // by its process.
+                    Missed::Died { seat, pid } => {
+                        let by_seat = seat.and_then(|seat| stay.get(seat as usize).copied());
+                        let is_it = |rank: &u32| joint.peers[*rank as usize].pid() == pid;
+                        let rank = by_seat.or_else(|| stay.iter().copied().find(is_it));
+                        Missed::Died { seat: rank, pid }
+                    }
+                    missed => missed,
+                };
                 let (lost, died) = (lost(), matches!(missed, Missed::Died { .. }));
                 if !lost.is_empty() || died {
                     joint.close_shrink(visit.mark);

@@ -214,7 +214,9 @@ pub trait Split: Collectives + Sized {
     /// [`InvalidUsage`](crate::ErrorKind::InvalidUsage) inside a group;
     /// [`Remote`](crate::ErrorKind::Remote) where the mock sees that a rank of those that stay is
     /// gone (others wait for it); the communicator's failure, where it has one and was neither
-    /// revoked nor is shrunk with `abort`; the library's failures.
+    /// revoked nor is shrunk with `abort`; [`Revoked`](crate::ErrorKind::Revoked) where the mock sees
+    /// another rank revoke it while this one waits in a shrink that it began before; the library's
+    /// failures.
     #[doc(alias = "ncclCommShrink")]
     #[track_caller]
     fn shrink(&self, config: ShrinkConfig) -> Result<Self>;

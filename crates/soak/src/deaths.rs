@@ -205,7 +205,7 @@ pub fn survive(
     if !died && let Some((rank, told)) = told.first() {
         return Err(Trouble::Error(format!("nobody died, and rank {rank}: {told}")));
     }
-    blame(program, death.rank, &told)?;
+    blame(program, death.rank, None, &told)?;
     if died {
         recover_all(&mock, death.rank, worlds)?;
     } else {
@@ -217,11 +217,21 @@ pub fn survive(
 }
 
 /// Fails unless every error names the dead, or somebody who was told and left because of it; and one
-/// the dead.
-pub(crate) fn blame(program: &Program, dead: usize, told: &[(usize, Told)]) -> Result<(), Trouble> {
+/// the dead. Where its process has ended before it could say which rank it is, its pid names it.
+pub(crate) fn blame(
+    program: &Program,
+    dead: usize,
+    pid: Option<u32>,
+    told: &[(usize, Told)],
+) -> Result<(), Trouble> {
     let gone = |rank: usize| rank == dead || told.iter().any(|(other, _)| *other == rank);
     let mut names_dead = told.is_empty();
+    let ended = pid.map(|pid| format!("pid {pid} ended"));
     for (rank, error) in told {
+        if ended.as_ref().is_some_and(|ended| error.message.starts_with(ended)) {
+            names_dead = true;
+            continue;
+        }
         let named = named(program, *rank, error);
         names_dead |= named.contains(&dead);
         if !named.iter().any(|&named| named != *rank && gone(named)) {

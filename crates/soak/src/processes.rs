@@ -149,7 +149,7 @@ impl Troupe {
         if !died && let Some((rank, told)) = told.first() {
             return Err(Trouble::Error(format!("nobody died, and rank {rank}: {told}")));
         }
-        blame(&program, death.rank, &told)?;
+        blame(&program, death.rank, Some(self.crew.pid(death.rank)), &told)?;
         // Who died before all had joined leaves nothing to go on from.
         if died && joined {
             self.recover(death.rank, &alive, until)?;
