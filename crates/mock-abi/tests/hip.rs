@@ -36,6 +36,7 @@ fn main() {
         trial("devices_are_amds", devices_are_amds),
         trial("lists_of_devices_are_hips", lists_of_devices_are_hips),
         trial("pointers_are_told_apart", pointers_are_told_apart),
+        trial("properties_are_those_of_their_version", properties_are_those_of_their_version),
         trial("no_context_is_wanted", no_context_is_wanted),
     ];
     for prefix in ["hip", "cuda"] {
@@ -226,6 +227,22 @@ fn pointers_are_told_apart() {
     assert_eq!(ask((&raw const found).cast()).kind, 0);
     good(unsafe { (api.free)(there) });
     good(unsafe { (api.host_free)(pinned) });
+}
+
+/// Bus and number of multiprocessors, by the offsets of CUDA 12's and 13's headers.
+fn properties_are_those_of_their_version() {
+    for (name, size, bus, processors) in [
+        ("cudaGetDeviceProperties_v2", 1032, 584, 388),
+        ("cudaGetDeviceProperties", 1008, 568, 384),
+    ] {
+        let fill: unsafe extern "C" fn(*mut c_void, c_int) -> c_int = symbol("cuda", name);
+        let mut properties = [0xff_u8; 1040];
+        good(unsafe { fill(properties.as_mut_ptr().cast(), 1) });
+        assert_eq!(&properties[..14], b"mock device 1\0");
+        assert_eq!(properties[bus..][..4], 17_i32.to_ne_bytes());
+        assert_eq!(properties[processors..][..4], 132_i32.to_ne_bytes());
+        assert!(properties[size..].iter().all(|&byte| byte == 0xff));
+    }
 }
 
 fn no_context_is_wanted() {
