@@ -3,8 +3,11 @@
 //! The compiler sees that the numbers of arguments agree, the tests that each argument and the answer
 //! are passed in the same way: pointers and handles as words, numbers in their width.
 
+use std::{collections::BTreeSet, env, fs};
+
 use collectives_mock_abi::{cuda, cudart};
 use cudarc::{driver, runtime};
+use object::{Object as _, ObjectSymbol as _};
 
 /// How arguments and answer are passed: their sizes and alignments.
 type Shape = Vec<(usize, usize)>;
@@ -152,4 +155,22 @@ fn the_runtime_is_called_as_cudarc_calls_it() {
         }
     };
     println!("{compared} functions");
+}
+
+/// Bindings that look all names up when they load panic on the first that is missing.
+#[test]
+fn every_name_of_the_driver_is_exported() {
+    let test = env::current_exe().expect("a test has a path");
+    let library = fs::read(test.with_file_name("libcollectives_mock_abi.so"));
+    let library = library.expect("the library is built with its tests");
+    let library = object::File::parse(&*library).expect("it is ELF");
+    let exports: BTreeSet<&str> =
+        library.dynamic_symbols().filter_map(|symbol| symbol.name().ok()).collect();
+    // Those that cudarc knows, of CUDA 11.4 to 13.4.
+    let names = include_str!("symbols/cuda-driver.txt");
+    let missing: Vec<_> = names.lines().filter(|name| !exports.contains(name)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+    // What is done is not refused as well: it would be exported twice.
+    let done = names.lines().filter(|name| !cuda::stubs::NAMES.contains(name)).count();
+    assert_eq!(done, 132);
 }

@@ -33,17 +33,11 @@ face! {
     fn cudaGetDeviceProperties_v2 [face] (properties: Out<[u8; 1032]>, device: c_int) {
         let seat = face.seat(device)?;
         let mut bytes = [0; 1032];
-        fill_head(&mut bytes, seat)?;
-        // What CUDA 13 has no more, and what it therefore has elsewhere.
-        let old: [(usize, c_int); 5] = [(348, 13), (384, 15), (388, 16), (396, 18), (608, 36)];
-        for (at, which) in old {
+        fill(&mut bytes, seat, 0)?;
+        // What CUDA 13 has no more: clocks, and whether copies overlap with kernels.
+        for (at, which) in [(348, 13), (384, 15), (608, 36)] {
             put(&mut bytes, at, attribute(seat, which)?);
         }
-        put_pci(&mut bytes, 584, seat);
-        put(&mut bytes, 580, 1);
-        put(&mut bytes, 612, attribute(seat, 37)?);
-        put(&mut bytes, 616, attribute(seat, 38)?);
-        put(&mut bytes, 624, attribute(seat, 39)?);
         properties.set(bytes)
     }
 
@@ -51,8 +45,7 @@ face! {
     fn cudaGetDeviceProperties [face] (properties: Out<[u8; 1008]>, device: c_int) {
         let seat = face.seat(device)?;
         let mut bytes = [0; 1008];
-        fill_head(&mut bytes, seat)?;
-        put(&mut bytes, 384, attribute(seat, 16)?);
+        fill(&mut bytes, seat, 1)?;
         properties.set(bytes)
     }
 
@@ -167,49 +160,70 @@ fn driver_entry(
     Ok(())
 }
 
-/// The members at whose offsets all versions agree.
-fn fill_head(bytes: &mut [u8], seat: &Seat) -> Reply {
+/// Fills `cudaDeviceProp` as of CUDA 12 (0) or 13 (1).
+fn fill(bytes: &mut [u8], seat: &Seat, version: usize) -> Reply {
     let name = seat.name();
     let name = &name.as_bytes()[..name.len().min(255)];
     bytes[..name.len()].copy_from_slice(name);
     bytes[256..272].copy_from_slice(&seat.uuid());
-    for (at, value) in [
-        (288, seat.total_memory()),
-        (296, attribute(seat, 8)? as usize),
-        (312, attribute(seat, 11)? as usize),
-        (352, attribute(seat, 9)? as usize),
-        (368, attribute(seat, 14)? as usize),
-    ] {
-        bytes[at..at + 8].copy_from_slice(&value.to_ne_bytes());
+    bytes[288..296].copy_from_slice(&seat.total_memory().to_ne_bytes());
+    for (at, which) in WORDS {
+        let value = attribute(seat, which)? as usize;
+        bytes[at[version]..][..8].copy_from_slice(&value.to_ne_bytes());
     }
-    // Registers, warp, threads of a block, dimensions of blocks and grids, compute capability.
-    let numbers: [(usize, c_int); 11] = [
-        (304, 12),
-        (308, 10),
-        (320, 1),
-        (324, 2),
-        (328, 3),
-        (332, 4),
-        (336, 5),
-        (340, 6),
-        (344, 7),
-        (360, 75),
-        (364, 76),
-    ];
-    for (at, which) in numbers {
-        put(bytes, at, attribute(seat, which)?);
+    for (at, which) in NUMBERS {
+        put(bytes, at[version], attribute(seat, which)?);
     }
     Ok(())
-}
-
-/// Bus, device and domain, in this order.
-fn put_pci(bytes: &mut [u8], at: usize, seat: &Seat) {
-    let (domain, bus, device) = seat.pci();
-    put(bytes, at, bus.into());
-    put(bytes, at + 4, device.into());
-    put(bytes, at + 8, domain.into());
 }
 
 fn put(bytes: &mut [u8], at: usize, value: c_int) {
     bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
 }
+
+/// Where `cudaDeviceProp` has attributes as a `size_t`, in CUDA 12 and 13: memory shared by a block,
+/// pitch, constant memory, alignment of textures, memory shared by a multiprocessor and, at most, by a
+/// block.
+const WORDS: [([usize; 2], c_int); 6] = [
+    ([296; 2], 8),
+    ([312; 2], 11),
+    ([352; 2], 9),
+    ([368; 2], 14),
+    ([640, 624], 81),
+    ([696, 672], 97),
+];
+
+/// And as an `int`.
+const NUMBERS: [([usize; 2], c_int); 26] = [
+    // Registers, warp, threads of a block, dimensions of blocks and grids, compute capability.
+    ([304; 2], 12),
+    ([308; 2], 10),
+    ([320; 2], 1),
+    ([324; 2], 2),
+    ([328; 2], 3),
+    ([332; 2], 4),
+    ([336; 2], 5),
+    ([340; 2], 6),
+    ([344; 2], 7),
+    ([360; 2], 75),
+    ([364; 2], 76),
+    // Multiprocessors, integrated, mapped host memory, concurrent kernels.
+    ([388, 384], 16),
+    ([396, 388], 18),
+    ([400, 392], 19),
+    ([576, 560], 31),
+    // Bus, device and domain.
+    ([584, 568], 33),
+    ([588, 572], 34),
+    ([592, 576], 50),
+    // Copy engines, unified addresses, width of the memory bus, L2 cache, threads of a
+    // multiprocessor, priorities, managed memory, pools.
+    ([600, 584], 40),
+    ([604, 588], 41),
+    ([612, 592], 37),
+    ([616, 596], 38),
+    ([624, 604], 39),
+    ([628, 608], 78),
+    ([652, 636], 83),
+    ([744, 720], 115),
+];
