@@ -99,9 +99,11 @@ fn summary_of(report: &Report, style: Style, series: &[Series], ratios: Ratios) 
     let mut lines = table(&head);
     for op in operations_of(report) {
         for ranks in ranks_of(report) {
+            let measured =
+                |known: &&Configuration| known.rows.iter().any(|row| !ratios(row).is_empty());
             let known: Vec<_> = series
                 .iter()
-                .map(|&series| report.configuration(Case { op, ranks, series }))
+                .map(|&series| report.configuration(Case { op, ranks, series }).filter(measured))
                 .collect();
             if known.iter().all(Option::is_none) {
                 continue;
