@@ -394,7 +394,7 @@ fn captures_are_told_what_is_wrong() {
         scope.spawn(end).join().unwrap()
     });
     assert_eq!(wrong, CUresult::CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD);
-    assert_eq!(end(&origin), CUresult::CUDA_SUCCESS);
+    assert_eq!(end(&origin), CUresult::CUDA_ERROR_ILLEGAL_STATE, "it has ended");
 
     // While a blocking stream captures, nothing may go to the legacy one.
     let blocking = result::stream::create(result::stream::StreamKind::Default).unwrap();

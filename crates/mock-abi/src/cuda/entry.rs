@@ -12,14 +12,14 @@ use crate::gpu::{Code, Out, Reply};
 driver! {
     /// Tells the name of a code; null for one that has none.
     fn cuGetErrorName(code: Code, name: Out<*const c_char>) {
-        let text = code.text();
+        let text = code.text().filter(|text| !text.driver.is_empty());
         name.set(text.map_or(ptr::null(), |text| text.driver.as_ptr()))?;
         text.map(drop).ok_or(Code::INVALID_VALUE)
     }
 
     /// Tells what a code means; null for one that has none.
     fn cuGetErrorString(code: Code, meaning: Out<*const c_char>) {
-        let text = code.text();
+        let text = code.text().filter(|text| !text.driver.is_empty());
         meaning.set(text.map_or(ptr::null(), |text| text.meaning.as_ptr()))?;
         text.map(drop).ok_or(Code::INVALID_VALUE)
     }

@@ -388,9 +388,7 @@ fn fill(stream: CUstream, to: usize, pattern: &[u8], count: usize) -> Reply {
 
 fn alloc_host(memory: Out<usize>, bytes: usize, flags: c_uint) -> Reply {
     let device = current()?.device();
-    if bytes == 0 || memory.is_null() {
-        return Err(Code::INVALID_VALUE);
-    }
+    memory.set(0)?;
     memory.set(memory::alloc_host(device, bytes, HostKind::Pinned, flags)?)
 }
 

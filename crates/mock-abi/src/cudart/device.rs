@@ -164,7 +164,8 @@ export! {
 
     /// Tells the name of a code.
     fn cudaGetErrorName(code: Code) -> *const c_char {
-        code.text().map_or(c"unrecognized error code", |text| text.runtime).as_ptr()
+        let text = code.text().filter(|text| !text.runtime.is_empty());
+        text.map_or(c"unrecognized error code", |text| text.runtime).as_ptr()
     }
 
     /// Tells what a code means.
@@ -174,7 +175,8 @@ export! {
 
     /// Tells the name of a code.
     fn hipGetErrorName(code: Code) -> *const c_char {
-        code.text().map_or(c"hipErrorUnknown", |text| text.hip).as_ptr()
+        let text = code.text().filter(|text| !text.hip.is_empty());
+        text.map_or(c"hipErrorUnknown", |text| text.hip).as_ptr()
     }
 
     /// Tells what a code means.

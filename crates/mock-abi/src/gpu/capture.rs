@@ -154,10 +154,26 @@ pub(crate) fn check_implicit(blocking: &[Arc<Stream>], breaks: bool) -> Reply {
     if captured { Err(Code::CAPTURE_IMPLICIT) } else { Ok(()) }
 }
 
-pub(crate) fn break_capture(id: u64) {
-    for capture in &mut *lock(&CAPTURES) {
-        capture.is_broken |= capture.id == id;
+/// Breaks a capture. The answer is whether it is under way.
+pub(crate) fn break_capture(id: u64) -> bool {
+    let mut captures = lock(&CAPTURES);
+    let capture = captures.iter_mut().find(|capture| capture.id == id);
+    capture.map(|capture| capture.is_broken = true).is_some()
+}
+
+/// Refuses to wait for a whole device while it captures, whatever the modes; those captures break.
+pub(crate) fn forbid_on(device: usize) -> Reply {
+    if COUNT.load(Ordering::Acquire) == 0 {
+        return Ok(());
     }
+    let mut refused = false;
+    for capture in &mut *lock(&CAPTURES) {
+        if capture.held.device() == device {
+            capture.is_broken = true;
+            refused = true;
+        }
+    }
+    if refused { Err(Code::CAPTURE_UNSUPPORTED) } else { Ok(()) }
 }
 
 /// Breaks the capture that a stream takes part in.
@@ -209,26 +225,22 @@ pub(crate) fn end(stream: &Stream) -> Reply<(RawGraph, Held)> {
         break_capture(info.id);
         return Err(Code::CAPTURE_UNMATCHED);
     }
-    let own = {
-        let captures = lock(&CAPTURES);
-        let capture = captures.iter().find(|capture| capture.id == info.id);
-        let capture = capture.ok_or(Code::ILLEGAL_STATE)?;
-        capture.mode == Mode::Relaxed || capture.thread == thread::current().id()
-    };
-    if !own {
-        return Err(Code::CAPTURE_WRONG_THREAD);
-    }
     let capture = take(info.id).ok_or(Code::ILLEGAL_STATE)?;
     let device = stream.device()?;
     // SAFETY: the stream captures; what is captured is what its program promises.
     let graph = unsafe { device.end_capture(stream.raw) };
     let graph = graph.map_err(|error| Code::from_error(&error, Code::INVALID_HANDLE));
-    if capture.is_broken {
+    let is_wrong_thread = capture.mode != Mode::Relaxed && capture.thread != thread::current().id();
+    if capture.is_broken || is_wrong_thread {
         if let Ok(graph) = graph {
             // SAFETY: nobody else knows it.
             let _nobody_asks = unsafe { device.graph_destroy(graph) };
         }
-        return Err(Code::CAPTURE_INVALIDATED);
+        // Either way it has ended.
+        return Err(match is_wrong_thread {
+            true => Code::CAPTURE_WRONG_THREAD,
+            false => Code::CAPTURE_INVALIDATED,
+        });
     }
     Ok((graph?, capture.held))
 }

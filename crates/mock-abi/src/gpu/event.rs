@@ -36,11 +36,15 @@ pub(crate) fn wait(event: usize, stream: &Stream) -> Reply {
     stream.enter()?;
     // SAFETY: as in `destroy`.
     let enqueued = unsafe { stream.device()?.wait(stream.raw, raw(event)) }.map_err(code);
+    if enqueued == Err(Code::CAPTURED_EVENT) {
+        // Its capture has ended.
+        return Err(Code::INVALID_VALUE);
+    }
     if let Err(Code::CAPTURE_ISOLATION | Code::CAPTURE_MERGE | Code::CAPTURE_IMPLICIT) = enqueued {
         capture::invalidate_of(stream)?;
         // SAFETY: as in `destroy`.
         if let Some(id) = unsafe { device()?.capture_of_event(raw(event)) }.map_err(code)? {
-            capture::break_capture(id);
+            let _ends_later = capture::break_capture(id);
         }
     }
     enqueued
@@ -80,14 +84,15 @@ pub(crate) fn elapsed(start: usize, end: usize) -> Reply<f32> {
     })
 }
 
-/// Refuses an event that was last recorded in a capture, and breaks that capture.
+/// Refuses an event that was last recorded in a capture, and breaks that capture, if it has not
+/// ended.
 fn refuse_captured(event: usize) -> Reply {
     // SAFETY: as in `destroy`.
     let Some(id) = unsafe { device()?.capture_of_event(raw(event)) }.map_err(code)? else {
         return Ok(());
     };
-    capture::break_capture(id);
-    Err(Code::CAPTURED_EVENT)
+    let is_under_way = capture::break_capture(id);
+    Err(if is_under_way { Code::CAPTURED_EVENT } else { Code::INVALID_VALUE })
 }
 
 /// Any device: events are the engine's.

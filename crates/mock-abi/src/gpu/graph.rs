@@ -76,6 +76,9 @@ pub(crate) fn upload(instance: usize) -> Reply {
 /// Destroys a graph or an instance; runs that are enqueued still complete.
 pub(crate) fn destroy(graph: usize, is_instance: bool) -> Reply {
     let (device, _held) = find(graph, is_instance)?;
+    if is_instance {
+        capture::forbid_unsafe()?;
+    }
     lock(&GRAPHS).remove(&graph);
     // SAFETY: it was in the table, so it lives, and is found no more.
     unsafe { seat(device)?.device.graph_destroy(RawGraph::from_bits(graph)) }.map_err(code)

@@ -108,6 +108,9 @@ pub(crate) fn alloc_async(stream: &Stream, bytes: usize) -> Reply<usize> {
     if bytes == 0 {
         return Ok(0);
     }
+    if !captured {
+        capture::forbid_unsafe()?;
+    }
     let ptr = raw_alloc(stream.seat()?, bytes)?;
     if captured {
         capture::hold(stream, ptr)?;
@@ -288,9 +291,8 @@ impl Copy {
             return self.raw(stream);
         }
         if to.is_pageable() {
-            capture::forbid_unsafe()?;
             self.raw(stream)?;
-            return stream.synchronize();
+            return stream.wait();
         }
         if !from.is_pageable() {
             return self.raw(stream);
@@ -306,7 +308,6 @@ impl Copy {
     /// Makes it in the order of the default stream. Returns when it is made, except between device
     /// memory, where CUDA does not wait either.
     pub(crate) fn make(self, stream: &Stream) -> Reply {
-        capture::forbid_unsafe()?;
         stream.enter()?;
         if self.bytes == 0 {
             return Ok(());
@@ -314,7 +315,7 @@ impl Copy {
         let places = self.places()?;
         self.raw(stream)?;
         let of_device = |place: &Place| matches!(place, Place::Device { .. });
-        if places.iter().all(of_device) { Ok(()) } else { stream.synchronize() }
+        if places.iter().all(of_device) { Ok(()) } else { stream.wait() }
     }
 
     fn raw(self, stream: &Stream) -> Reply {
@@ -391,6 +392,10 @@ struct HeldState {
 impl Held {
     pub(crate) fn new(device: usize) -> Self {
         Self { device, state: Mutex::default() }
+    }
+
+    pub(crate) fn device(&self) -> usize {
+        self.device
     }
 
     pub(crate) fn add(&self, block: usize) {

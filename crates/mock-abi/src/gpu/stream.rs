@@ -241,33 +241,37 @@ impl Stream {
 
     /// Blocks until all work is done that is enqueued now.
     pub(crate) fn synchronize(&self) -> Reply {
-        capture::forbid_unsafe()?;
-        if capture::check(self)? {
-            capture::invalidate_of(self)?;
-            return Err(Code::CAPTURE_UNSUPPORTED);
-        }
-        if self.kind == Kind::Legacy {
-            self.order()?;
-        }
+        self.before_asking()?;
+        self.wait()
+    }
+
+    /// As [`synchronize`](Self::synchronize), on behalf of a call that captures do not forbid.
+    pub(super) fn wait(&self) -> Reply {
         // SAFETY: the stream lives, or lived when it was found; a handle that is gone is refused.
         Code::of_wait(unsafe { self.device()?.synchronize(self.raw, None) })
     }
 
     /// Whether all work is done.
     pub(crate) fn query(&self) -> Reply<bool> {
+        self.before_asking()?;
+        // SAFETY: as in `wait`.
+        match unsafe { self.device()?.is_idle(self.raw) } {
+            Ok(is_idle) => Ok(is_idle),
+            Err(error) => Code::of_wait(Err(error)).map(|()| true),
+        }
+    }
+
+    /// What forbids to ask how far the stream is; and the legacy one waits for blocking ones.
+    fn before_asking(&self) -> Reply {
+        if self.kind == Kind::Legacy {
+            self.order()?;
+        }
         capture::forbid_unsafe()?;
         if capture::check(self)? {
             capture::invalidate_of(self)?;
             return Err(Code::CAPTURE_UNSUPPORTED);
         }
-        if self.kind == Kind::Legacy {
-            self.order()?;
-        }
-        // SAFETY: as in `synchronize`.
-        match unsafe { self.device()?.is_idle(self.raw) } {
-            Ok(is_idle) => Ok(is_idle),
-            Err(error) => Code::of_wait(Err(error)).map(|()| true),
-        }
+        Ok(())
     }
 
     /// Enqueues a call of a host function.
@@ -310,6 +314,7 @@ fn wait_for(
 /// Blocks until all work of a device is done.
 pub(crate) fn synchronize_device(seat: &Seat) -> Reply {
     capture::forbid_unsafe()?;
+    capture::forbid_on(seat.ordinal())?;
     Code::of_wait(seat.device.synchronize_all())
 }
 
