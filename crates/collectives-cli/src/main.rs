@@ -1,10 +1,12 @@
 //! The `collectives` command: measures collectives ([`perf`]), says what runs them and why
-//! ([`doctor`]), and lays out the mock as a C library ([`mock`]).
+//! ([`doctor`]), starts a program as ranks ([`launch`]), and lays out the mock as a C library ([`mock`]).
 //!
 //! Tables and JSON go to standard output; errors, logs and the progress bar to standard error. Exit
-//! codes: 0 good, 1 a failed check or run, 2 usage.
+//! codes: 0 good, 1 a failed check or run, 2 usage; of `launch`, those of the ranks.
 
 mod doctor;
+#[cfg(unix)]
+mod launch;
 mod mock;
 mod perf;
 mod text;
@@ -30,6 +32,8 @@ struct Cli {
 enum Command {
     Perf(perf::Args),
     Doctor(doctor::Args),
+    #[cfg(unix)]
+    Launch(launch::Args),
     Mock(mock::Args),
 }
 
@@ -38,6 +42,9 @@ enum Failure {
     /// A check failed, or this rank did; what there is to say stands in the output, or was told to
     /// the parent.
     Check,
+    /// There is nothing left to say, and this to exit with.
+    #[cfg(unix)]
+    Exit(u8),
     /// The run failed.
     Run(Box<dyn Error>),
     /// The arguments do not fit each other, or the library or machine.
@@ -52,14 +59,23 @@ impl<E: Into<Box<dyn Error>>> From<E> for Failure {
 
 fn main() -> ExitCode {
     log_to_stderr();
+    #[cfg(unix)]
+    match collectives_crew::keep() {
+        Ok(false) => {}
+        Ok(true) | Err(_) => return ExitCode::SUCCESS,
+    }
     let (name, outcome) = match Cli::parse().command {
         Command::Perf(args) => ("perf", perf::run(&args)),
         Command::Doctor(args) => ("doctor", doctor::run(&args)),
+        #[cfg(unix)]
+        Command::Launch(args) => ("launch", launch::run(&args)),
         Command::Mock(args) => ("mock", mock::run(&args)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Check) => ExitCode::FAILURE,
+        #[cfg(unix)]
+        Err(Failure::Exit(code)) => code.into(),
         // Whoever read the output has seen enough: `collectives perf … | head`.
         Err(Failure::Run(error)) if is_broken_pipe(&*error) => ExitCode::FAILURE,
         Err(Failure::Run(error)) => {

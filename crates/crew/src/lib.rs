@@ -33,14 +33,23 @@
 //! * **Deaths are messages.** A process that ends is heard of once, behind all it said, with its
 //!   process id and its status.
 //!
+//! A [`Job`] is the same for ranks that are processes of any other program, which say nothing and may
+//! start processes themselves.
+//!
 //! On Unix only; elsewhere, to start a crew is [`Unsupported`](std::io::ErrorKind::Unsupported).
 
+mod end;
+#[cfg(unix)]
+mod job;
 mod member;
 mod parent;
 mod socket;
 
+pub use end::End;
+#[cfg(unix)]
+pub use job::{Job, keep};
 pub use member::Member;
-pub use parent::{Crew, End, Event, this_program};
+pub use parent::{Crew, Event, this_program};
 
 /// What makes a process a member: `RANK/SIZE CREW`.
 const VARIABLE: &str = "COLLECTIVES_CREW";

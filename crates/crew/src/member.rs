@@ -84,9 +84,7 @@ impl Member {
         &self,
         mut hear: impl FnMut(M) + Send + 'static,
     ) -> io::Result<()> {
-        let mut ear = lock(&self.ear)
-            .take()
-            .ok_or_else(|| io::Error::other("this process listens to its parent already"))?;
+        let mut ear = self.take_ear()?;
         let listener = thread::Builder::new().name("crew".into());
         listener.spawn(move || {
             loop {
@@ -101,6 +99,25 @@ impl Member {
             }
         })?;
         Ok(())
+    }
+
+    /// Hears the parent on this thread, until it is gone: for a process that has something left to do
+    /// then. Nothing ends the process.
+    ///
+    /// # Errors
+    /// Somebody listens already, or what the parent says is no message.
+    pub fn hear_out<M: DeserializeOwned>(&self, mut hear: impl FnMut(M)) -> io::Result<()> {
+        let mut ear = self.take_ear()?;
+        while let Some(message) = ear.hear()? {
+            hear(message);
+        }
+        Ok(())
+    }
+
+    fn take_ear(&self) -> io::Result<Ear> {
+        lock(&self.ear)
+            .take()
+            .ok_or_else(|| io::Error::other("this process listens to its parent already"))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     env, fmt, io,
-    process::{Child, ChildStderr, Command, ExitStatus},
+    process::{Child, ChildStderr, Command},
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     thread,
     time::{Duration, Instant},
@@ -11,7 +11,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    VARIABLE,
+    End, VARIABLE,
     socket::{self, Ear, Mouth},
 };
 
@@ -31,17 +31,6 @@ pub enum Event<M> {
     Ended(End),
 }
 
-/// How the process of a rank has ended.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct End {
-    /// The process id it had.
-    pub pid: u32,
-    /// Its status; `None` where the system does not know.
-    pub status: Option<ExitStatus>,
-    /// Why it was killed by its parent, where it was.
-    pub killed: Option<String>,
-}
-
 impl<M: DeserializeOwned + Send + 'static> Crew<M> {
     /// Starts a process for each of so many ranks by the command that is given for it. Its standard
     /// input and one variable of its environment are the crew's own.
@@ -59,10 +48,7 @@ impl<M: DeserializeOwned + Send + 'static> Crew<M> {
             let mut command = command(rank)?;
             let (ear, mouth, theirs) = socket::pair()?;
             command.stdin(theirs).env(VARIABLE, format!("{rank}/{size} {crew}"));
-            let child = command.spawn().map_err(|error| {
-                let program = command.get_program().to_string_lossy();
-                io::Error::new(error.kind(), format!("rank {rank}: {program}: {error}"))
-            })?;
+            let child = spawn(rank, &mut command)?;
             // Closes the child's end here.
             drop(command);
             this.members.push(Process { child, mouth, end: None });
@@ -140,30 +126,20 @@ impl<M> fmt::Debug for Crew<M> {
     }
 }
 
-impl End {
-    /// Whether it ended by itself, and well.
-    pub fn success(&self) -> bool {
-        self.killed.is_none() && self.status.is_some_and(|status| status.success())
-    }
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "process {} ended", self.pid)?;
-        match (&self.killed, self.status) {
-            (Some(why), _) => write!(f, ": killed, since it {why}"),
-            (None, Some(status)) => write!(f, ": {status}"),
-            (None, None) => Ok(()),
-        }
-    }
-}
-
 /// The executable of this process, with no arguments: what most crews are started with.
 ///
 /// # Errors
 /// The system does not tell where it is.
 pub fn this_program() -> io::Result<Command> {
     env::current_exe().map(Command::new)
+}
+
+/// Starts the process of a rank; errors name both.
+pub(crate) fn spawn(rank: usize, command: &mut Command) -> io::Result<Child> {
+    command.spawn().map_err(|error| {
+        let program = command.get_program().to_string_lossy();
+        io::Error::new(error.kind(), format!("rank {rank}: {program}: {error}"))
+    })
 }
 
 struct Process {

@@ -132,7 +132,7 @@ impl Args {
 
 /// What `--backend` takes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
-pub(super) enum BackendArg {
+pub(crate) enum BackendArg {
     Auto,
     Nccl,
     Rccl,
@@ -140,7 +140,7 @@ pub(super) enum BackendArg {
 }
 
 impl BackendArg {
-    pub(super) const fn name(self) -> Option<BackendName> {
+    pub(crate) const fn name(self) -> Option<BackendName> {
         match self {
             Self::Auto => None,
             Self::Nccl => Some(BackendName::Nccl),

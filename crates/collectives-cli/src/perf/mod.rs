@@ -23,7 +23,7 @@ use collectives::{AnyBackend, Backend, DType, Device, DeviceInfo, ReduceOp, Sele
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::{Timestamp, tz::TimeZone};
 
-pub(crate) use self::args::Args;
+pub(crate) use self::args::{Args, BackendArg};
 use self::{
     args::{Mode, Registered, Size},
     json::{Placement, Report, Row},
