@@ -62,7 +62,11 @@ fn main() -> ExitCode {
     #[cfg(unix)]
     match collectives_crew::keep() {
         Ok(false) => {}
-        Ok(true) | Err(_) => return ExitCode::SUCCESS,
+        Ok(true) => return ExitCode::SUCCESS,
+        Err(error) => {
+            eprint!("{}", block("keeper", &error));
+            return ExitCode::FAILURE;
+        }
     }
     let (name, outcome) = match Cli::parse().command {
         Command::Perf(args) => ("perf", perf::run(&args)),

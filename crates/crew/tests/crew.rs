@@ -12,13 +12,14 @@ fn main() {}
 #[cfg(unix)]
 mod unix {
     use std::{
-        io::{self, Read},
+        io::{self, BufRead, BufReader, Read},
+        path::Path,
         process::{Command, ExitCode, exit},
         thread,
         time::{Duration, Instant},
     };
 
-    use collectives_crew::{Crew, End, Event, Member, this_program};
+    use collectives_crew::{Crew, End, Event, Job, Member, this_program};
     use libtest_mimic::{Arguments, Failed, Trial};
     use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
@@ -27,6 +28,9 @@ mod unix {
     type Role = fn(&'static Member);
 
     pub(super) fn main() -> ExitCode {
+        if collectives_crew::keep().expect("its parent makes sense") {
+            return ExitCode::SUCCESS;
+        }
         for (crew, run) in ROLES {
             match Member::here(crew) {
                 Ok(Some(member)) => {
@@ -40,7 +44,7 @@ mod unix {
                 }
             }
         }
-        let tests: [(&str, Test); 8] = [
+        let tests: [(&str, Test); 11] = [
             ("messages_go_both_ways_in_order", messages_go_both_ways_in_order),
             ("standard_input_reads_as_empty", standard_input_reads_as_empty),
             ("deaths_are_heard_of_behind_all_words", deaths_are_heard_of_behind_all_words),
@@ -49,13 +53,16 @@ mod unix {
             ("a_dropped_crew_is_gone", a_dropped_crew_is_gone),
             ("nobody_outlives_a_killed_parent", nobody_outlives_a_killed_parent),
             ("what_cannot_be_started_is_named", what_cannot_be_started_is_named),
+            ("ends_of_a_job_are_told", ends_of_a_job_are_told),
+            ("what_a_job_started_ends_with_it", what_a_job_started_ends_with_it),
+            ("no_job_outlives_a_killed_parent", no_job_outlives_a_killed_parent),
         ];
         let trials = tests.map(|(name, test)| Trial::test(name, test));
         libtest_mimic::run(&Arguments::from_args(), trials.into()).exit_code()
     }
 
     /// What members do.
-    const ROLES: [(&str, Role); 6] = [
+    const ROLES: [(&str, Role); 7] = [
         ("adder", |member| {
             let (done, until_done) = std::sync::mpsc::channel();
             let mut sum = 0;
@@ -108,6 +115,12 @@ mod unix {
                     other => panic!("{other:?}"),
                 }
             }
+            sleep();
+        }),
+        // Has a job, and is killed.
+        ("employer", |member| {
+            let (_job, pids) = families(2);
+            pids.iter().for_each(|pid| member.tell(pid));
             sleep();
         }),
     ];
@@ -188,11 +201,7 @@ mod unix {
         let pids = [word(&mut crew).1, word(&mut crew).1];
         assert!(pids.iter().all(|&pid| lives(pid)));
         crew.kill();
-        let until = Instant::now() + Duration::from_secs(10);
-        while pids.iter().any(|&pid| lives(pid)) {
-            assert!(Instant::now() < until, "processes {pids:?} live on");
-            thread::sleep(Duration::from_millis(5));
-        }
+        until_gone(&pids);
         Ok(())
     }
 
@@ -201,6 +210,81 @@ mod unix {
         let text = none.map(drop).unwrap_err().to_string();
         assert!(text.starts_with("rank 0: /no/such/program: No such file"), "{text}");
         Ok(())
+    }
+
+    fn ends_of_a_job_are_told() -> Outcome {
+        let (sender, ends) = std::sync::mpsc::channel();
+        let script = ["exit 0", "exit 3", "kill -TERM $$", "exec sleep 600"];
+        let shell = |rank: usize| {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", script[rank]]);
+            Ok(shell)
+        };
+        let job = Job::start(4, shell, move |rank, end| drop(sender.send((rank, end))))?;
+        let mut told: Vec<(usize, End)> = ends.iter().take(3).collect();
+        // Until it is dropped, its dead are there.
+        assert!((0..4).all(|rank| Path::new(&format!("/proc/{}", job.pid(rank))).exists()));
+        job.signal(Signal::HUP);
+        told.extend(ends.iter());
+        told.sort_by_key(|(rank, _)| *rank);
+        let statuses =
+            ["exit status: 0", "exit status: 3", "signal: 15 (SIGTERM)", "signal: 1 (SIGHUP)"];
+        let want = statuses.iter().enumerate();
+        let want =
+            want.map(|(rank, status)| (rank, format!("process {} ended: {status}", job.pid(rank))));
+        let told = told.iter().map(|(rank, end)| (*rank, end.to_string()));
+        assert_eq!(told.collect::<Vec<_>>(), want.collect::<Vec<_>>());
+
+        let nothing = |_| Ok(Command::new("/no/such/program"));
+        let text = Job::start(2, nothing, |_, _| {}).map(drop).unwrap_err().to_string();
+        assert!(text.starts_with("rank 0: /no/such/program: No such file"), "{text}");
+        Ok(())
+    }
+
+    fn what_a_job_started_ends_with_it() -> Outcome {
+        let (job, pids) = families(2);
+        assert!(pids.iter().all(|&pid| lives(pid)));
+        drop(job);
+        until_gone(&pids);
+        Ok(())
+    }
+
+    fn no_job_outlives_a_killed_parent() -> Outcome {
+        let mut crew = start::<u32>("employer", 1);
+        let pids: Vec<_> = (0..4).map(|_| word(&mut crew).1).collect();
+        assert!(pids.iter().all(|&pid| lives(pid)));
+        crew.kill();
+        until_gone(&pids);
+        Ok(())
+    }
+
+    /// Ranks that have started a process each, which nothing but SIGKILL ends; and the ids of all.
+    fn families(size: usize) -> (Job, Vec<u32>) {
+        let (reader, writer) = io::pipe().expect("a pipe");
+        let job = Job::start(
+            size,
+            |_| {
+                let mut shell = Command::new("sh");
+                let script = "trap '' HUP TERM; sleep 600 & echo $! $$; wait";
+                shell.args(["-c", script]).stdout(writer.try_clone()?);
+                Ok(shell)
+            },
+            |_, _| {},
+        );
+        let lines = BufReader::new(reader).lines().take(size);
+        let pids = lines.flat_map(|line| {
+            let line = line.expect("text");
+            line.split(' ').map(|pid| pid.parse().expect("a pid")).collect::<Vec<_>>()
+        });
+        (job.expect("a shell"), pids.collect())
+    }
+
+    fn until_gone(pids: &[u32]) {
+        let until = Instant::now() + Duration::from_secs(10);
+        while pids.iter().any(|&pid| lives(pid)) {
+            assert!(Instant::now() < until, "processes {pids:?} live on");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     fn start<M: serde::de::DeserializeOwned + Send + 'static>(crew: &str, size: usize) -> Crew<M> {
