@@ -17,7 +17,7 @@ mod unix {
         io::{self, BufRead, BufReader, Read, Write},
         net::{TcpListener, TcpStream},
         path::Path,
-        process::{Child, Command, ExitCode, Output, Stdio},
+        process::{Child, Command, ExitCode, Output, Stdio, exit},
         thread,
         time::{Duration, Instant},
     };
@@ -68,6 +68,11 @@ mod unix {
             ("rank_0_has_the_input", rank_0_has_the_input),
             ("what_cannot_be_started_is_named", what_cannot_be_started_is_named),
         ];
+        thread::spawn(|| {
+            thread::sleep(DEADLINE);
+            eprintln!("late: the tests above that have no result hang");
+            exit(1);
+        });
         let trials = tests.map(|(name, test)| Trial::test(name, test));
         libtest_mimic::run(&Arguments::from_args(), trials.into()).exit_code()
     }
@@ -614,4 +619,7 @@ mod unix {
     }
 
     const ROLE: &str = "--role";
+
+    /// Far more than all of them take.
+    const DEADLINE: Duration = Duration::from_secs(600);
 }

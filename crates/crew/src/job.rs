@@ -64,7 +64,7 @@ impl Job {
             job.ranks.push(child);
             let told = told.clone();
             let named = thread::Builder::new().name(format!("end of rank {rank}"));
-            named.spawn(move || told(rank, End { pid, status: status(pid), killed: None }))?;
+            named.spawn(move || told(rank, End { pid, status: wait(pid), killed: None }))?;
         }
         Ok(job)
     }
@@ -77,6 +77,13 @@ impl Job {
     /// The id of a rank's process.
     pub fn pid(&self, rank: usize) -> u32 {
         self.ranks[rank].id()
+    }
+
+    /// How a rank has ended, if it has, whether that was told yet or not.
+    pub fn status(&self, rank: usize) -> Option<ExitStatus> {
+        let child = WaitId::Pid(pid(self.pid(rank))?);
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        waitid(child, options).ok().flatten().map(|status| raw_status(&status))
     }
 
     /// Sends a signal to every rank and to all they have started.
@@ -169,7 +176,7 @@ fn lead(command: &mut Command) {
 }
 
 /// Waits for the end of a child, which stays to be reaped.
-fn status(child: u32) -> Option<ExitStatus> {
+fn wait(child: u32) -> Option<ExitStatus> {
     let child = WaitId::Pid(pid(child)?);
     loop {
         match waitid(child.clone(), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {

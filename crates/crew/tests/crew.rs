@@ -224,6 +224,8 @@ mod unix {
         let mut told: Vec<(usize, End)> = ends.iter().take(3).collect();
         // Until it is dropped, its dead are there.
         assert!((0..4).all(|rank| Path::new(&format!("/proc/{}", job.pid(rank))).exists()));
+        let codes = [0, 1, 3].map(|rank| job.status(rank).map(|status| status.code()));
+        assert_eq!(codes, [Some(Some(0)), Some(Some(3)), None]);
         job.signal(Signal::HUP);
         told.extend(ends.iter());
         told.sort_by_key(|(rank, _)| *rank);

@@ -251,14 +251,15 @@ impl Peer {
         !self.is_own && (self.end.get().is_some() || has_ended(&self.pidfd))
     }
 
-    /// How it ended, if it has. Waits up to 30 ms for somebody to tell how, where it can be told: by
-    /// a launcher, or by the system once the parent has looked (Linux 6.15).
+    /// How it ended, if it has. Waits for somebody to tell how, where it can be told: half a second for
+    /// a launcher, 30 ms for the system, which tells once the parent has looked (Linux 6.15).
     pub(crate) fn end(&self) -> Option<End> {
         self.has_ended().then(|| *self.end.get_or_init(|| End { status: self.status_soon() }))
     }
 
     fn status_soon(&self) -> Option<ExitStatus> {
-        let until = Instant::now() + PATIENCE;
+        let patience = if self.exit.is_some() { PATIENCE_WITH_LAUNCHER } else { PATIENCE };
+        let until = Instant::now() + patience;
         loop {
             if let Some(status) = self.exit.as_ref().and_then(Exit::status) {
                 return Some(status);
@@ -400,6 +401,9 @@ pub(crate) fn at(what: &'static str) -> impl FnOnce(io::Error) -> io::Error {
 
 /// How long the status of a process that has ended may take.
 const PATIENCE: Duration = Duration::from_millis(30);
+
+/// The same where there is a launcher to tell it, which on a busy machine has to get its turn first.
+const PATIENCE_WITH_LAUNCHER: Duration = Duration::from_millis(500);
 
 /// Bytes of a process's block; few of them are ever touched.
 pub(crate) const BLOCK_BYTES: usize = 1 << 20;

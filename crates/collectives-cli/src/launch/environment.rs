@@ -50,7 +50,9 @@ impl<'a> Job<'a> {
             .env("TORCHELASTIC_MAX_RESTARTS", max_restarts.to_string())
             .env("TORCHELASTIC_RUN_ID", &self.id)
             // Rank 0 is to serve the store at that address: torchrun would, this does not.
-            .env("TORCHELASTIC_USE_AGENT_STORE", "False");
+            .env("TORCHELASTIC_USE_AGENT_STORE", "False")
+            // Where a rank of the caller's job writes why it failed.
+            .env_remove("TORCHELASTIC_ERROR_FILE");
         let mut unless_set = |name: &str, value: &dyn AsRef<OsStr>| {
             if env::var_os(name).is_none() {
                 command.env(name, value);

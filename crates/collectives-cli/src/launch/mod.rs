@@ -60,7 +60,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         output.end();
         let outcome = watch.until_all_is_shown();
         let Some(failed) = outcome.failed() else { return Ok(()) };
-        if !failed.is_cut_off(&screen) {
+        if !failed.is_cut_off(&screen) && !screen.is_stuck() {
             failed.show(args, &output, &screen);
         }
         if !failed.can_restart() || restart == args.max_restarts {
@@ -171,6 +171,8 @@ struct Outcome {
     killed: Vec<u32>,
     /// Who was not even ended by that.
     stuck: Vec<u32>,
+    /// Whether some output was not waited for.
+    is_cut_short: bool,
 }
 
 impl<'a> Watch<'a> {
@@ -210,15 +212,23 @@ impl<'a> Watch<'a> {
     /// Waits for the output of ranks that have all ended, which takes as long as its reader does.
     fn until_all_is_shown(mut self) -> Outcome {
         self.steps.clear();
+        if self.outcome.interrupts > 1 {
+            self.plan(&[(HURRY, Step::GiveUp)]);
+        }
         while self.open > 0 && self.outcome.stuck.is_empty() {
             match self.next() {
                 Some(Event::Drained) => self.open -= 1,
+                Some(Event::Signal(Signal::TSTP)) => self.stop(),
                 Some(Event::Signal(signal)) if signals::ends(signal) => {
-                    self.outcome.asked = Some(signal);
+                    self.outcome.asked.get_or_insert(signal);
+                    self.outcome.is_cut_short = true;
                     break;
                 }
                 Some(Event::Ended(..) | Event::Signal(_)) => {}
-                None => break,
+                None => {
+                    self.outcome.is_cut_short = true;
+                    break;
+                }
             }
         }
         self.outcome
@@ -244,7 +254,21 @@ impl<'a> Watch<'a> {
             let grace = self.args.grace.unwrap_or(GRACE_OF_FAILURE);
             self.plan(&[(grace.min(LAST_WORDS), Step::Terminate), (grace, Step::Kill)]);
         }
-        self.outcome.first.get_or_insert((rank, end));
+        if self.outcome.first.is_none() {
+            let cause = self.cause(&end);
+            self.outcome.first = Some(cause.unwrap_or((rank, end)));
+        }
+    }
+
+    /// A rank that a signal has killed by now: where ends come too close to be told apart, that is
+    /// sooner the cause of an exit code than its consequence.
+    fn cause(&self, end: &End) -> Option<(u32, End)> {
+        let has_code = end.status.is_some_and(|status| status.code().is_some());
+        let job = self.job.as_ref().filter(|_| has_code && self.outcome.asked.is_none())?;
+        self.alive.iter().find_map(|&rank| {
+            let status = job.status(rank as usize).filter(|status| status.signal().is_some())?;
+            Some((rank, End { pid: job.pid(rank as usize), status: Some(status), killed: None }))
+        })
     }
 
     fn hear(&mut self, signal: Signal) {
@@ -297,7 +321,8 @@ impl<'a> Watch<'a> {
 impl Outcome {
     /// What went wrong, if anything did.
     fn failed(self) -> Option<Failed> {
-        let is_bad = self.first.is_some() || !self.killed.is_empty() || !self.stuck.is_empty();
+        let all_ended = self.killed.is_empty() && self.stuck.is_empty();
+        let is_bad = self.first.is_some() || !all_ended || self.is_cut_short;
         is_bad.then_some(Failed(self))
     }
 }
@@ -347,7 +372,7 @@ impl Failed {
 
 impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Outcome { first, asked, killed, stuck, .. } = &self.0;
+        let Outcome { first, asked, killed, stuck, is_cut_short, .. } = &self.0;
         let mut colon = "";
         if let Some(signal) = asked {
             write!(f, "{} was passed on", signals::name(signal.as_raw()))?;
@@ -367,6 +392,9 @@ impl fmt::Display for Failed {
         }
         if !stuck.is_empty() {
             write!(f, "; {} did not end even so: what does the kernel log say?", Ranks(stuck))?;
+        }
+        if *is_cut_short {
+            f.write_str("; not all output is shown")?;
         }
         Ok(())
     }
@@ -401,6 +429,9 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How long ranks may take to end after a signal was passed on: they may have much to write.
 const GRACE_OF_SIGNAL: Duration = Duration::from_secs(30);
+
+/// How long the rest of the output may take once Ctrl-C was pressed twice.
+const HURRY: Duration = Duration::from_millis(500);
 
 /// How long the system may take to end what was killed.
 const PATIENCE: Duration = Duration::from_secs(5);

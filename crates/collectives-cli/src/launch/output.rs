@@ -18,10 +18,11 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
     path::Path,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use anstream::{AutoStream, ColorChoice};
@@ -68,12 +69,24 @@ impl Screen {
 
     /// Shows whole lines. Answers whether anybody reads them.
     pub(super) fn show(&self, stream: Stream, lines: &[u8]) -> bool {
-        let side = &self.sides[stream as usize];
         let _turn = lock(&self.turn);
+        let side = &self.sides[stream as usize];
         if !self.is_closed(stream) && side.write_all(lines).is_err() {
             side.is_closed.store(true, Ordering::Relaxed);
         }
         !self.is_closed(stream)
+    }
+
+    /// Waits a moment for the others. Answers whether somebody waits for who reads there.
+    pub(super) fn is_stuck(&self) -> bool {
+        let until = Instant::now() + MOMENT;
+        while matches!(self.turn.try_lock(), Err(TryLockError::WouldBlock)) {
+            if Instant::now() >= until {
+                return true;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        false
     }
 
     /// Whether nobody reads a side any more.
@@ -407,6 +420,9 @@ const COLOURS: [AnsiColor; 6] = [
     AnsiColor::Blue,
     AnsiColor::BrightBlack,
 ];
+
+/// How long it takes at most to write something down, if it is taken.
+const MOMENT: Duration = Duration::from_millis(500);
 
 /// What is read in one go.
 const BLOCK: usize = 64 << 10;
