@@ -428,7 +428,7 @@ mod unix {
             let (rank, rest) = line
                 .strip_prefix("rank ")
                 .and_then(|line| line.split_once("| "))
-                .ok_or(line.clone())?;
+                .ok_or_else(|| line.clone())?;
             let next = &mut next[rank.parse::<usize>()?];
             assert_eq!(rest, format!("{next} {}", "x".repeat(*next % 101)));
             *next += 1;

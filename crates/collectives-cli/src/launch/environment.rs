@@ -7,13 +7,13 @@ use collectives::mock::MockConfig;
 use super::args::Args;
 
 /// What all ranks of a job have in common, from its first start to its last.
-pub(super) struct Job<'a> {
+pub(super) struct Common<'a> {
     args: &'a Args,
     /// Tells this job from others, also where they follow each other at one address.
     id: String,
 }
 
-impl<'a> Job<'a> {
+impl<'a> Common<'a> {
     pub(super) fn new(args: &'a Args) -> io::Result<Self> {
         let mut bytes = [0; 16];
         rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())?;

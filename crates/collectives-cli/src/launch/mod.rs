@@ -18,7 +18,7 @@ use std::{
     io::IsTerminal,
     os::unix::process::ExitStatusExt,
     path::Path,
-    process::{Command, Stdio},
+    process::{Command, ExitStatus, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
@@ -47,13 +47,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let (sender, events) = channel();
     let signals = sender.clone();
     signals::listen(move |signal| drop(signals.send(Event::Signal(signal))))?;
-    let job = environment::Job::new(args)?;
+    let common = environment::Common::new(args)?;
     let mut restart = 0;
     loop {
         let mut output = Output::new(args, &screen, restart)?;
-        let ranks = match start(args, &job, &output, restart, &sender) {
+        let ranks = match start(args, &common, &output, restart, &sender) {
             Ok(ranks) => ranks,
-            Err(error) => return Err(not_started(args, error)),
+            Err(error) => return Err(not_started(args, error, &screen)),
         };
         let mut watch = Watch::new(args, ranks, &events);
         watch.until_all_have_ended();
@@ -81,7 +81,7 @@ enum Event {
 
 fn start(
     args: &Args,
-    common: &environment::Job<'_>,
+    common: &environment::Common<'_>,
     output: &Output<'_>,
     restart: u32,
     events: &Sender<Event>,
@@ -118,7 +118,7 @@ fn start(
 }
 
 /// With the codes that shells have for it.
-fn not_started(args: &Args, error: io::Error) -> Failure {
+fn not_started(args: &Args, error: io::Error, screen: &Screen) -> Failure {
     let program = Path::new(&args.program[0]);
     let is_here = program.components().count() == 1 && Path::new(".").join(program).is_file();
     let code = match error.kind() {
@@ -131,7 +131,8 @@ fn not_started(args: &Args, error: io::Error) -> Failure {
     } else {
         String::new()
     };
-    eprint!("{}", block("launch", &io::Error::other(format!("{error}{help}"))));
+    let text = block("launch", &io::Error::other(format!("{error}{help}")));
+    screen.show(Stream::Err, text.as_bytes());
     Failure::Exit(code)
 }
 
@@ -159,10 +160,12 @@ enum Step {
 }
 
 /// How a job ended.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Outcome {
     /// The rank that failed first.
     first: Option<(u32, End)>,
+    /// Whether a signal had asked for the end before that.
+    is_consequence: bool,
     /// The first signal that asked for the end.
     asked: Option<Signal>,
     /// How often Ctrl-C was pressed.
@@ -257,6 +260,7 @@ impl<'a> Watch<'a> {
         if self.outcome.first.is_none() {
             let cause = self.cause(&end);
             self.outcome.first = Some(cause.unwrap_or((rank, end)));
+            self.outcome.is_consequence = self.outcome.asked.is_some();
         }
     }
 
@@ -291,8 +295,7 @@ impl<'a> Watch<'a> {
 
     /// Stops with all ranks, until this process is to go on.
     fn stop(&self) {
-        // What ranks got as they have it, they would ignore: nobody in their session could make them go
-        // on.
+        // SIGTSTP does nothing in sessions without a terminal.
         self.signal(Signal::STOP);
         // It cannot fail for this process itself.
         let _ = kill_process(getpid(), Signal::STOP);
@@ -300,7 +303,9 @@ impl<'a> Watch<'a> {
     }
 
     fn kill(&mut self) {
-        self.outcome.killed = self.alive.iter().copied().collect();
+        if self.outcome.killed.is_empty() {
+            self.outcome.killed = self.alive.iter().copied().collect();
+        }
         self.signal(Signal::KILL);
         self.steps.clear();
         self.plan(&[(PATIENCE, Step::GiveUp)]);
@@ -328,14 +333,17 @@ impl Outcome {
 }
 
 /// Why a job failed.
+#[derive(Debug)]
 struct Failed(Outcome);
 
 impl Failed {
     fn code(&self) -> u8 {
-        let Outcome { first, asked, .. } = &self.0;
-        let status = first.as_ref().and_then(|(_, end)| end.status);
-        let signal = status.map_or(asked.map(Signal::as_raw), |status| status.signal());
-        let code = status.and_then(|status| status.code()).or(signal.map(|number| 128 + number));
+        let status = |status: ExitStatus| status.code().or_else(|| status.signal().map(of_signal));
+        let code = match (&self.0.first, self.0.asked) {
+            (Some((_, end)), _) => end.status.and_then(status),
+            (None, Some(signal)) => Some(of_signal(signal.as_raw())),
+            (None, None) => None,
+        };
         code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
     }
 
@@ -353,7 +361,7 @@ impl Failed {
     /// Shows what the rank that failed wrote last, and how it ended.
     fn show(&self, args: &Args, output: &Output<'_>, screen: &Screen) {
         let mut text = Vec::new();
-        if let (Some((rank, _)), None) = (&self.0.first, self.0.asked)
+        if let (Some((rank, _)), false) = (&self.0.first, self.0.is_consequence)
             && (args.ranks > 1 || !args.show.has(*rank))
         {
             let words = output.last_words(*rank);
@@ -372,9 +380,9 @@ impl Failed {
 
 impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Outcome { first, asked, killed, stuck, is_cut_short, .. } = &self.0;
+        let Outcome { first, is_consequence, asked, killed, stuck, is_cut_short, .. } = &self.0;
         let mut colon = "";
-        if let Some(signal) = asked {
+        if let Some(signal) = asked.filter(|_| first.is_none() || *is_consequence) {
             write!(f, "{} was passed on", signals::name(signal.as_raw()))?;
             colon = ": ";
         }
@@ -400,12 +408,6 @@ impl fmt::Display for Failed {
     }
 }
 
-impl fmt::Debug for Failed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
 impl Error for Failed {}
 
 /// `ranks 0, 2, 3`.
@@ -419,6 +421,11 @@ impl fmt::Display for Ranks<'_> {
         }
         Ok(())
     }
+}
+
+/// As shells have it.
+const fn of_signal(signal: i32) -> i32 {
+    128 + signal
 }
 
 /// How long ranks may take to end after one failed, with SIGTERM in between.

@@ -355,22 +355,26 @@ impl Lines {
 #[derive(Default)]
 struct Tail {
     bytes: VecDeque<u8>,
+    /// Whether there were more.
+    is_cut: bool,
+    /// Of all that there were.
     lines: usize,
 }
 
 impl Tail {
     fn add(&mut self, bytes: &[u8]) {
         self.lines += lines(bytes).count();
-        let bytes = &bytes[bytes.len().saturating_sub(TAIL)..];
         let excess = (self.bytes.len() + bytes.len()).saturating_sub(TAIL);
-        self.bytes.drain(..excess);
-        self.bytes.extend(bytes);
+        let (old, new) = (excess.min(self.bytes.len()), excess.saturating_sub(self.bytes.len()));
+        self.bytes.drain(..old);
+        self.bytes.extend(&bytes[new..]);
+        self.is_cut |= excess > 0;
     }
 
     fn last_lines(&mut self) -> Vec<&[u8]> {
         let kept: Vec<_> = lines(self.bytes.make_contiguous()).collect();
         // The first of them may have lost its beginning.
-        let cut = usize::from(self.lines > kept.len() && kept.len() > 1);
+        let cut = usize::from(self.is_cut && kept.len() > 1);
         kept[cut.max(kept.len().saturating_sub(TAIL_LINES))..].to_vec()
     }
 }
