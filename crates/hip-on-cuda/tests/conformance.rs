@@ -27,9 +27,21 @@ fn main() -> ExitCode {
     };
     let instances = OnRccl::both(Path::new(&path)).map_or_else(
         |error| vec![Trial::test("the library can be used", || Err(Failed::from(error)))],
-        |instances| instances.into_iter().flat_map(trials).collect(),
+        |instances| instances.into_iter().flat_map(trials).chain([the_shim_was_used()]).collect(),
     );
     libtest_mimic::run(&arguments, instances).exit_code()
+}
+
+/// That HIP's functions were not found in the library itself, or elsewhere.
+fn the_shim_was_used() -> Trial {
+    Trial::test("HIP is the shim beside the library", || {
+        let library = env::var_os(LIBRARY).ok_or("it is set")?;
+        let shim = Path::new(&library).with_file_name("libamdhip64.so.7").canonicalize()?;
+        let shim = shim.to_string_lossy();
+        let used =
+            fs::read_to_string("/proc/self/maps")?.lines().any(|line| line.ends_with(&*shim));
+        if used { Ok(()) } else { Err(format!("{shim} is not open").into()) }
+    })
 }
 
 /// The `librccl.so.1` to test.
@@ -113,7 +125,7 @@ fn run_on_the_mock() -> Error {
         again.args(env::args_os().skip(1)).env("LD_LIBRARY_PATH", folder);
         // One file, so that NCCL and the CUDA runtime are one library with one state.
         again.env(LIBRARY, &library).env("HIP_ON_CUDA_CUDART", library);
-        again.env("COLLECTIVES_MOCK_VERSION", "2.28.9").env("COLLECTIVES_MOCK_DEVICES", "3");
+        again.env("COLLECTIVES_MOCK_VERSION", "2.28.9").env("COLLECTIVES_MOCK_DEVICES", "2");
         again.env_remove("COLLECTIVES_HIP_PATH").env_remove("CUDA_VISIBLE_DEVICES");
         Err(again.exec())
     };
