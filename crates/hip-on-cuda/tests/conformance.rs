@@ -6,8 +6,7 @@
 
 use std::{
     collections::BTreeSet,
-    env, fs,
-    io::Error,
+    env, fs, io,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, ExitCode, id},
@@ -15,7 +14,7 @@ use std::{
 
 use collectives_backend_rccl::Rccl;
 use collectives_conformance::{Harness, KnownFault, trials};
-use collectives_core::{Backend as _, Result, Version};
+use collectives_core::{Backend as _, Error, ErrorKind, Version};
 use libtest_mimic::{Arguments, Failed, Trial};
 use object::{Object as _, ObjectSection as _};
 
@@ -47,26 +46,39 @@ fn the_shim_was_used() -> Trial {
 /// The `librccl.so.1` to test.
 const LIBRARY: &str = "COLLECTIVES_TEST_RCCL";
 
+/// Up to how many ranks there are as processes, some of which share a device; without it, one for
+/// each device. Needs NCCL 2.30.3 and `NCCL_MULTI_RANK_GPU_ENABLE=1`.
+const RANKS: &str = "COLLECTIVES_TEST_RANKS";
+
 /// NCCL as RCCL, with ranks as threads or as processes.
 struct OnRccl {
     name: String,
     rccl: Rccl,
     worlds: Vec<usize>,
+    devices: usize,
     processes: bool,
 }
 
 impl OnRccl {
-    /// One of each kind, with as many ranks as there are devices.
-    fn both(path: &Path) -> Result<[Self; 2]> {
+    /// One of each kind. A process that is a rank comes to its own harness first, and so opens no
+    /// other device.
+    fn both(path: &Path) -> Result<[Self; 2], Error> {
         let rccl = Rccl::load_from(path)?;
         let devices = rccl.device_count()?;
-        let instance = |kind, worlds: &[usize], processes| Self {
+        let ranks = match env::var(RANKS) {
+            Ok(ranks) => ranks.parse().map_err(|_| {
+                Error::new(ErrorKind::InvalidArgument, format!("{RANKS} is '{ranks}', no number"))
+            })?,
+            Err(_) => devices,
+        };
+        let instance = |kind, ranks, processes| Self {
             name: format!("rccl over hip-on-cuda, {kind}"),
             rccl: rccl.clone(),
-            worlds: worlds.iter().copied().filter(|&size| size <= devices).collect(),
+            worlds: [1, 2, 3, 4, 8].into_iter().filter(|&size| size <= ranks).collect(),
+            devices,
             processes,
         };
-        Ok([instance("threads", &[1, 2, 3, 4, 8], false), instance("processes", &[2], true)])
+        Ok([instance("processes", ranks, true), instance("threads", devices, false)])
     }
 }
 
@@ -83,6 +95,10 @@ impl Harness for OnRccl {
 
     fn worlds(&self) -> Vec<usize> {
         self.worlds.clone()
+    }
+
+    fn devices(&self, size: usize) -> Vec<usize> {
+        (0..size).map(|rank| rank % self.devices).collect()
     }
 
     fn processes(&self) -> bool {
@@ -117,7 +133,7 @@ impl Harness for OnRccl {
 }
 
 /// Runs this program again on a library of the mock. Comes back only with what was wrong.
-fn run_on_the_mock() -> Error {
+fn run_on_the_mock() -> io::Error {
     let run = || {
         let folder = install()?;
         let library = folder.join("librccl.so.1");
@@ -126,19 +142,21 @@ fn run_on_the_mock() -> Error {
         // One file, so that NCCL and the CUDA runtime are one library with one state.
         again.env(LIBRARY, &library).env("HIP_ON_CUDA_CUDART", library);
         again.env("COLLECTIVES_MOCK_VERSION", "2.28.9").env("COLLECTIVES_MOCK_DEVICES", "2");
-        again.env_remove("COLLECTIVES_HIP_PATH").env_remove("CUDA_VISIBLE_DEVICES");
+        for hidden in ["COLLECTIVES_HIP_PATH", "CUDA_VISIBLE_DEVICES", RANKS] {
+            again.env_remove(hidden);
+        }
         Err(again.exec())
     };
     run().map_or_else(|error| error, |never: std::convert::Infallible| match never {})
 }
 
 /// Lays out what `scripts/hip-on-cuda` does.
-fn install() -> std::io::Result<PathBuf> {
+fn install() -> io::Result<PathBuf> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("hip-on-cuda");
     fs::create_dir_all(&folder)?;
-    let beside = |name| Ok::<_, Error>(env::current_exe()?.with_file_name(name));
+    let beside = |name| Ok::<_, io::Error>(env::current_exe()?.with_file_name(name));
     let mut library = fs::read(beside("libcollectives_mock_abi.so")?)?;
-    hide_what_nccl_lacks(&mut library).map_err(Error::other)?;
+    hide_what_nccl_lacks(&mut library).map_err(io::Error::other)?;
     let place = |name, contents| {
         // Moved there: another run may have the old one open.
         let moved = folder.join(format!("{name}.{}", id()));
@@ -152,7 +170,7 @@ fn install() -> std::io::Result<PathBuf> {
 
 /// Renames what the mock's library exports and NCCL 2.28.9 has not: HIP, RCCL's own functions, and
 /// NCCL's younger ones. The table of hashes keeps their names, so nobody finds the new ones either.
-fn hide_what_nccl_lacks(library: &mut [u8]) -> std::result::Result<(), object::Error> {
+fn hide_what_nccl_lacks(library: &mut [u8]) -> Result<(), object::Error> {
     let nccl: BTreeSet<&str> = NCCL.lines().collect();
     let file = object::File::parse(&*library)?;
     let names = file.section_by_name(".dynstr").and_then(|section| section.file_range());
