@@ -5,11 +5,11 @@
 //! graphs, on real data. `scripts/hip-on-cuda` lays the two out. It proves nothing about AMD's
 //! libraries, and is never shipped.
 //!
-//! * [`hip`] has the exported functions. Most are one line: HIP kept CUDA's signatures and most of
+//! * `hip` has the exported functions. Most are one line: HIP kept CUDA's signatures and most of
 //!   its numbers.
-//! * [`conv`] has what differs, as tables: codes, attributes, flags.
-//! * [`properties`] has the structures that HIP lays out in its own way.
-//! * [`cudart`] finds the CUDA runtime: `libcudart.so.13` or `.12` by name, or the file that
+//! * `conv` has what differs, as tables: codes, attributes, flags.
+//! * `properties` has the structures that HIP lays out in its own way.
+//! * `cudart` finds the CUDA runtime: `libcudart.so.13` or `.12` by name, or the file that
 //!   `HIP_ON_CUDA_CUDART` names.
 //!
 //! Functions that the CUDA runtime lacks answer 801, not supported, and all of them 35, insufficient
