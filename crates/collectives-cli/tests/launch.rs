@@ -248,7 +248,7 @@ mod unix {
 
     fn the_first_failure_ends_all() -> Outcome {
         let script = "test $RANK = 1 || exec sleep 600; echo to be seen; echo and this >&2; exit 7";
-        let ran = launch(&["-n", "3"], &shell(script));
+        let ran = launch(&["-n", "3", "--grace", "60"], &shell(script));
         let errors = text(&ran.stderr);
         assert_eq!(ran.status.code(), Some(7), "{errors}");
         let (_, block) = errors.split_once("rank 1 failed; what it wrote:\n").expect("a block");

@@ -124,12 +124,12 @@ impl fmt::Debug for Job {
 pub fn keep() -> io::Result<bool> {
     let Some(member) = Member::here(KEEPER)? else { return Ok(false) };
     let mut groups = Vec::new();
-    member.hear_out(|group: u32| groups.push(group))?;
+    let heard = member.hear_out(|group: u32| groups.push(group));
     // A parent that is done kills this process before it reaps those: they are still its ranks.
     for group in groups.into_iter().filter_map(pid) {
         let _ = kill_process_group(group, Signal::KILL);
     }
-    Ok(true)
+    heard.map(|()| true)
 }
 
 /// A process of this program that outlives it if need be, and ends what it leaves behind.
