@@ -14,7 +14,10 @@
 
 use std::{
     fmt, io,
-    os::unix::process::{CommandExt, ExitStatusExt},
+    os::{
+        fd::OwnedFd,
+        unix::process::{CommandExt, ExitStatusExt},
+    },
     process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
@@ -57,10 +60,9 @@ impl Job {
         let mut job = Self { ranks: Vec::with_capacity(size), keeper: Keeper::start()? };
         for rank in 0..size {
             let mut command = command(rank)?;
-            lead(&mut command);
+            lead(&mut command, job.keeper.line()?);
             let child = spawn(rank, &mut command)?;
             let pid = child.id();
-            job.keeper.guard(pid);
             job.ranks.push(child);
             let told = told.clone();
             let named = thread::Builder::new().name(format!("end of rank {rank}"));
@@ -148,10 +150,9 @@ impl Keeper {
         crew.map(|crew| Self(Some(crew))).map_err(named)
     }
 
-    fn guard(&mut self, group: u32) {
-        if let Some(crew) = &mut self.0 {
-            crew.tell(0, &group);
-        }
+    /// By which ranks say who they are, themselves: they may be at work before their parent knows.
+    fn line(&self) -> io::Result<OwnedFd> {
+        self.0.as_ref().ok_or(io::ErrorKind::NotConnected)?.line(0)
     }
 
     /// Lets go of the groups.
@@ -160,11 +161,13 @@ impl Keeper {
     }
 }
 
-/// Makes the process that a command starts lead a session, and end with this thread.
-fn lead(command: &mut Command) {
+/// Makes the process that a command starts lead a session, tell a keeper so, and end with this thread.
+fn lead(command: &mut Command, keeper: OwnedFd) {
     let parent = getpid();
     let lead = move || {
         setsid()?;
+        let (digits, start) = message(getpid());
+        rustix::io::write(&keeper, &digits[start..])?;
         #[cfg(target_os = "linux")]
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         // It may have ended before that was asked for.
@@ -173,6 +176,19 @@ fn lead(command: &mut Command) {
     // SAFETY: between fork and exec it makes system calls and nothing else; an error of a number
     // allocates nothing.
     unsafe { command.pre_exec(lead) };
+}
+
+/// A number as a message to the keeper, JSON and its line feed, made without memory: it begins at the
+/// index beside it.
+fn message(pid: Pid) -> ([u8; 11], usize) {
+    let mut digits = [b'\n'; 11];
+    let (mut rest, mut start) = (pid.as_raw_pid().unsigned_abs(), digits.len() - 1);
+    while rest > 0 {
+        start -= 1;
+        digits[start] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+    }
+    (digits, start)
 }
 
 /// Waits for the end of a child, which stays to be reaped.
@@ -203,3 +219,16 @@ const KEEPER: &str = "keeper";
 
 /// How long killed ranks may take to end.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_the_number_as_json() {
+        for number in [1, 10, 4711, i32::MAX] {
+            let (digits, start) = message(Pid::from_raw(number).expect("positive"));
+            assert_eq!(digits[start..], *format!("{number}\n").as_bytes());
+        }
+    }
+}

@@ -98,6 +98,12 @@ impl<M> Crew<M> {
         self.members[rank].child.id()
     }
 
+    /// A rank's socket, for others to speak to it.
+    #[cfg(unix)]
+    pub(crate) fn line(&self, rank: usize) -> io::Result<std::os::fd::OwnedFd> {
+        self.members[rank].mouth.line()
+    }
+
     /// What a rank writes to standard error, once, where its command has that piped.
     pub fn take_stderr(&mut self, rank: usize) -> Option<ChildStderr> {
         self.members[rank].child.stderr.take()

@@ -11,7 +11,12 @@ use serde::{Serialize, de::DeserializeOwned};
 pub(crate) struct Ear(BufReader<Box<dyn Read + Send>>);
 
 /// The half that tells.
-pub(crate) struct Mouth(Box<dyn Write + Send>);
+pub(crate) struct Mouth(Socket);
+
+#[cfg(unix)]
+type Socket = std::os::unix::net::UnixStream;
+#[cfg(not(unix))]
+type Socket = io::Empty;
 
 impl Ear {
     /// The next message; `None` when the other side is gone.
@@ -33,6 +38,12 @@ impl Mouth {
         let mut line = serde_json::to_vec(message)?;
         line.push(b'\n');
         self.0.write_all(&line)
+    }
+
+    /// The same socket, for another process.
+    #[cfg(unix)]
+    pub(crate) fn line(&self) -> io::Result<std::os::fd::OwnedFd> {
+        Ok(self.0.try_clone()?.into())
     }
 }
 
@@ -77,7 +88,7 @@ fn ends(socket: std::os::unix::net::UnixStream) -> io::Result<(Ear, Mouth)> {
     let mouth = socket.try_clone()?;
     // A process that was stopped must not stop the one that talks to it.
     mouth.set_write_timeout(Some(std::time::Duration::from_secs(10)))?;
-    Ok((Ear(BufReader::new(Box::new(socket))), Mouth(Box::new(mouth))))
+    Ok((Ear(BufReader::new(Box::new(socket))), Mouth(mouth)))
 }
 
 #[cfg(not(unix))]
