@@ -322,7 +322,7 @@ fn c_assertion(name: &str, signature: &str) -> Result<String, Failed> {
     let arguments: Vec<_> =
         arguments.split(',').filter(|argument| !argument.is_empty()).map(c_type).collect();
     let arguments = if arguments.is_empty() { "void".to_owned() } else { arguments.join(", ") };
-    let result = result.strip_prefix("->").map_or("void".to_owned(), c_type);
+    let result = result.strip_prefix("->").map_or_else(|| "void".to_owned(), c_type);
     Ok(format!(
         "_Static_assert(__builtin_types_compatible_p(__typeof__({name}), {result}({arguments})), \
          \"{name}\");"
