@@ -74,28 +74,48 @@ impl Release {
     }
 }
 
-/// One thing that is tried of each release.
+/// One thing that is tried of each release; made by [`case!`].
 #[derive(Clone, Copy)]
 pub struct Case {
-    /// What holds, as a statement.
-    pub name: &'static str,
-    /// Version of the first release that it is about.
-    pub since: i32,
-    /// What is done, in a process of its own, with the path of that release's `librccl.so.1`.
-    pub run: fn(&Release, &Path) -> Result<(), Failed>,
+    name: &'static str,
+    /// Version code of the first release that it is about.
+    since: i32,
+    /// What is done, in a process of its own.
+    run: fn(&Release, &Path) -> Result<(), Failed>,
     /// What that process must have left behind.
-    pub check: fn(&Release, &Ended) -> Result<(), Failed>,
+    check: fn(&Release, &Ended) -> Result<(), Failed>,
     /// Whether it is about a machine without an AMD GPU.
-    pub without_gpu: bool,
+    without_gpu: bool,
     /// A library that the process must not find.
-    pub hidden: Option<fn(&Release) -> &'static str>,
+    hidden: Option<fn(&Release) -> &'static str>,
 }
 
 impl Case {
-    /// A case that passes if its function does, with whatever devices.
+    /// A case that passes if its function does, which is given the path of the release's
+    /// `librccl.so.1`; with or without devices.
     pub const fn new(name: &'static str, run: fn(&Release, &Path) -> Result<(), Failed>) -> Self {
         let check = |_: &Release, ended: &Ended| ended.well();
         Self { name, since: 0, run, check, without_gpu: false, hidden: None }
+    }
+
+    /// About releases from this version code on.
+    pub const fn since(self, since: i32) -> Self {
+        Self { since, ..self }
+    }
+
+    /// About a machine without an AMD GPU.
+    pub const fn without_gpu(self) -> Self {
+        Self { without_gpu: true, ..self }
+    }
+
+    /// About a process that does not find this library.
+    pub const fn without(self, library: fn(&Release) -> &'static str) -> Self {
+        Self { hidden: Some(library), ..self }
+    }
+
+    /// Passes only if the process also left behind what it must; see [`Ended::well`].
+    pub const fn checked(self, check: fn(&Release, &Ended) -> Result<(), Failed>) -> Self {
+        Self { check, ..self }
     }
 }
 

@@ -315,16 +315,15 @@ impl Opened {
         if let Some((_, library)) = known {
             return library;
         }
-        let library: &'static Library =
-            Box::leak(Box::new(Library {
-                table,
-                vendor,
-                version,
-                handle: Some(handle),
-                path,
-                source,
-                skipped,
-            }));
+        let library: &'static Library = Box::leak(Box::new(Library {
+            table,
+            vendor,
+            version,
+            handle: Some(handle),
+            path,
+            source,
+            skipped,
+        }));
         libraries.push((handle, library));
         drop(libraries);
         tracing::debug!(%library, %source, "opened");

@@ -32,35 +32,16 @@ const CASES: [Case; 20] = [
     case!(null_pointers_are_refused),
     case!(null_communicators_crash_as_the_quirks_say),
     case!(a_refused_call_is_named_by_the_last_error),
-    Case { without_gpu: true, ..case!(groups_begin_and_end) },
-    Case { since: 22_203, ..case!(a_group_can_be_simulated) },
+    case!(groups_begin_and_end).without_gpu(),
+    case!(a_group_can_be_simulated).since(22_203),
     case!(hip_is_the_one_that_rccl_uses),
     case!(a_forked_child_is_told),
-    Case {
-        hidden: Some(|release| release.hip),
-        ..case!(the_load_failure_names_the_missing_hip_runtime)
-    },
-    Case {
-        hidden: Some(|release| release.smi),
-        ..case!(the_load_failure_names_the_missing_management_library)
-    },
-    Case {
-        without_gpu: true,
-        check: the_reason_is_on_standard_output,
-        ..case!(unique_id_needs_a_device_as_the_quirk_says)
-    },
-    Case {
-        without_gpu: true,
-        check: the_reason_is_on_standard_output,
-        ..case!(init_fails_for_want_of_a_device)
-    },
-    Case {
-        without_gpu: true,
-        since: 22_707,
-        check: the_reason_is_on_standard_output,
-        ..case!(init_with_a_config_leaks_as_the_quirk_says)
-    },
-    Case { without_gpu: true, ..case!(the_last_error_is_not_the_reason) },
+    case!(the_load_failure_names_the_missing_hip_runtime).without(|release| release.hip),
+    case!(the_load_failure_names_the_missing_management_library).without(|release| release.smi),
+    case!(unique_id_needs_a_device_as_the_quirk_says).without_gpu().checked(output_is_a_reason),
+    case!(init_fails_for_want_of_a_device).without_gpu().checked(output_is_a_reason),
+    case!(init_with_a_config_leaks_as_the_quirk_says).since(21_505).without_gpu(),
+    case!(the_last_error_is_not_the_reason).without_gpu(),
 ];
 
 fn main() -> ExitCode {
@@ -385,40 +366,26 @@ fn a_group_can_be_simulated(_: &Release, path: &Path) -> Result<(), Failed> {
     same("with a wrong magic", result, ncclResult_t::INVALID_ARGUMENT)
 }
 
-/// The file that a function lies in, if it is found by `dlsym` on the handle of this library.
-fn found_in(library: &Path, function: &CStr) -> Result<(*mut c_void, PathBuf), Failed> {
-    let mut name = library.as_os_str().as_bytes().to_owned();
-    name.push(0);
-    let name = CStr::from_bytes_with_nul(&name)?;
-    // SAFETY: the library is open already, so nothing runs.
-    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD) };
-    if handle.is_null() {
-        return Err(format!("{} is not open", library.display()).into());
-    }
-    // SAFETY: the handle is good, and the name ends in a NUL.
-    let address = unsafe { libc::dlsym(handle, function.as_ptr()) };
-    let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
-    // SAFETY: `info` outlives the call; any address may be asked about.
-    if unsafe { libc::dladdr(address, info.as_mut_ptr()) } == 0 {
-        return Err(format!("{function:?} is not found").into());
-    }
-    // SAFETY: zeroes are a valid `Dl_info`, and the call has filled it.
-    let info = unsafe { info.assume_init() };
-    // SAFETY: the name of an open object, which is never closed.
-    let file = unsafe { CStr::from_ptr(info.dli_fname) };
-    Ok((address, Path::new(OsStr::from_bytes(file.to_bytes())).canonicalize()?))
-}
-
-/// RCCL's handle leads to HIP's functions, and to those that a handle of HIP's own leads to.
+/// RCCL's handle leads to HIP's functions: to those of the runtime that RCCL itself was bound to.
 fn hip_is_the_one_that_rccl_uses(release: &Release, path: &Path) -> Result<(), Failed> {
-    open(path)?;
-    let hip = path.with_file_name(release.hip);
+    let library = open(path)?;
+    let hip = path.with_file_name(release.hip).canonicalize()?;
     for function in [c"hipGetDeviceCount", c"hipMalloc", c"hipStreamBeginCapture"] {
-        let (address, file) = found_in(path, function)?;
-        same("file", &file, &hip.canonicalize()?)?;
-        same("address", address, found_in(&hip, function)?.0)?;
+        let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
+        // SAFETY: `info` outlives the call; any address may be asked about.
+        let found = unsafe { libc::dladdr(library.symbol(function), info.as_mut_ptr()) };
+        same(&format!("{function:?} is found"), found != 0, true)?;
+        // SAFETY: zeroes are a valid `Dl_info`, and the call has filled it.
+        let info = unsafe { info.assume_init() };
+        // SAFETY: the name of an open object, which is never closed.
+        let file = unsafe { CStr::from_ptr(info.dli_fname) };
+        same("file", Path::new(OsStr::from_bytes(file.to_bytes())).canonicalize()?, hip.clone())?;
     }
-    Ok(())
+    same("of nobody's", library.symbol(c"hipGetDeviceCuont").is_null(), true)?;
+    let open_runtimes = fs::read_to_string("/proc/self/maps")?;
+    let others = open_runtimes.lines().filter(|line| line.contains("libamdhip64"));
+    let ours = hip.display().to_string();
+    same("another runtime", others.filter(|line| !line.ends_with(&ours)).count(), 0)
 }
 
 /// Opening it starts nothing that a fork breaks, and the child knows that it is one.
@@ -462,7 +429,7 @@ fn names_what_is_missing(path: &Path, missing: &str) -> Result<(), Failed> {
 }
 
 /// What the newer release writes where programs write their results.
-fn the_reason_is_on_standard_output(release: &Release, ended: &Ended) -> Result<(), Failed> {
+fn output_is_a_reason(release: &Release, ended: &Ended) -> Result<(), Failed> {
     ended.well()?;
     let told = ended.stdout.contains(&format!("[FATAL ERROR]: HIP failure: '{NO_DEVICE}'"));
     same(&format!("{:?} is the reason", ended.stdout), told, release.version >= 22_707)
