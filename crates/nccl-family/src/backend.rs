@@ -6,9 +6,7 @@ use collectives_core::{
     Backend, Capabilities, Error, ErrorKind, GroupEnd, JoinAllConfig, JoinConfig, LibraryInfo,
     Rank, Result, UniqueId,
 };
-use collectives_nccl_abi::{
-    self as abi, Flavour, Table, fork, ncclComm_t, ncclUniqueId, quirks,
-};
+use collectives_nccl_abi::{self as abi, Flavour, Table, fork, ncclComm_t, ncclUniqueId, quirks};
 
 use crate::{
     Comm, Vendor,
