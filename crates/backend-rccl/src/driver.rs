@@ -268,3 +268,68 @@ const NO_DEVICE: &str = "no AMD GPU is visible: see rocminfo, whether this user 
                          HIP_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES hides them all";
 
 pub(crate) const HIP_NAME: &str = "HIP";
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    thread_local! {
+        /// How often this thread's last error was taken.
+        static CLEARED: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// A runtime that can only speak of errors: it knows 2, and calls all others unknown.
+    fn hip() -> Hip {
+        extern "C" fn never() {}
+        unsafe extern "C" fn last_error() -> hipError_t {
+            CLEARED.set(CLEARED.get() + 1);
+            hipError_t::INVALID_VALUE
+        }
+        unsafe extern "C" fn name(code: hipError_t) -> *const c_char {
+            match code {
+                hipError_t::OUT_OF_MEMORY => c"hipErrorOutOfMemory".as_ptr(),
+                _ => c"hipErrorUnknown".as_ptr(),
+            }
+        }
+        unsafe extern "C" fn text(code: hipError_t) -> *const c_char {
+            match code {
+                hipError_t::OUT_OF_MEMORY => c"out of memory".as_ptr(),
+                // As HIP 5.2 does.
+                hipError_t::NO_DEVICE => c"hipErrorNoDevice".as_ptr(),
+                _ => std::ptr::null(),
+            }
+        }
+        // SAFETY: the pointers have other signatures; those that are called are replaced below.
+        let table = unsafe { Table::fill(|_| never as extern "C" fn() as *const c_void) };
+        let mut table = table.expect("nothing is missing");
+        table.get_last_error = last_error;
+        table.get_error_name = name;
+        table.get_error_string = text;
+        Hip { table }
+    }
+
+    #[test]
+    fn failures_keep_their_code_and_leave_nothing_behind() {
+        let hip = hip();
+        for (code, kind, text) in [
+            (2, ErrorKind::OutOfMemory, "HIP alloc: hipErrorOutOfMemory: out of memory"),
+            (100, ErrorKind::Device, "HIP alloc: hipErrorNoDevice"),
+            // Younger than the runtime, and known to us.
+            (916, ErrorKind::Device, "HIP alloc: hipErrorStreamDetached"),
+            // Known to nobody.
+            (4711, ErrorKind::Device, "HIP alloc: unknown HIP error 4711"),
+            (-1, ErrorKind::Device, "HIP alloc: unknown HIP error -1"),
+        ] {
+            CLEARED.set(0);
+            let error = hip.check("alloc", hipError_t(code)).expect_err("a failure");
+            assert_eq!(error.kind(), kind, "{code}");
+            assert_eq!(error.vendor_code(), Some(VendorCode(code)));
+            assert!(error.to_string().starts_with(text), "{error}");
+            assert_eq!(CLEARED.get(), 1, "{code}");
+        }
+        assert!(hip.check("alloc", hipError_t::SUCCESS).is_ok());
+        assert_eq!(CLEARED.get(), 1, "success leaves the last error alone");
+    }
+}
