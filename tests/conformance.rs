@@ -9,17 +9,25 @@
 //! ```console
 //! $ cargo test --test conformance                                # the mock, and what stands on it
 //! $ cargo test --test conformance -- '4 ranks] group::'          # some of it
-//! $ COLLECTIVES_TEST_NCCL=default cargo test --test conformance  # NCCL, as it is found
+//! $ COLLECTIVES_TEST_NCCL=default cargo test --test conformance  # and NCCL, as it is found
 //! $ COLLECTIVES_TEST_NCCL=/opt/a/libnccl.so.2:/opt/b/libnccl.so.2 cargo test --test conformance
-//! $ COLLECTIVES_TEST_RCCL=default COLLECTIVES_RCCL_PATH=/opt/rocm/lib/librccl.so.1 \
-//!       cargo test --test conformance -- rccl
+//! $ COLLECTIVES_RCCL_PATH=/opt/rocm/lib/librccl.so.1 COLLECTIVES_TEST_RCCL=default \
+//!     cargo test --test conformance -- rccl
+//! ```
+//!
+//! There is one rank for each GPU, as a thread and as a process. NCCL 2.30.3 and later can be told to
+//! let ranks share one. Here `COLLECTIVES_TEST_RANKS` says up to how many processes do; threads cannot,
+//! because one's copy from the device holds the context that the other's kernel must be launched in:
+//!
+//! ```console
+//! $ NCCL_MULTI_RANK_GPU_ENABLE=1 COLLECTIVES_TEST_RANKS=4 COLLECTIVES_TEST_NCCL=default \
+//!     cargo test --test conformance -- nccl
 //! ```
 
 use std::{
     env,
     ffi::{CStr, c_void},
-    fs,
-    io::ErrorKind,
+    fs, io,
     path::{Path, PathBuf},
     process::ExitCode,
     ptr,
@@ -30,7 +38,7 @@ use collectives_backend_mock::{Accumulation, Mock, MockConfig, Ranks, Schedule};
 use collectives_backend_nccl::Cuda;
 use collectives_backend_rccl::Rocm;
 use collectives_conformance::{Harness, KnownFault, trials};
-use collectives_core::{Backend, Error, ErrorKind as Kind, Result, Version};
+use collectives_core::{Backend, Error, ErrorKind, Result, Version};
 use collectives_nccl_abi::Table;
 use collectives_nccl_family::{Library, Vendor};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -172,6 +180,8 @@ struct OnLibrary<V: Vendor> {
     name: String,
     library: Library<V>,
     worlds: Vec<usize>,
+    /// Ranks beyond these share them.
+    devices: usize,
     processes: bool,
 }
 
@@ -188,6 +198,10 @@ impl<V: Vendor> Harness for OnLibrary<V> {
 
     fn worlds(&self) -> Vec<usize> {
         self.worlds.clone()
+    }
+
+    fn devices(&self, size: usize) -> Vec<usize> {
+        (0..size).map(|rank| rank % self.devices).collect()
     }
 
     fn processes(&self) -> bool {
@@ -226,30 +240,39 @@ fn checks_pointers() -> bool {
     env::var("COLLECTIVES_CHECK").is_ok_and(|check| check == "pointers")
 }
 
-/// The trials of the real libraries that were asked for, with a rank for each device, as processes
-/// and as threads; one that fails where a library cannot be used.
+/// The trials of the real libraries that were asked for, one that fails where a library cannot be
+/// used.
 fn on_real<V: Vendor>(libraries: &str) -> Vec<Trial> {
-    let of = |path: &str| {
-        let library = match path {
-            "default" => Library::<V>::load(),
-            path => Library::load_from(path),
-        }?;
-        let devices = library.device_count()?;
-        let worlds: Vec<_> = [1, 2, 3, 4, 8].into_iter().filter(|&size| size <= devices).collect();
-        let name = format!("{} {}", kind::<V>(), library.info().version);
-        // A process that is a rank comes to its own harness first, and so opens no other device.
-        let processes = OnLibrary {
-            name: format!("{name}, processes"),
-            library: library.clone(),
-            worlds: worlds.clone(),
-            processes: true,
-        };
-        let mut all = trials(processes);
-        all.extend(trials(OnLibrary { name, library, worlds, processes: false }));
-        Ok(all)
-    };
     let paths = libraries.split(':').filter(|path| !path.is_empty());
-    paths.flat_map(|path| of(path).unwrap_or_else(|error| unusable::<V>(path, error))).collect()
+    paths
+        .flat_map(|path| match instances::<V>(path) {
+            Ok(instances) => instances.into_iter().flat_map(trials).collect(),
+            Err(error) => unusable::<V>(path, error),
+        })
+        .collect()
+}
+
+/// A real library with its ranks as processes, as many as `COLLECTIVES_TEST_RANKS` says, and as
+/// threads, one for each device. In this order, as a process that is a rank comes to its own harness
+/// before another has opened a device.
+fn instances<V: Vendor>(path: &str) -> Result<[OnLibrary<V>; 2]> {
+    let library = if path == "default" { Library::load() } else { Library::load_from(path) }?;
+    let devices = library.device_count()?;
+    let ranks = match env::var(RANKS) {
+        Ok(ranks) => ranks.parse().map_err(|_| {
+            Error::new(ErrorKind::InvalidArgument, format!("{RANKS} is '{ranks}', no number"))
+        })?,
+        Err(_) => devices,
+    };
+    let name = format!("{} {}", kind::<V>(), library.info().version);
+    let instance = |name: String, most: usize, processes| {
+        let worlds = [1, 2, 3, 4, 8].into_iter().filter(|&size| size <= most).collect();
+        OnLibrary { name, library: library.clone(), worlds, devices, processes }
+    };
+    Ok([
+        instance(format!("{name}, processes"), ranks, true),
+        instance(name.clone(), devices, false),
+    ])
 }
 
 /// The trials of the NCCL backend and cudarc over the library that stands for NCCL and CUDA.
@@ -267,7 +290,7 @@ fn rccl_over_mock(release: &str) -> Vec<Trial> {
     let Some(folder) = env::var_os(MOCK_ABI) else { return Vec::new() };
     let path = Path::new(&folder).join("librccl.so.1");
     let exports = EXPORTS.iter().find(|(name, _)| *name == release).map(|(_, list)| *list);
-    let hidden = exports.ok_or_else(|| Error::new(Kind::InvalidArgument, release.to_owned()));
+    let hidden = exports.ok_or_else(|| Error::new(ErrorKind::InvalidArgument, release.to_owned()));
     let hidden = hidden.and_then(|exports| with_exports(&path, exports));
     let name = release.replace("rccl-", "rccl ") + " over mock-abi";
     let mut all = over_mock::<Rocm>(&name, hidden, &[1, 2, 3, 4], &[1, 2, 4]);
@@ -288,7 +311,7 @@ fn rccl_over_mock(release: &str) -> Vec<Trial> {
 fn with_exports<V: Vendor>(path: &Path, exports: &str) -> Result<Library<V>> {
     // SAFETY: the mock's library, which runs nothing when it is opened.
     let library = unsafe { libloading::Library::new(path) }
-        .map_err(|error| Error::new(Kind::Library, error.to_string()))?;
+        .map_err(|error| Error::new(ErrorKind::Library, error.to_string()))?;
     // Open until the process ends, like every library behind a table.
     let library: &'static libloading::Library = Box::leak(Box::new(library));
     let find = |name: &CStr| -> *const c_void {
@@ -302,7 +325,7 @@ fn with_exports<V: Vendor>(path: &Path, exports: &str) -> Result<Library<V>> {
     // SAFETY: what is found are the functions of these names, which the library has with the types of
     // `nccl.h`: its own compiler checked that.
     let table = unsafe { Table::fill(find) }
-        .map_err(|missing| Error::new(Kind::Library, missing.to_string()))?;
+        .map_err(|missing| Error::new(ErrorKind::Library, missing.to_string()))?;
     // SAFETY: as above.
     unsafe { Library::from_table(table) }
 }
@@ -319,7 +342,8 @@ fn over_mock<V: Vendor>(
         Err(error) => return unusable::<V>("mock-abi", error),
     };
     let instance = |name: String, worlds: &[usize], processes| {
-        trials(OnLibrary { name, library: library.clone(), worlds: worlds.into(), processes })
+        let (library, worlds) = (library.clone(), worlds.into());
+        trials(OnLibrary { name, library, worlds, devices: 8, processes })
     };
     let mut all = instance(name.to_owned(), threads, false);
     all.extend(instance(format!("{name}, processes"), processes, true));
@@ -384,14 +408,14 @@ fn run_on_the_mock() -> ExitCode {
 
 /// Links the library under the names by which it is looked for.
 #[cfg(target_os = "linux")]
-fn install() -> std::io::Result<PathBuf> {
+fn install() -> io::Result<PathBuf> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mock-abi");
     fs::create_dir_all(&folder)?;
     let library = env::current_exe()?.with_file_name("libcollectives_mock_abi.so");
     for name in ["libamdhip64.so.7", "libcuda.so.1", "libnccl.so.2", "librccl.so.1"] {
         // An earlier run may have left it.
         match std::os::unix::fs::symlink(&library, folder.join(name)) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
     }
@@ -408,6 +432,8 @@ const NEWEST: &str = "rccl-2.27.7";
 
 /// Which real libraries are asked for.
 const ASKED: [&str; 2] = ["COLLECTIVES_TEST_NCCL", "COLLECTIVES_TEST_RCCL"];
+/// Up to how many ranks real libraries have in processes; without it, one for each device.
+const RANKS: &str = "COLLECTIVES_TEST_RANKS";
 /// Where the library lies that stands for NCCL and CUDA, RCCL and HIP.
 const MOCK_ABI: &str = "COLLECTIVES_TEST_MOCK_ABI";
 /// Which release of RCCL it stands for in this process, if any.

@@ -15,7 +15,7 @@
 //!
 //! # What has been run
 //!
-//! Never AMD hardware. The support table of the workspace's README says what was run instead.
+//! Never AMD hardware. `docs/hardware.md` of the workspace says what was run instead.
 //!
 //! # Where RCCL differs
 //!
