@@ -54,11 +54,22 @@ mod topology;
 
 use std::ffi::c_void;
 
-use collectives_core::{F8Format, RawStream, Result};
+use collectives_core::{F8Format, RawStream, Result, Version};
 use collectives_nccl_abi as abi;
 use collectives_nccl_family::{Comm, Library, Vendor};
 
 pub use device::HipDevice;
+
+/// The version of the HIP runtime that this process uses; opens it.
+///
+/// Like every call of HIP it starts the runtime, so a process that asks must not fork afterwards.
+///
+/// # Errors
+/// [`Device`](collectives_core::ErrorKind::Device) where there is no usable runtime, saying what to do.
+#[doc(alias = "hipRuntimeGetVersion")]
+pub fn hip_version() -> Result<Version> {
+    driver::version()
+}
 
 /// RCCL, loaded at run time.
 pub type Rccl = Library<Rocm>;
