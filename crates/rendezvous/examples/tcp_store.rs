@@ -58,8 +58,7 @@ fn check(address: &str, options: &[&str]) -> Result<ExitCode> {
     let has = |option| options.contains(&option);
     let dialect = if has("--torch21") { Dialect::Torch21 } else { Dialect::Torch22 };
     let store = TcpStore::connect_as(address, dialect, patience())?;
-    let features =
-        script::Features { queues: has("--queues"), list_keys: has("--list-keys") };
+    let features = script::Features { queues: has("--queues"), list_keys: has("--list-keys") };
     let wrong = script::run(&store, features);
     for line in &wrong {
         eprintln!("{line}");

@@ -261,6 +261,7 @@ impl TcpStore {
     /// Connects, and makes sure that a store is there.
     fn open(&self, deadline: Deadline) -> Result<Connection> {
         let mut pauses = Pauses::new(Duration::from_millis(10), Duration::from_millis(500));
+        let mut before = None;
         loop {
             let error = match self.try_open(deadline) {
                 Ok(connection) => return Ok(connection),
@@ -278,8 +279,11 @@ impl TcpStore {
                     | io::ErrorKind::NetworkUnreachable
             );
             if soon && pauses.sleep(deadline) {
+                before = Some(error);
                 continue;
             }
+            // The last attempt may have had no time left to fail as the others did.
+            let error = if is_timeout(&error) { before.unwrap_or(error) } else { error };
             let hint = match error.kind() {
                 io::ErrorKind::ConnectionRefused => {
                     "nobody listens there: see whether rank 0 runs, and MASTER_ADDR and MASTER_PORT"

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import datetime
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -38,35 +37,18 @@ def our_server(program):
         server.wait(10)
 
 
-class Recorder:
-    """Stands between a client and a server, and writes down what they say."""
-
-    def __init__(self, port, path):
-        self.port, self.path, self.log, self.lock = port, path, [], threading.Lock()
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.here = self.listener.getsockname()[1]
-        threading.Thread(target=self.run, daemon=True).start()
-
-    def run(self):
-        client, _ = self.listener.accept()
-        server = socket.create_connection(("127.0.0.1", self.port))
-        back = threading.Thread(target=self.pump, args=(server, client, "<"), daemon=True)
-        back.start()
-        self.pump(client, server, ">")
-
-    def pump(self, source, target, sign):
-        while data := source.recv(1 << 16):
-            with self.lock:
-                if self.log and self.log[-1][0] == sign:
-                    self.log[-1] = (sign, self.log[-1][1] + data)
-                else:
-                    self.log.append((sign, data))
-                target.sendall(data)
-
-    def write(self):
-        with self.lock, open(self.path, "w") as file:
-            for sign, data in self.log:
-                file.write(f"{sign} {data.hex()}\n")
+@contextlib.contextmanager
+def recorded(port, path):
+    """The port to use in place of `port`; what is said there is in `path` in the end."""
+    if not path:
+        yield port
+        return
+    script = os.path.join(os.path.dirname(__file__), "recorder.py")
+    recorder = subprocess.Popen(
+        [sys.executable, script, str(port), path], stdout=subprocess.PIPE, text=True
+    )
+    yield int(recorder.stdout.readline())
+    assert recorder.wait(30) == 0
 
 
 def client(port, **options):
@@ -74,8 +56,8 @@ def client(port, **options):
 
 
 def options(libuv):
-    known = "use_libuv" in (TCPStore.__init__.__doc__ or "")
-    return {"use_libuv": libuv} if known else {}
+    # PyTorch 2.1 knows the argument, but its wheels lack the server.
+    return {"use_libuv": libuv} if RELEASE >= (2, 2) else {}
 
 
 def has(operation):
@@ -84,12 +66,13 @@ def has(operation):
 
 def every_operation(store, libuv):
     """Calls all that this PyTorch has; the store is fresh."""
-    big = bytes([0xA5]) * 5000
+    big = "much " * 120
     store.set("key", "value")
     assert store.get("key") == b"value"
     store.set("empty", "")
     assert store.get("empty") == b""
-    store.set("big", big.decode("latin1")[:4000])
+    store.set("big", big)
+    assert store.get("big") == big.encode()
     store.wait(["key", "empty"])
     store.wait(["key"], datetime.timedelta(seconds=5))
     try:
@@ -147,7 +130,7 @@ def every_operation(store, libuv):
             raise AssertionError("a barrier of two ended with one")
     inner = PrefixStore("outer", PrefixStore("inner", store))
     inner.set("deep", "1")
-    assert store.get("outer/inner/deep") == b"1"
+    assert store.get("inner/outer/deep") == b"1"
     return sum(map(has, OPERATIONS))
 
 
@@ -176,14 +159,22 @@ def in_threads(functions):
         raise errors[0]
 
 
-def torch_clients_on_our_server(program, libuv, record):
+def torch_among_itself(libuv, record):
+    """What our server must do as well."""
+    server = torch_server(libuv)
+    with recorded(server.port, record) as port:
+        every_operation(client(port, wait_for_workers=False, **options(libuv)), libuv)
+
+
+def torch_server(libuv):
+    return TCPStore(
+        "127.0.0.1", 0, is_master=True, timeout=TIMEOUT, wait_for_workers=False, **options(libuv)
+    )
+
+
+def torch_clients_on_our_server(program, libuv):
     with our_server(program) as port:
-        recorder = Recorder(port, record) if record else None
-        store = client(recorder.here if recorder else port, wait_for_workers=False, **options(libuv))
-        count = every_operation(store, libuv)
-        del store
-        if recorder:
-            recorder.write()
+        count = every_operation(client(port, wait_for_workers=False, **options(libuv)), libuv)
     print(f"torch {VERSION} on our server, libuv {libuv}: {count} operations")
     # Several clients that wait for each other, and count themselves as workers.
     with our_server(program) as port:
@@ -222,17 +213,13 @@ def torch_clients_on_our_server(program, libuv, record):
 
 
 def our_client_on_torch_server(program, libuv, record):
-    store = TCPStore(
-        "127.0.0.1", 0, is_master=True, timeout=TIMEOUT, wait_for_workers=False, **options(libuv)
-    )
+    store = torch_server(libuv)
     port = store.port
-    recorder = Recorder(port, record) if record else None
     features = ["--queues"] if has("queue_push") and libuv else []
     features += ["--list-keys"] if has("list_keys") else []
-    address = f"127.0.0.1:{recorder.here if recorder else port}"
-    subprocess.run([program, "check", address, *DIALECT, *features], check=True, timeout=60)
-    if recorder:
-        recorder.write()
+    with recorded(port, record) as there:
+        address = f"127.0.0.1:{there}"
+        subprocess.run([program, "check", address, *DIALECT, *features], check=True, timeout=60)
     print(f"our client on torch {VERSION}, libuv {libuv}: {' '.join(features) or 'every operation'}")
     if RELEASE >= (2, 2):
         # One that waits while Python sets.
@@ -253,7 +240,8 @@ dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
 tensor = torch.full((3,), rank + 1.0)
 dist.all_reduce(tensor)
 assert tensor.tolist() == [3.0] * 3, tensor
-dist.barrier()
+store.set(f"done {rank}", "1")
+store.wait(["done 0", "done 1"])
 dist.destroy_process_group()
 """
 
@@ -267,7 +255,7 @@ def a_process_group_on_our_server(program):
             subprocess.Popen([sys.executable, "-c", GLOO, str(rank), str(port)]) for rank in range(2)
         ]
         assert [rank.wait(90) for rank in ranks] == [0, 0]
-    print(f"torch {VERSION}: init_process_group, all_reduce and barrier through our server")
+    print(f"torch {VERSION}: init_process_group and all_reduce through our server")
 
 
 def main():
@@ -285,7 +273,9 @@ def main():
             folder = arguments.record
             return folder and os.path.join(folder, f"{direction}-{VERSION}-{kind}.txt")
 
-        torch_clients_on_our_server(arguments.program, libuv, path("client"))
+        if arguments.record:
+            torch_among_itself(libuv, path("client"))
+        torch_clients_on_our_server(arguments.program, libuv)
         our_client_on_torch_server(arguments.program, libuv, path("server"))
     a_process_group_on_our_server(arguments.program)
 
