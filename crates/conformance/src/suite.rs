@@ -1,11 +1,12 @@
 //! From cases to trials: what is skipped, what is known to fail, and which world runs it.
 
 use std::{
+    collections::BTreeSet,
     hash::{BuildHasher, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use collectives_core::{Backend, Capabilities, Device};
+use collectives_core::{Backend, Capabilities, Device, F8Format};
 use libtest_mimic::{Failed, Trial};
 
 use crate::{
@@ -40,6 +41,8 @@ pub(crate) enum Need {
     Capability(&'static str),
     /// Reductions of fp8, by the library and by the device.
     Fp8Reduction,
+    /// A device for each rank.
+    Devices,
     /// Refusal of buffers and streams of another device.
     OwnershipChecks,
     /// A world of at least this size.
@@ -112,7 +115,16 @@ impl<H: Harness> Suite<H> {
             Need::Fp8Reduction => {
                 let has = self.capabilities.reduce_f8.is_available()
                     && self.compute_capability.is_none_or(|capability| capability >= (9, 0));
-                (!has).then(|| "reduce_f8 and compute capability 9.0".into())
+                // The oracle knows OCP's numbers only.
+                let other = self.capabilities.f8_format == F8Format::Fnuz;
+                match has {
+                    true => other.then(|| "fp8 in OCP's format".into()),
+                    false => Some("reduce_f8 and compute capability 9.0".into()),
+                }
+            }
+            Need::Devices => {
+                let devices = BTreeSet::from_iter(self.harness.devices(size)).len();
+                (devices < size).then(|| format!("{size} devices"))
             }
             Need::OwnershipChecks => {
                 (!self.harness.checks_ownership()).then(|| "ownership checks".into())

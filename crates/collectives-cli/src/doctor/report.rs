@@ -130,8 +130,9 @@ fn matters(name: &str) -> bool {
     const PREFIXES: [&str; 4] = ["COLLECTIVES_", "NCCL_", "RCCL_", "TORCH_NCCL_"];
     PREFIXES.iter().any(|prefix| name.starts_with(prefix))
         || name.ends_with("_VISIBLE_DEVICES")
-        || Vendor::NCCL.path_variables.contains(&name)
-        || Vendor::NCCL.root_variables.contains(&name)
+        || [Vendor::NCCL, Vendor::RCCL].iter().any(|vendor| {
+            vendor.path_variables.contains(&name) || vendor.root_variables.contains(&name)
+        })
         || matches!(
             name,
             "LD_LIBRARY_PATH"
@@ -384,7 +385,7 @@ mod tests {
 
     #[test]
     fn variables_that_matter_are_told_from_others() {
-        for name in ["COLLECTIVES_BACKEND", "NCCL_DEBUG", "HIP_VISIBLE_DEVICES", "CUDA_HOME"] {
+        for name in ["COLLECTIVES_BACKEND", "NCCL_DEBUG", "HIP_VISIBLE_DEVICES", "ROCM_PATH"] {
             assert!(matters(name), "{name}");
         }
         for name in ["HOME", "PATH", "MY_NCCL_DEBUG", "OMPI_COMM_WORLD_RANK"] {
