@@ -27,7 +27,7 @@ use crate::parse_host_list;
 /// assert_eq!((environment.rank(), environment.size()), (3, 4));
 /// assert_eq!(environment.local_rank(), Some(1));
 /// assert_eq!(environment.master_address(), Some("n07-ib"));
-/// # collectives_core::Result::Ok(())
+/// # Ok::<(), collectives_core::Error>(())
 /// ```
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct Environment {
@@ -319,7 +319,7 @@ impl Variables<'_> {
         let sized =
             names.size.iter().filter_map(|name| (self.lookup)(name)).any(|size| size != "1");
         match names.launcher {
-            Launcher::Pmix => names.rank.iter().any(|name| set(name)),
+            Launcher::Pmix => names.rank.iter().any(set),
             Launcher::Slurm => {
                 sized
                     || names

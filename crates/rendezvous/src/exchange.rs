@@ -84,7 +84,7 @@ pub fn barrier(
 /// let id = UniqueId::from([7; 128]);
 /// share(&store, "id/0", Some(id.as_bytes()), deadline)?;
 /// assert_eq!(share(&store, "id/0", None, deadline)?, id.as_bytes());
-/// # collectives_core::Result::Ok(())
+/// # Ok::<(), collectives_core::Error>(())
 /// ```
 pub fn share(
     store: &(impl Store + ?Sized),

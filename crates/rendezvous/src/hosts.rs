@@ -17,7 +17,7 @@ use collectives_core::{Error, ErrorKind, Result};
 ///
 /// let hosts = parse_host_list("n[08-10,7]-ib,login")?;
 /// assert_eq!(hosts, ["n08-ib", "n09-ib", "n10-ib", "n7-ib", "login"]);
-/// # collectives_core::Result::Ok(())
+/// # Ok::<(), collectives_core::Error>(())
 /// ```
 pub fn parse_host_list(list: &str) -> Result<Vec<String>> {
     expand(list).map_err(|problem| {
@@ -161,8 +161,10 @@ mod tests {
         }
     }
 
-    /// A name with brackets, as text, and what it stands for.
-    fn names() -> impl Strategy<Value = (String, Vec<String>)> {
+    /// A name, or a part of one, as text, and what it stands for.
+    type Name = (String, Vec<String>);
+
+    fn names() -> impl Strategy<Value = Name> {
         let range = (0..200_u64, 0..5_u64, 1..4_usize).prop_map(|(from, more, width)| {
             let numbers = (from..=from + more).map(|number| format!("{number:0width$}")).collect();
             let text = match more {
@@ -182,7 +184,7 @@ mod tests {
             });
         let plain = "[a-z][a-z0-9.-]{0,5}".prop_map(|text| (text.clone(), vec![text]));
         (plain, prop::collection::vec((bracket, "[a-z-]{0,3}"), 0..3)).prop_map(
-            |((start, hosts), parts): (_, Vec<((String, Vec<String>), String)>)| {
+            |((start, hosts), parts): (_, Vec<(Name, String)>)| {
                 parts.into_iter().fold(
                     (start, hosts),
                     |(text, hosts), ((bracket, numbers), tail)| {

@@ -63,7 +63,7 @@ impl TcpStoreServer {
     /// ```
     /// let server = collectives_rendezvous::TcpStoreServer::bind("127.0.0.1:0")?;
     /// assert!(server.address().ip().is_loopback());
-    /// # collectives_core::Result::Ok(())
+    /// # Ok::<(), collectives_core::Error>(())
     /// ```
     pub fn bind(address: impl ToSocketAddrs + fmt::Debug) -> Result<Self> {
         Self::bind_within(address, Limits::default())

@@ -31,8 +31,8 @@ def serving(command):
     try:
         yield server.stdout.readline().strip()
     finally:
-        server.stdin.close()
-        server.wait(30)
+        server.kill()
+        server.wait()
 
 
 def main():
@@ -51,7 +51,7 @@ def main():
             with serving(command) as address:
                 for clients in CLIENTS:
                     bench = [program, "bench", address, str(clients), seconds]
-                    output = subprocess.run(bench, check=True, capture_output=True, text=True)
+                    output = subprocess.run(bench, check=True, stdout=subprocess.PIPE, text=True)
                     for line in output.stdout.splitlines():
                         operation, rate = line.split()
                         key = (operation, clients, server)
