@@ -40,6 +40,7 @@ pub struct Environment {
     hosts: Vec<String>,
     master_address: Option<String>,
     master_port: Option<u16>,
+    store_is_served: bool,
     job: Option<String>,
     restart: u32,
 }
@@ -128,6 +129,12 @@ impl Environment {
     /// number, so that two jobs on a host rarely meet.
     pub fn master_port(&self) -> Option<u16> {
         self.master_port
+    }
+
+    /// Whether a store listens at the master's address and port already: that of torchrun's agent. Then
+    /// rank 0 connects to it like the others.
+    pub fn store_is_served(&self) -> bool {
+        self.store_is_served
     }
 
     /// What distinguishes this job from others, where the launcher says: the same on all ranks, another
@@ -225,7 +232,7 @@ const LAUNCHERS: [Names; 5] = [
 ];
 
 /// What else an error shows.
-const OTHERS: [&str; 8] = [
+const OTHERS: [&str; 9] = [
     "MASTER_ADDR",
     "MASTER_PORT",
     "SLURM_JOB_NODELIST",
@@ -234,6 +241,7 @@ const OTHERS: [&str; 8] = [
     "SLURM_STEP_TASKS_PER_NODE",
     "SLURM_STEP_ID",
     "TORCHELASTIC_RESTART_COUNT",
+    "TORCHELASTIC_USE_AGENT_STORE",
 ];
 
 struct Variables<'a> {
@@ -277,6 +285,9 @@ impl Variables<'_> {
             hosts,
             master_address: (self.lookup)("MASTER_ADDR"),
             master_port: self.number(&["MASTER_PORT"], names)?,
+            store_is_served: names.launcher == Launcher::Torchrun
+                && (self.lookup)("TORCHELASTIC_USE_AGENT_STORE")
+                    .is_some_and(|value| value.eq_ignore_ascii_case("true") || value == "1"),
             job,
             restart: self.number(&["TORCHELASTIC_RESTART_COUNT"], names)?.unwrap_or(0),
         };
@@ -307,6 +318,7 @@ impl Variables<'_> {
             hosts: Vec::new(),
             master_address: Some("127.0.0.1".to_owned()),
             master_port: None,
+            store_is_served: false,
             job: None,
             restart: 0,
         })
@@ -510,7 +522,8 @@ mod tests {
     fn torchrun() {
         let environment = read(
             "RANK=5 WORLD_SIZE=8 LOCAL_RANK=1 LOCAL_WORLD_SIZE=4 GROUP_RANK=1 MASTER_ADDR=alpha \
-             MASTER_PORT=29500 TORCHELASTIC_RESTART_COUNT=2 TORCHELASTIC_RUN_ID=run7",
+             MASTER_PORT=29500 TORCHELASTIC_RESTART_COUNT=2 TORCHELASTIC_RUN_ID=run7 \
+             TORCHELASTIC_USE_AGENT_STORE=True",
         )
         .unwrap();
         let expected = Environment {
@@ -523,6 +536,7 @@ mod tests {
             hosts: vec![],
             master_address: Some("alpha".into()),
             master_port: Some(29500),
+            store_is_served: true,
             job: Some("run7".into()),
             restart: 2,
         };
@@ -556,6 +570,7 @@ mod tests {
             hosts,
             master_address: Some("n01-ib".into()),
             master_port: Some(20_000 + 3459),
+            store_is_served: false,
             job: Some("123456.3".into()),
             restart: 1,
         };

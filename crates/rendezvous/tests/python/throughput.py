@@ -46,16 +46,19 @@ def main():
         f"PyTorch {version}, plain": [sys.executable, "-c", SERVE, "plain"],
     }
     rates = {}
-    for _ in range(rounds):
-        for server, command in servers.items():
-            with serving(command) as address:
-                for clients in CLIENTS:
+    with contextlib.ExitStack() as stack:
+        addresses = {
+            server: stack.enter_context(serving(command)) for server, command in servers.items()
+        }
+        for _ in range(rounds):
+            for clients in CLIENTS:
+                for server, address in addresses.items():
                     bench = [program, "bench", address, str(clients), seconds]
                     output = subprocess.run(bench, check=True, stdout=subprocess.PIPE, text=True)
                     for line in output.stdout.splitlines():
                         operation, rate = line.split()
-                        key = (operation, clients, server)
-                        rates.setdefault(key, []).append(float(rate))
+                        rates.setdefault((operation, clients, server), []).append(float(rate))
+                        print(f"{server}, {clients}: {line}", file=sys.stderr)
     print(f"{datetime.date.today()}, {rounds} rounds of {seconds} s, operations a second\n")
     print("| operation | clients |", " | ".join(servers), "|")
     print("|---|---" + "|---" * len(servers) + "|")
