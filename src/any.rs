@@ -34,10 +34,6 @@ pub enum AnyBackend {
 }
 
 /// One rank's end of a communicator, of any backend.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "communicators are few and long-lived; a box would cost every call an indirection"
-)]
 #[derive(Debug)]
 pub enum AnyComm {
     /// Of the CPU mock.

@@ -17,7 +17,7 @@ use crate::{
     driver::{self, Hip, c, refuse},
     hip::types::{
         PROPERTIES_ARCHITECTURE_SIZE, PROPERTIES_R0000_ARCHITECTURE, PROPERTIES_R0600_ARCHITECTURE,
-        hipError_t, hipEvent_t, hipMemcpyKind, hipStream_t,
+        hipDeviceAttribute_t, hipError_t, hipEvent_t, hipMemcpyKind, hipStream_t,
     },
     topology,
 };
@@ -80,6 +80,19 @@ impl HipDevice {
     pub fn memory_info(&self) -> Result<(usize, usize)> {
         let _current = self.0.bind()?;
         self.0.memory_info()
+    }
+
+    /// One property, by HIP's own number for it.
+    ///
+    /// # Errors
+    /// What the runtime reports, also for a number that it does not know.
+    #[doc(alias = "hipDeviceGetAttribute")]
+    pub fn attribute(&self, attribute: hipDeviceAttribute_t) -> Result<c_int> {
+        let (hip, mut value) = (self.0.hip, 0);
+        let get = hip.table.device_get_attribute;
+        // SAFETY: `value` outlives the call; any number may be asked for.
+        hip.check("attribute", unsafe { get(&mut value, attribute, c(self.0.ordinal())) })?;
+        Ok(value)
     }
 
     /// The architecture, such as `gfx942`; `None` where the runtime does not tell it.

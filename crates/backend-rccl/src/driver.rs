@@ -16,7 +16,7 @@ use std::{
     sync::OnceLock,
 };
 
-use collectives_core::{Error, ErrorKind, Result, VendorCode};
+use collectives_core::{Error, ErrorKind, Result, VendorCode, Version};
 use collectives_nccl_abi::{self as abi, Vendor, fork};
 
 use crate::hip::{MissingFunctions, Table, types::hipError_t};
@@ -55,6 +55,18 @@ pub(crate) fn hip() -> Result<&'static Hip> {
 /// As [`hip`]; [`Device`](ErrorKind::Device) where there is none, or the runtime does not start.
 pub(crate) fn device_count() -> Result<usize> {
     hip()?.device_count()
+}
+
+/// The version of the runtime.
+///
+/// # Errors
+/// As [`hip`]; what the runtime reports.
+pub(crate) fn version() -> Result<Version> {
+    let (hip, mut code) = (hip()?, 0);
+    // SAFETY: `code` outlives the call.
+    hip.check("version", unsafe { (hip.table.runtime_get_version)(&mut code) })?;
+    let code = u32::try_from(code).unwrap_or_default();
+    Ok(Version::new(code / 10_000_000, code / 100_000 % 100, code % 100_000))
 }
 
 impl Hip {

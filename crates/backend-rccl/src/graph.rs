@@ -7,7 +7,7 @@ use collectives_core::{ErrorKind, RawGraph, RawStream, Result};
 use crate::{
     device::{Context, raw},
     driver::{Hip, refuse},
-    hip::types::{hipGraph_t, hipGraphExec_t, hipStreamCaptureMode},
+    hip::types::{hipError_t, hipGraph_t, hipGraphExec_t, hipStreamCaptureMode},
 };
 
 impl Context {
@@ -57,13 +57,20 @@ impl Context {
         let Some(upload) = hip.table.graph_upload else { return Ok(graph) };
         // The first launch then costs what all others do.
         // SAFETY: a graph of this device; the stream captures no longer.
-        let uploaded = hip.check(OPERATION, unsafe { upload(instance, raw(stream)) });
-        if let Err(error) = uploaded {
-            // SAFETY: nobody else knows the graph.
-            unsafe { self.graph_destroy(graph) }?;
-            return Err(error);
+        match unsafe { upload(instance, raw(stream)) } {
+            hipError_t::SUCCESS => Ok(graph),
+            // Some releases have the name only.
+            hipError_t::NOT_SUPPORTED => {
+                hip.clear();
+                Ok(graph)
+            }
+            failure => {
+                let error = hip.error(OPERATION, failure);
+                // SAFETY: nobody else knows the graph.
+                unsafe { self.graph_destroy(graph) }?;
+                Err(error)
+            }
         }
-        Ok(graph)
     }
 
     /// # Safety

@@ -15,7 +15,7 @@
 //!
 //! # What has been run
 //!
-//! Never AMD hardware. The support table of the workspace's README says what was run instead.
+//! Never AMD hardware. `docs/hardware.md` of the workspace says what was run instead.
 //!
 //! # Where RCCL differs
 //!
@@ -46,17 +46,30 @@ mod device;
 mod driver;
 mod graph;
 pub mod hip;
+#[cfg(feature = "hip-sys")]
+pub mod interop;
 mod memory;
 mod stream;
 mod topology;
 
 use std::ffi::c_void;
 
-use collectives_core::{F8Format, RawStream, Result};
+use collectives_core::{F8Format, RawStream, Result, Version};
 use collectives_nccl_abi as abi;
 use collectives_nccl_family::{Comm, Library, Vendor};
 
 pub use device::HipDevice;
+
+/// The version of the HIP runtime that this process uses; opens it.
+///
+/// Like every call of HIP it starts the runtime, so a process that asks must not fork afterwards.
+///
+/// # Errors
+/// [`Device`](collectives_core::ErrorKind::Device) where there is no usable runtime, saying what to do.
+#[doc(alias = "hipRuntimeGetVersion")]
+pub fn hip_version() -> Result<Version> {
+    driver::version()
+}
 
 /// RCCL, loaded at run time.
 pub type Rccl = Library<Rocm>;

@@ -12,7 +12,11 @@ use std::{
     process::Command,
 };
 
-use collectives_backend_rccl::{HipDevice, Rccl, Rocm, hip::Table};
+use collectives_backend_rccl::{
+    HipDevice, Rccl, Rocm,
+    hip::{Table, types::hipDeviceAttribute_t},
+    hip_version,
+};
 use collectives_core::{Backend as _, Device as _, Error, ErrorKind, F8Format};
 use collectives_nccl_family::Vendor;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -31,6 +35,8 @@ enum World {
     Empty,
     /// A library that is neither.
     CLibrary,
+    /// The mock as RCCL, and a library that is no runtime under its name.
+    MockAsRccl,
     /// The mock.
     Mock,
 }
@@ -41,7 +47,7 @@ const CASES: [Case; 9] = [
     case("the_variable_is_a_demand", World::Mock, demanded),
     case("the_variable_names_the_runtime", World::Empty, named),
     case("no_device_is_an_error_with_advice", World::Mock, no_device),
-    case("the_runtime_of_rccl_is_taken", World::Mock, through_rccl),
+    case("the_runtime_of_rccl_is_taken", World::MockAsRccl, through_rccl),
     case("a_device_tells_what_it_is", World::Mock, what_it_is),
     case("a_failed_call_leaves_no_error_behind", World::Mock, no_sticky_error),
     case("a_forked_child_is_refused", World::Mock, forked),
@@ -75,15 +81,15 @@ fn main() {
 /// Runs this program again for one case.
 fn in_child(case: &Case) -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
-    let library = match case.world {
+    let libraries = match case.world {
         World::Empty => None,
-        World::CLibrary => Some(c_library()?),
-        World::Mock => Some(mock()?),
+        World::CLibrary => Some([c_library()?, c_library()?]),
+        World::MockAsRccl => Some([c_library()?, mock()?]),
+        World::Mock => Some([mock()?, mock()?]),
     };
-    if let Some(library) = library {
-        for name in ["libamdhip64.so.7", "librccl.so.1"] {
-            symlink(&library, folder.path().join(name))?;
-        }
+    for (library, name) in libraries.into_iter().flatten().zip(["libamdhip64.so.7", "librccl.so.1"])
+    {
+        symlink(&library, folder.path().join(name))?;
     }
     let mut child = Command::new(env::current_exe()?);
     child.env(CHILD, case.name).env("LD_LIBRARY_PATH", folder.path());
@@ -154,7 +160,7 @@ fn no_device() -> Result<(), Failed> {
     same("poison", error.poisons_communicator(), false)
 }
 
-/// The runtime is the one that the handle of RCCL leads to.
+/// The runtime is the one that the handle of RCCL leads to, and not the one that has the name.
 fn through_rccl() -> Result<(), Failed> {
     let rccl = Rccl::load()?;
     same("devices", rccl.device_count()?, 4)?;
@@ -173,6 +179,8 @@ fn what_it_is() -> Result<(), Failed> {
     let address = info.pci_bus_id.as_deref().unwrap_or_default();
     same("PCI address", address.starts_with("0000:"), true)?;
     same("memory", device.memory_info()?.1, info.total_memory)?;
+    same("wave", device.attribute(hipDeviceAttribute_t::WARP_SIZE)?, 64)?;
+    same("release of HIP", hip_version()?.to_string().starts_with("7."), true)?;
     same("architecture", device.architecture(), Some("gfx942"))?;
     same("fp8", device.f8_format(), F8Format::Fnuz)?;
     let peer = rccl.device(1)?;

@@ -15,7 +15,7 @@ use super::{
     cuda::CudaReport,
     facts::Facts,
     finding::{Finding, Severity},
-    probe::{DeviceReport, LibraryReport, NcclReport, SelectedReport, Tried},
+    probe::{DeviceReport, F8_FORMAT, LibraryReport, NcclReport, SelectedReport, Tried},
 };
 use crate::text::wrapped_to;
 
@@ -315,7 +315,8 @@ impl Text {
             write!(title, "{name:<16}")?;
         }
         self.heading(title.trim_end())?;
-        for (name, _) in Capabilities::FULL.entries() {
+        let names = Capabilities::FULL.entries().map(|(name, _)| name);
+        for name in names.into_iter().chain([F8_FORMAT]) {
             let mut line = format!("  {name:<20}");
             for (_, entries) in &columns {
                 let support = entries.iter().find(|(entry, _)| entry == name);
