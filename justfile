@@ -27,6 +27,23 @@ ci:
 soak:
     cargo run --release --package collectives-soak
 
+# Throw 10,000 random byte streams at the store's server
+babble:
+    COLLECTIVES_BABBLE=10000 cargo test --release --package collectives-rendezvous --test memory \
+        -- --nocapture
+
+# Run PyTorch's TCPStore against ours, each as client and as server; needs torch (no GPU)
+torch-store python='python3' *options='':
+    cargo build --package collectives-rendezvous --example tcp_store
+    {{ python }} crates/rendezvous/tests/python/interop.py \
+        "${CARGO_TARGET_DIR:-target}/debug/examples/tcp_store" {{ options }}
+
+# Measure our store's server beside PyTorch's two; needs torch
+bench-store python='python3' *options='':
+    cargo build --release --package collectives-rendezvous --example tcp_store
+    {{ python }} crates/rendezvous/tests/python/throughput.py \
+        "${CARGO_TARGET_DIR:-target}/release/examples/tcp_store" {{ options }}
+
 # Test against unmodified NCCL, RCCL and HIP, downloaded once (nccl-2.28.9 rccl-2.27.7 …)
 real-libraries *names:
     scripts/real-libraries {{ names }}
