@@ -46,6 +46,10 @@ mock-client *options:
 bench-peers *options:
     cargo run --release --package collectives-bench -- peers --out docs/performance {{ options }}
 
+# Measure the mock through its libnccl.so against the mock itself: docs/performance/library.json
+bench-library *options:
+    cargo run --release --package collectives-bench -- library --out docs/performance {{ options }}
+
 # Measure NCCL against nccl-tests, torch.distributed and ctypes: docs/performance/nccl.json
 gpu-bench *options:
     cargo build --release --package collectives-cli
