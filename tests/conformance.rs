@@ -11,10 +11,18 @@
 //! $ COLLECTIVES_TEST_NCCL=default cargo test --test conformance  # and NCCL, as it is found
 //! $ COLLECTIVES_TEST_NCCL=/opt/a/libnccl.so.2:/opt/b/libnccl.so.2 cargo test --test conformance
 //! ```
+//!
+//! There is one rank for each GPU, as a thread and as a process. NCCL 2.30.3 and later can be told to
+//! let ranks share one. Here `COLLECTIVES_TEST_RANKS` says up to how many processes do; threads cannot,
+//! because one's copy from the device holds the context that the other's kernel must be launched in:
+//!
+//! ```console
+//! $ NCCL_MULTI_RANK_GPU_ENABLE=1 COLLECTIVES_TEST_RANKS=4 COLLECTIVES_TEST_NCCL=default \
+//!     cargo test --test conformance -- nccl
+//! ```
 
 use std::{
-    env, fs,
-    io::ErrorKind,
+    env, fs, io,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -23,7 +31,7 @@ use collectives::AnyBackend;
 use collectives_backend_mock::{Accumulation, Mock, MockConfig, Ranks, Schedule};
 use collectives_backend_nccl::Nccl;
 use collectives_conformance::{Harness, KnownFault, trials};
-use collectives_core::{Backend, Version};
+use collectives_core::{Backend, Error, ErrorKind, Version};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
@@ -143,16 +151,35 @@ struct OnNccl {
     name: String,
     nccl: Nccl,
     worlds: Vec<usize>,
+    /// Ranks beyond these share them.
+    devices: usize,
     processes: bool,
 }
 
 impl OnNccl {
     /// A library, with a rank for each device.
-    fn new(nccl: Nccl) -> collectives_core::Result<Self> {
+    fn new(nccl: Nccl) -> Result<Self, Error> {
         let devices = nccl.device_count()?;
-        let worlds = [1, 2, 3, 4, 8].into_iter().filter(|&size| size <= devices).collect();
-        Ok(Self { name: format!("nccl {}", nccl.info().version), nccl, worlds, processes: false })
+        let name = format!("nccl {}", nccl.info().version);
+        Ok(Self { name, nccl, worlds: worlds(devices), devices, processes: false })
     }
+
+    /// The same, with each rank in a process of its own, and as many as `COLLECTIVES_TEST_RANKS` says.
+    fn in_processes(&self) -> Result<Self, Error> {
+        let ranks = match env::var(RANKS) {
+            Ok(ranks) => ranks.parse().map_err(|_| {
+                Error::new(ErrorKind::InvalidArgument, format!("{RANKS} is '{ranks}', no number"))
+            })?,
+            Err(_) => self.devices,
+        };
+        let (name, nccl) = (format!("{}, processes", self.name), self.nccl.clone());
+        Ok(Self { name, nccl, worlds: worlds(ranks), devices: self.devices, processes: true })
+    }
+}
+
+/// The worlds of at most so many ranks.
+fn worlds(most: usize) -> Vec<usize> {
+    [1, 2, 3, 4, 8].into_iter().filter(|&size| size <= most).collect()
 }
 
 impl Harness for OnNccl {
@@ -168,6 +195,10 @@ impl Harness for OnNccl {
 
     fn worlds(&self) -> Vec<usize> {
         self.worlds.clone()
+    }
+
+    fn devices(&self, size: usize) -> Vec<usize> {
+        (0..size).map(|rank| rank % self.devices).collect()
     }
 
     fn processes(&self) -> bool {
@@ -204,8 +235,14 @@ impl Harness for OnNccl {
 /// The trials of one library; one that fails where it was asked for and cannot be used.
 fn nccl(path: &str) -> Vec<Trial> {
     let loaded = if path == "default" { Nccl::load() } else { Nccl::load_from(path) };
-    let usable = loaded.and_then(OnNccl::new);
-    usable.map_or_else(|error| unusable(path, error), trials)
+    let instances = loaded.and_then(OnNccl::new).and_then(|threads| {
+        let processes = threads.in_processes()?;
+        Ok([threads, processes])
+    });
+    instances.map_or_else(
+        |error| unusable(path, error),
+        |instances| instances.into_iter().flat_map(trials).collect(),
+    )
 }
 
 /// The trials of the NCCL backend and cudarc over the library that stands for NCCL and CUDA.
@@ -214,20 +251,20 @@ fn nccl_over_mock() -> Vec<Trial> {
     let path = Path::new(&folder).join("libnccl.so.2");
     let instance = |name: &str, worlds: &[usize], processes| {
         let nccl = Nccl::load_from(&path)?;
-        Ok(OnNccl { name: name.into(), nccl, worlds: worlds.into(), processes })
+        Ok(OnNccl { name: name.into(), nccl, worlds: worlds.into(), devices: 8, processes })
     };
-    let instances: [collectives_core::Result<OnNccl>; 2] = [
+    let instances: [Result<OnNccl, Error>; 2] = [
         instance("nccl over mock-abi", &[1, 2, 3], false),
         instance("nccl over mock-abi, processes", &[2], true),
     ];
-    let trials = |instance: collectives_core::Result<_>| {
+    let trials = |instance: Result<_, Error>| {
         instance.map_or_else(|error| unusable("mock-abi", error), trials)
     };
     instances.into_iter().flat_map(trials).collect()
 }
 
 /// One trial, which fails: the library was asked for.
-fn unusable(path: &str, error: collectives_core::Error) -> Vec<Trial> {
+fn unusable(path: &str, error: Error) -> Vec<Trial> {
     let name = format!("{path} can be used");
     vec![Trial::test(name, move || Err(Failed::from(error))).with_kind("nccl")]
 }
@@ -235,7 +272,7 @@ fn unusable(path: &str, error: collectives_core::Error) -> Vec<Trial> {
 /// Runs this program again with the library of `collectives-mock-abi`, which lies beside it, in place
 /// of CUDA. Comes back only with what was wrong.
 #[cfg(target_os = "linux")]
-fn run_on_the_mock() -> std::io::Error {
+fn run_on_the_mock() -> io::Error {
     use std::os::unix::process::CommandExt as _;
 
     let run = || {
@@ -252,14 +289,14 @@ fn run_on_the_mock() -> std::io::Error {
 
 /// Links the library under the names by which it is looked for.
 #[cfg(target_os = "linux")]
-fn install() -> std::io::Result<PathBuf> {
+fn install() -> io::Result<PathBuf> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mock-abi");
     fs::create_dir_all(&folder)?;
     let library = env::current_exe()?.with_file_name("libcollectives_mock_abi.so");
     for name in ["libcuda.so.1", "libnccl.so.2"] {
         // An earlier run may have left it.
         match std::os::unix::fs::symlink(&library, folder.join(name)) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
     }
@@ -268,5 +305,7 @@ fn install() -> std::io::Result<PathBuf> {
 
 /// Which real libraries are asked for.
 const ASKED: &str = "COLLECTIVES_TEST_NCCL";
+/// Up to how many ranks real libraries have in processes; without it, one for each device.
+const RANKS: &str = "COLLECTIVES_TEST_RANKS";
 /// Where the library lies that stands for NCCL and CUDA.
 const MOCK_ABI: &str = "COLLECTIVES_TEST_MOCK_ABI";
