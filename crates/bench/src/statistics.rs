@@ -22,11 +22,8 @@ pub(crate) fn ours(round: &Round) -> Option<&Run> {
 
 /// One row for each size that `collectives` measured, with what is known of each of the sides.
 pub(crate) fn rows(case: Case, sides: &[String], rounds: &[Round]) -> Vec<Row> {
-    let mut sizes: Vec<u64> = rounds
-        .iter()
-        .filter_map(ours)
-        .flat_map(|run| run.times.keys().copied())
-        .collect();
+    let mut sizes: Vec<u64> =
+        rounds.iter().filter_map(ours).flat_map(|run| run.times.keys().copied()).collect();
     sizes.sort_unstable();
     sizes.dedup();
     sizes.into_iter().map(|bytes| row(case, bytes, sides, rounds)).collect()

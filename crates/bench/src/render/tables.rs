@@ -459,7 +459,8 @@ mod tests {
             row.processes_ratio.insert(THROUGH.into(), spread);
         }
         let text = library(&samples::report(vec![known]));
-        let head = "**all_reduce, 2 ranks, loop**, 3 rounds; median of the ratios: 2.00 (2.00–2.00)";
+        let head =
+            "**all_reduce, 2 ranks, loop**, 3 rounds; median of the ratios: 2.00 (2.00–2.00)";
         assert!(text.contains(head), "{text}");
         assert!(text.contains("| 8 B | 1.00 | 1.00 | 2.00 (1.25–2.50) | – | – |"), "{text}");
     }
