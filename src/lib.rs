@@ -26,15 +26,20 @@ pub use stream::Stream;
 pub use collectives_core::{
     AbortControl, AbortHandle, Backend, BackendExt, Capabilities, Collectives, CollectivesExt,
     CommId, CommInfo, DType, Device, DeviceInfo, Element, Error, ErrorKind, F8E4M3, F8E5M2,
-    GroupEnd, GroupToken, GrowConfig, JoinAllConfig, JoinConfig, Launch, LibraryInfo, PeerOp,
-    PreMulSum, Rank, RawEvent, RawGraph, RawRegistration, RawStream, RecvBuf, ReduceOp, Result,
-    Scalar, SendBuf, ShrinkConfig, Split, SplitConfig, Support, UniqueId, VendorCode, Version,
-    bf16, f16, shape,
+    F8Format, GroupEnd, GroupToken, GrowConfig, JoinAllConfig, JoinConfig, Launch, LibraryInfo,
+    PeerOp, PreMulSum, Rank, RawEvent, RawGraph, RawRegistration, RawStream, RecvBuf, ReduceOp,
+    Result, Scalar, SendBuf, ShrinkConfig, Split, SplitConfig, Support, UniqueId, VendorCode,
+    Version, bf16, f16, shape,
 };
 
 /// NCCL on CUDA, opened at run time.
 pub mod nccl {
     pub use collectives_backend_nccl::*;
+}
+
+/// RCCL on ROCm, opened at run time.
+pub mod rccl {
+    pub use collectives_backend_rccl::*;
 }
 
 /// The recipes for recovery, so that their code is tested.

@@ -20,7 +20,7 @@ use std::{
 
 use collectives_conformance::{Harness, trials};
 use collectives_core::{
-    Device, DeviceInfo, Error, ErrorKind, RawEvent, RawGraph, RawStream, Result,
+    Device, DeviceInfo, Error, ErrorKind, F8Format, RawEvent, RawGraph, RawStream, Result,
 };
 use collectives_mock_abi::nccl;
 use collectives_nccl_abi as abi;
@@ -147,6 +147,10 @@ impl Vendor for Driver {
 
     fn make_current(ordinal: usize) -> Result<()> {
         Self::device(ordinal)?.bind()
+    }
+
+    fn f8_format() -> F8Format {
+        F8Format::Ocp
     }
 
     fn check(_: usize, _: &[(&'static str, *const c_void)], _: RawStream) -> Result<()> {
