@@ -17,7 +17,7 @@ use crate::{
     Alive, FaultPlan, Guards, MockComm, MockDevice, PendingJoin, PendingOp, Schedule, Verdict,
     engine::{Engine, Seat},
     error::{BACKEND, invalid, misuse, refuse},
-    fork, group,
+    fork, gather, group,
     process::peer::Token,
 };
 
@@ -220,10 +220,7 @@ impl Default for MockConfig {
 
 impl Mock {
     /// Makes a machine of its own.
-    pub fn new(mut config: MockConfig) -> Self {
-        if env::var_os("HACK").is_some() {
-            config.ranks = Ranks::Processes;
-        }
+    pub fn new(config: MockConfig) -> Self {
         let info = LibraryInfo {
             backend: BACKEND,
             path: None,
@@ -247,6 +244,21 @@ impl Mock {
         }
         let config = MockConfig::from_env()?;
         Ok(SHARED.get_or_init(|| Self::new(config)).clone())
+    }
+
+    /// The id that goes by a name: whoever asks under the same name gets the same id, in this mock and
+    /// its clones, and where ranks are processes in all of this machine. So ranks need no other way to
+    /// hand an id on. It is good for one communicator, as any other.
+    ///
+    /// # Errors
+    /// As [`unique_id`](Backend::unique_id).
+    pub fn unique_id_named(&self, name: &str) -> Result<UniqueId> {
+        fork::check()?;
+        self.engine.threads.note(None);
+        Ok(match self.engine.has_processes() {
+            true => Self::token_id(gather::named(name), 0),
+            false => Self::id(&self.engine, self.engine.meetings.issue_named(name), 0),
+        })
     }
 
     /// Everything that is enqueued and not done, by stream and in order: for tests, and to see why
@@ -550,6 +562,8 @@ const SHARED_MAGIC: &[u8; 16] = b"collectives proc";
 
 #[cfg(test)]
 mod tests {
+    use collectives_core::Collectives as _;
+
     use super::*;
 
     #[test]
@@ -558,6 +572,22 @@ mod tests {
         for text in ["", "0", "-1", "4097", "two"] {
             let error = parse_devices(text).unwrap_err();
             assert!(error.to_string().contains(&format!("'{text}'")), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_id_goes_by_its_name() {
+        for ranks in [Ranks::Threads, Ranks::Processes] {
+            if ranks == Ranks::Processes && cfg!(any(miri, not(target_os = "linux"))) {
+                continue; // there are none
+            }
+            let mock = Mock::new(MockConfig::new().with_ranks(ranks));
+            let id = |name| mock.unique_id_named(name).unwrap();
+            assert_eq!(id("one"), id("one"));
+            assert_ne!(id("one"), id("other"));
+            let join = || mock.join(&id("one"), JoinConfig::new(Rank::new(0), 1));
+            assert_eq!(join().unwrap().info().size, 1);
+            assert!(join().unwrap_err().to_string().contains("used up"));
         }
     }
 

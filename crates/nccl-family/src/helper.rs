@@ -44,8 +44,9 @@ fn keep(helper: JoinHandle<()>) {
     // Functions run in the reverse order of their registration, and the libraries have registered
     // theirs: there is a communicator to end.
     AT_EXIT.call_once(|| {
+        // Miri has no `atexit`.
         // SAFETY: the function lives as long as the program, takes nothing and does not unwind.
-        if unsafe { libc::atexit(wait_for_helpers) } != 0 {
+        if !cfg!(miri) && unsafe { libc::atexit(wait_for_helpers) } != 0 {
             tracing::warn!("the exit of the process will not wait for calls in the background");
         }
     });
