@@ -151,11 +151,15 @@ fn run<'env, R>(body: impl FnOnce(&Group<'env>) -> Result<R>) -> Result<R> {
     });
     let _locked = Locked::new(shared);
     order()?;
+    let expect = |Record { comm, stream, operation }: &Record<'_>| {
+        comm.inner().expect(stream, operation.call.name(), operation.site)
+    };
+    let numbers: Vec<_> = records.iter().map(expect).collect();
     // SAFETY: as for an operation enqueued alone; the order above holds for each stream, and the
     // borrows of 'env kept every argument until here.
     let issued = unsafe { issue(&records) };
-    for Record { comm, stream, .. } in &records {
-        stream.note(comm.info().id, comm.inner().handle());
+    for (Record { comm, stream, .. }, number) in records.iter().zip(numbers) {
+        comm.inner().expected(stream, number, issued.is_ok());
     }
     // A buffer that the group read on two streams was last used on both: once more, so that its
     // last stream follows all the others.

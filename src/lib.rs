@@ -12,6 +12,7 @@ mod platform;
 mod reduce;
 mod select;
 mod stream;
+mod watchdog;
 
 pub use any::{AnyBackend, AnyComm, AnyDevice, OtherComm};
 pub use buffer::{Buffer, Slice, SliceMut};
@@ -22,6 +23,7 @@ pub use platform::{BackendName, Decision, Devices, FoundDevice, HiddenBy, Platfo
 pub use reduce::{Op, PreMulSumOp};
 pub use select::{Explanation, Selection, backend, backend_named};
 pub use stream::Stream;
+pub use watchdog::Watch;
 
 pub use collectives_core::{
     AbortControl, AbortHandle, Backend, BackendExt, Capabilities, Collectives, CollectivesExt,

@@ -12,12 +12,9 @@
 //! $ COLLECTIVES_TEST_NCCL=/opt/a/libnccl.so.2:/opt/b/libnccl.so.2 cargo test --test conformance
 //! ```
 
-use std::{
-    env, fs,
-    io::ErrorKind,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+mod mock_abi;
+
+use std::{env, process::ExitCode};
 
 use collectives::AnyBackend;
 use collectives_backend_mock::{Accumulation, Mock, MockConfig, Ranks, Schedule};
@@ -29,8 +26,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     #[cfg(target_os = "linux")]
-    if env::var_os(ASKED).is_none() && env::var_os(MOCK_ABI).is_none() {
-        let error = run_on_the_mock();
+    if env::var_os(ASKED).is_none() && mock_abi::folder().is_none() {
+        let error = mock_abi::run_again([]);
         eprintln!("{error}");
         return ExitCode::FAILURE;
     }
@@ -210,8 +207,8 @@ fn nccl(path: &str) -> Vec<Trial> {
 
 /// The trials of the NCCL backend and cudarc over the library that stands for NCCL and CUDA.
 fn nccl_over_mock() -> Vec<Trial> {
-    let Some(folder) = env::var_os(MOCK_ABI) else { return Vec::new() };
-    let path = Path::new(&folder).join("libnccl.so.2");
+    let Some(folder) = mock_abi::folder() else { return Vec::new() };
+    let path = folder.join("libnccl.so.2");
     let instance = |name: &str, worlds: &[usize], processes| {
         let nccl = Nccl::load_from(&path)?;
         Ok(OnNccl { name: name.into(), nccl, worlds: worlds.into(), processes })
@@ -232,41 +229,5 @@ fn unusable(path: &str, error: collectives_core::Error) -> Vec<Trial> {
     vec![Trial::test(name, move || Err(Failed::from(error))).with_kind("nccl")]
 }
 
-/// Runs this program again with the library of `collectives-mock-abi`, which lies beside it, in place
-/// of CUDA. Comes back only with what was wrong.
-#[cfg(target_os = "linux")]
-fn run_on_the_mock() -> std::io::Error {
-    use std::os::unix::process::CommandExt as _;
-
-    let run = || {
-        let folder = install()?;
-        let mut again = std::process::Command::new(env::current_exe()?);
-        again.args(env::args_os().skip(1)).env(MOCK_ABI, &folder).env("LD_LIBRARY_PATH", &folder);
-        for hidden in ["CUDA_VISIBLE_DEVICES", "COLLECTIVES_MOCK_DEVICES"] {
-            again.env_remove(hidden);
-        }
-        Err(again.exec())
-    };
-    run().map_or_else(|error| error, |never: std::convert::Infallible| match never {})
-}
-
-/// Links the library under the names by which it is looked for.
-#[cfg(target_os = "linux")]
-fn install() -> std::io::Result<PathBuf> {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mock-abi");
-    fs::create_dir_all(&folder)?;
-    let library = env::current_exe()?.with_file_name("libcollectives_mock_abi.so");
-    for name in ["libcuda.so.1", "libnccl.so.2"] {
-        // An earlier run may have left it.
-        match std::os::unix::fs::symlink(&library, folder.join(name)) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(folder)
-}
-
 /// Which real libraries are asked for.
 const ASKED: &str = "COLLECTIVES_TEST_NCCL";
-/// Where the library lies that stands for NCCL and CUDA.
-const MOCK_ABI: &str = "COLLECTIVES_TEST_MOCK_ABI";

@@ -399,6 +399,8 @@ pub(crate) struct EndShared {
     failed: AtomicBool,
     aborted: AtomicBool,
     failure: OnceLock<Failure>,
+    /// What somebody outside found wrong with it, and maybe aborted it for.
+    reason: OnceLock<Error>,
 }
 
 impl EndShared {
@@ -425,6 +427,7 @@ impl EndShared {
             failed: AtomicBool::new(false),
             aborted: AtomicBool::new(false),
             failure: OnceLock::new(),
+            reason: OnceLock::new(),
         }
     }
 
@@ -495,9 +498,13 @@ impl EndShared {
         // A revoke is what a rank wants to know, whatever led to it.
         match self.meeting.lifecycle.revoked().or_else(|| self.failure.get()) {
             Some(failure) if !self.aborted.load(Ordering::Acquire) => failure.of(&self.info),
-            _ => {
-                Error::new(ErrorKind::Aborted, "the communicator was aborted").with_comm(&self.info)
-            }
+            _ => self.reason.get().map_or_else(
+                || {
+                    let text = "the communicator was aborted";
+                    Error::new(ErrorKind::Aborted, text).with_comm(&self.info)
+                },
+                Error::copy,
+            ),
         }
     }
 
@@ -545,6 +552,10 @@ impl AbortControl for EndShared {
     }
 
     fn failure(&self) -> Option<Error> {
-        self.check().err()
+        self.check().err().or_else(|| self.reason.get().map(Error::copy))
+    }
+
+    fn condemn(&self, reason: Error) {
+        let _first_stays = self.reason.set(reason.with_poison(true));
     }
 }

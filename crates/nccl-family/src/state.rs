@@ -56,6 +56,8 @@ pub(crate) struct Lifeline {
     info: CommInfo,
     /// The first failure, which stays true for ever.
     failure: OnceLock<Error>,
+    /// What somebody outside found wrong with it, and maybe ended it for.
+    reason: OnceLock<Error>,
     /// [`REVOKED`] or [`DRAINED`] from when it became so, also after its end; else [`LIVE`].
     last_stop: AtomicU32,
 }
@@ -96,6 +98,7 @@ impl Lifeline {
             library,
             info,
             failure: OnceLock::new(),
+            reason: OnceLock::new(),
             last_stop: AtomicU32::new(LIVE),
         })
     }
@@ -215,7 +218,11 @@ impl Lifeline {
     /// The error of a communicator that has come to its end.
     #[cold]
     pub(crate) fn gone(&self) -> Error {
-        let error = match self.state.load(Ordering::SeqCst) {
+        let state = self.state.load(Ordering::SeqCst);
+        if let Some(reason) = self.reason.get().filter(|_| state == ABORTED) {
+            return reason.copy();
+        }
+        let error = match state {
             CLOSED => Error::new(ErrorKind::InvalidUsage, "the communicator is finalized"),
             REVOKED | DRAINED => revoked(),
             _ => Error::new(ErrorKind::Aborted, "the communicator was aborted")
@@ -231,6 +238,9 @@ impl Lifeline {
         }
         if self.is_revoked() {
             return Some(revoked().with_comm(&self.info).with_operation("poll_error"));
+        }
+        if let Some(reason) = self.reason.get() {
+            return Some(reason.copy());
         }
         let get_async_error = self.table().comm_get_async_error?;
         let _hold = self.hold()?;
@@ -426,6 +436,7 @@ impl Lifeline {
         self.bind_device();
         let table = self.table();
         let failed = self.failure.get().is_some()
+            || self.reason.get().is_some()
             || match self.last_stop.load(Ordering::SeqCst) {
                 LIVE => self.has_async_error(),
                 stop => stop == DRAINED,
@@ -537,6 +548,10 @@ impl AbortControl for Control {
             return Some(self.0.gone());
         }
         self.0.poll()
+    }
+
+    fn condemn(&self, reason: Error) {
+        let _first_stays = self.0.reason.set(reason.with_poison(true));
     }
 }
 
@@ -753,6 +768,7 @@ mod tests {
             library: library.expect("it tells a version"),
             info: CommInfo::new(Rank::new(0), 1, 0, None, described),
             failure: OnceLock::new(),
+            reason: OnceLock::new(),
             last_stop: AtomicU32::new(LIVE),
         }
     }
