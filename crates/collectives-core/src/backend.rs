@@ -59,8 +59,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// `config.size` the number of ranks afterwards.
     ///
     /// # Errors
-    /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability, and where `config` has a
-    /// deadline that the library cannot keep;
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability;
+    /// [`Timeout`](crate::ErrorKind::Timeout) when the deadline passed first;
     /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for a rank outside the size, or an id
     /// that no member made; the library's failures.
     #[doc(alias = "ncclCommGrow")]
@@ -287,7 +287,8 @@ impl JoinConfig {
     }
 
     /// Gives up with [`Timeout`](crate::ErrorKind::Timeout) when the other ranks have not joined
-    /// in time. Requires [`Capabilities::join_deadline`].
+    /// in time. Where [`Capabilities::join_deadline`] is emulated, the attempt itself cannot be given
+    /// up: a thread waits on, and ends what it gets.
     #[must_use]
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
@@ -303,12 +304,21 @@ pub struct JoinAllConfig {
     pub devices: Vec<usize>,
     /// A name for errors and logs.
     pub name: Option<String>,
+    /// How long it may take; as long as it does, unless set.
+    pub deadline: Option<Duration>,
 }
 
 impl JoinAllConfig {
     /// Rank i on `devices[i]`.
     pub fn new(devices: impl Into<Vec<usize>>) -> Self {
-        Self { devices: devices.into(), name: None }
+        Self { devices: devices.into(), name: None, deadline: None }
+    }
+
+    /// Gives up with [`Timeout`](crate::ErrorKind::Timeout) when not all devices have joined in time.
+    #[must_use]
+    pub fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = Some(deadline);
+        self
     }
 
     /// Names the communicator, for errors and logs.

@@ -62,7 +62,8 @@ pub struct Capabilities {
     pub finalize: Support,
     /// [`Collectives::abort`](crate::Collectives::abort).
     pub abort: Support,
-    /// A deadline on [`Backend::join`](crate::Backend::join).
+    /// A deadline on [`Backend::join`](crate::Backend::join). Emulated where the attempt cannot be
+    /// given up: the caller is told in time, and a thread waits on.
     pub join_deadline: Support,
     /// [`Backend::join_all`](crate::Backend::join_all).
     pub join_all: Support,

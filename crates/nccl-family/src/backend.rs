@@ -1,12 +1,17 @@
 //! A loaded library: the control plane.
 
-use std::{ffi::c_void, marker::PhantomData, path::Path, sync::Arc, sync::OnceLock};
+use std::{
+    ffi::c_void,
+    marker::PhantomData,
+    path::Path,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+};
 
 use collectives_core::{
     Backend, Capabilities, Error, ErrorKind, GroupEnd, JoinAllConfig, JoinConfig, LibraryInfo,
     Rank, Result, UniqueId,
 };
-use collectives_nccl_abi::{self as abi, Flavour, Table, fork, ncclComm_t, ncclUniqueId};
+use collectives_nccl_abi::{self as abi, Flavour, Table, fork, ncclComm_t, ncclUniqueId, quirks};
 
 use crate::{
     Comm, Vendor,
@@ -101,6 +106,22 @@ impl<V: Vendor> Library<V> {
         self.inner.checks_pointers
     }
 
+    /// Says once in a process what is known against this release; `collectives doctor` has the same.
+    pub(crate) fn warn_of_known_bugs(&self) {
+        static SAID: Mutex<Vec<(Flavour, i32)>> = Mutex::new(Vec::new());
+        let release = (self.inner.abi.flavour(), self.inner.abi.version());
+        let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.contains(&release) {
+            return;
+        }
+        said.push(release);
+        drop(said);
+        for issue in quirks::known_bad(release.0, release.1).filter(|issue| !issue.guarded) {
+            let path = self.inner.info.path.as_deref().map(Path::display);
+            tracing::warn!(path = path.map(tracing::field::display), "known bug of {issue}");
+        }
+    }
+
     pub(crate) fn parent_policy(&self) -> ParentPolicy {
         self.inner.parent_policy
     }
@@ -152,13 +173,16 @@ impl<V: Vendor> Backend for Library<V> {
     }
 
     /// `ncclCommInitRankConfig` (2.14.3), before that `ncclCommInitRank`; with a deadline
-    /// `ncclCommSplit` (2.18.1) as well. Makes the device current on this thread, and leaves it so.
+    /// `ncclCommSplit` (2.18.1) as well, on a helper thread: what begins cannot be given up in older
+    /// releases, and is ended when it comes about too late. Makes the device current on this thread,
+    /// and leaves it so.
     fn join(&self, id: &UniqueId, config: JoinConfig) -> Result<Comm<V>> {
         self.join_one(id, config)
     }
 
     /// `ncclCommGrow` (2.29.2), as a new rank. Makes the device current on this thread, and leaves
-    /// it so. There is no deadline.
+    /// it so. What is not done by the deadline goes on in the background, and is ended when it comes
+    /// about.
     fn join_grown(&self, id: &UniqueId, config: JoinConfig) -> Result<Comm<V>> {
         self.join_grown_one(id, config)
     }

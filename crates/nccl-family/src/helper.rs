@@ -6,11 +6,12 @@
 //! process waits for helpers too, for a bounded time.
 
 use std::{
-    sync::{Mutex, Once, PoisonError, mpsc},
+    sync::{Arc, Mutex, Once, PoisonError, mpsc},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
+use collectives_core::Result;
 use collectives_nccl_abi::fork;
 
 /// Runs `work` on a helper thread and waits for its answer at most `limit`. Afterwards it goes on
@@ -35,6 +36,45 @@ pub(crate) fn bounded<R: Send + 'static>(
         }
     }
 }
+
+/// Runs `work`, which keeps a deadline by itself as well as it can, on a helper thread, and waits for
+/// its answer a little longer than that. What succeeds too late is given to `undo`, on the helper.
+///
+/// Without a thread the work is done here.
+pub(crate) fn within<R: Send + 'static>(
+    deadline: Duration,
+    work: impl FnOnce() -> Result<R> + Send + 'static,
+    undo: impl FnOnce(R) + Send + 'static,
+) -> Option<Result<R>> {
+    // Without room, so that an answer is either taken or comes back.
+    let (done, answer) = mpsc::sync_channel(0);
+    let work = Arc::new(Mutex::new(Some(work)));
+    let taken = Arc::clone(&work);
+    let helper = thread::Builder::new().name("collectives-join".into()).spawn(move || {
+        let Some(work) = taken.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return;
+        };
+        if let Err(mpsc::SendError(Ok(late))) = done.send(work()) {
+            undo(late);
+        }
+    });
+    match helper {
+        Ok(helper) => keep(helper),
+        Err(error) => {
+            tracing::warn!(%error, "no thread to join on: the deadline may be missed");
+            let work = work.lock().unwrap_or_else(PoisonError::into_inner).take();
+            return work.map(|work| work());
+        }
+    }
+    match deadline.checked_add(GRACE) {
+        Some(limit) => answer.recv_timeout(limit).ok(),
+        // Past the end of time.
+        None => answer.recv().ok(),
+    }
+}
+
+/// How much longer than its deadline a helper may take to clean up.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// Helpers that have not been seen to end.
 static HELPERS: Mutex<Vec<JoinHandle<()>>> = Mutex::new(Vec::new());
@@ -91,6 +131,22 @@ mod tests {
         let late = bounded(Duration::ZERO, move || gone.recv().is_ok());
         assert_eq!(late, None);
         drop(go);
+    }
+
+    #[test]
+    fn what_comes_too_late_is_undone_and_what_comes_in_time_is_not() {
+        let minute = Duration::from_secs(60);
+        let never = |_| panic!("it was taken");
+        assert!(matches!(within(minute, || Ok(1), never), Some(Ok(1))));
+        let (go, gone) = mpsc::channel::<()>();
+        let (undo, undone) = mpsc::channel();
+        let work = move || {
+            let _ = gone.recv();
+            Ok(2)
+        };
+        assert!(within(Duration::ZERO, work, move |late| undo.send(late).unwrap()).is_none());
+        drop(go);
+        assert_eq!(undone.recv(), Ok(2));
     }
 
     #[test]

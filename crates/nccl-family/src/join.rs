@@ -8,6 +8,11 @@
 //! one color for all makes a *blocking* child, and is itself polled and given up in the same way.
 //!
 //! What becomes of the parent is a [`ParentPolicy`].
+//!
+//! All of this runs on a helper thread, since a library may block where it promised not to. Older ones
+//! have no split or no non-blocking communicators: there the helper makes the one blocking call. Either
+//! way the caller is told in time. Nobody can end a blocking join from outside, so a helper that is
+//! late is left to it; should it ever come back with a communicator, that is aborted.
 
 use std::{
     ffi::{CStr, c_int, c_void},
@@ -20,7 +25,8 @@ use std::{
 };
 
 use collectives_core::{
-    Backend, Error, ErrorKind, JoinAllConfig, JoinConfig, Rank, Result, Support, UniqueId,
+    Backend, Collectives, Error, ErrorKind, JoinAllConfig, JoinConfig, Rank, Result, Support,
+    UniqueId,
 };
 use collectives_nccl_abi::{Table, ncclComm_t, ncclConfig_t, ncclResult_t, ncclUniqueId, quirks};
 
@@ -29,6 +35,7 @@ use crate::{
     comm::c_name,
     error,
     group::{self, worse},
+    helper::within,
     state::{Backoff, end_stray, is_under_way},
 };
 
@@ -49,28 +56,24 @@ impl ParentPolicy {
 impl<V: Vendor> Library<V> {
     /// See [`Backend::join`].
     pub(crate) fn join_one(&self, id: &UniqueId, config: JoinConfig) -> Result<Comm<V>> {
-        let join = Join::check(self, Way::Init, id, config)?;
-        match join.deadline {
-            None => join.blocking(),
-            Some(deadline) => join.with_deadline(deadline),
-        }
+        Join::check(self, Way::Init, id, config)?.run()
     }
 
     /// See [`Backend::join_grown`].
     pub(crate) fn join_grown_one(&self, id: &UniqueId, config: JoinConfig) -> Result<Comm<V>> {
-        Join::check(self, Way::Grow, id, config)?.blocking()
+        Join::check(self, Way::Grow, id, config)?.run()
     }
 
     /// See [`Backend::join_all`]: `ncclCommInitRankConfig` for each device, in one group.
     pub(crate) fn join_devices(&self, config: JoinAllConfig) -> Result<Vec<Comm<V>>> {
         const OPERATION: &str = "join_all";
-        let JoinAllConfig { devices, name, .. } = config;
+        let JoinAllConfig { devices, name, deadline, .. } = config;
         self.refuse_in_child(OPERATION)?;
         self.refuse_in_group(OPERATION)?;
         self.check_devices(&devices).map_err(|error| self.refuse(OPERATION, error))?;
         let size = devices.len();
         let id = self.unique_id()?;
-        let joins: Vec<Join<'_, V>> = devices
+        let joins: Vec<_> = devices
             .iter()
             .enumerate()
             .map(|(rank, device)| {
@@ -80,20 +83,15 @@ impl<V: Vendor> Library<V> {
             })
             .collect::<Result<_>>()?;
 
-        // Each device once before the group is open, so that init cannot fail for want of one.
-        joins.iter().try_for_each(Join::bind_device)?;
-        let mut raws = vec![ncclComm_t::NULL; size];
-        match init_in_group(&joins, &mut raws) {
-            Ok(()) => {
-                Ok(joins.into_iter().zip(raws).map(|(join, raw)| join.adopt(raw, None)).collect())
-            }
-            Err(error) => {
-                for (join, raw) in joins.iter().zip(raws) {
-                    join.give_up(raw);
-                }
-                Err(self.refuse(OPERATION, error))
-            }
-        }
+        self.warn_of_known_bugs();
+        let Some(deadline) = deadline else { return join_together(joins) };
+        let library = self.clone();
+        let late = || {
+            let message = format!("not all {size} devices joined within {deadline:?}");
+            library.refuse(OPERATION, Error::new(ErrorKind::Timeout, message))
+        };
+        within(deadline, move || join_together(joins), |comms| comms.into_iter().for_each(abort))
+            .unwrap_or_else(|| Err(late()))
     }
 
     fn check_devices(&self, devices: &[usize]) -> Result<()> {
@@ -120,8 +118,33 @@ impl<V: Vendor> Library<V> {
     }
 }
 
+/// Joins all ranks of a communicator on this thread.
+fn join_together<V: Vendor>(joins: Vec<Join<V>>) -> Result<Vec<Comm<V>>> {
+    // Each device once before the group is open, so that init cannot fail for want of one.
+    joins.iter().try_for_each(Join::bind_device)?;
+    let mut raws = vec![ncclComm_t::NULL; joins.len()];
+    match init_in_group(&joins, &mut raws) {
+        Ok(()) => {
+            Ok(joins.into_iter().zip(raws).map(|(join, raw)| join.adopt(raw, None)).collect())
+        }
+        Err(error) => {
+            for (join, raw) in joins.iter().zip(raws) {
+                join.give_up(raw);
+            }
+            Err(error.with_operation("join_all"))
+        }
+    }
+}
+
+/// Ends a communicator for which nobody waits any more.
+fn abort<V: Vendor>(comm: Comm<V>) {
+    if let Err(error) = Box::new(comm).abort() {
+        tracing::warn!(%error, "a communicator that came about too late did not end well");
+    }
+}
+
 /// `ncclCommInitRankConfig` for every rank of this process, in one group.
-fn init_in_group<V: Vendor>(joins: &[Join<'_, V>], raws: &mut [ncclComm_t]) -> Result<()> {
+fn init_in_group<V: Vendor>(joins: &[Join<V>], raws: &mut [ncclComm_t]) -> Result<()> {
     let Some(first) = joins.first() else { return Ok(()) };
     let table = first.table();
     // SAFETY: takes nothing.
@@ -184,8 +207,8 @@ impl Way {
 }
 
 /// A join whose arguments have been checked.
-struct Join<'a, V: Vendor> {
-    library: &'a Library<V>,
+struct Join<V: Vendor> {
+    library: Library<V>,
     way: Way,
     id: ncclUniqueId,
     rank: Rank,
@@ -197,8 +220,8 @@ struct Join<'a, V: Vendor> {
     missing_runtime: Option<Error>,
 }
 
-impl<'a, V: Vendor> Join<'a, V> {
-    fn check(library: &'a Library<V>, way: Way, id: &UniqueId, config: JoinConfig) -> Result<Self> {
+impl<V: Vendor> Join<V> {
+    fn check(library: &Library<V>, way: Way, id: &UniqueId, config: JoinConfig) -> Result<Self> {
         let operation = way.operation();
         library.refuse_in_child(operation)?;
         library.refuse_in_group(operation)?;
@@ -216,13 +239,6 @@ impl<'a, V: Vendor> Join<'a, V> {
         if way == Way::Grow {
             library.capabilities().grow.require("grow").map_err(refuse)?;
         }
-        if deadline.is_some() {
-            let support = match way {
-                Way::Grow => Support::Unsupported { since: None },
-                Way::Init => library.capabilities().join_deadline,
-            };
-            support.require(&format!("deadline on {operation}")).map_err(refuse)?;
-        }
         let missing_runtime = V::runtime().err();
         if missing_runtime.is_none() {
             let devices = V::device_count().map_err(refuse)?;
@@ -231,7 +247,24 @@ impl<'a, V: Vendor> Join<'a, V> {
                     .with_hint("set the device in the JoinConfig; unset, it is the rank"));
             }
         }
+        let library = library.clone();
         Ok(Self { library, way, id, rank, size, device, name, deadline, missing_runtime })
+    }
+
+    /// Joins, at once or on a helper that is not waited for past the deadline.
+    fn run(self) -> Result<Comm<V>> {
+        self.library.warn_of_known_bugs();
+        let Some(deadline) = self.deadline else { return self.blocking() };
+        // The communicator's device is this thread's afterwards, as without a deadline.
+        self.bind_device()?;
+        let late = self.late(deadline);
+        let polls =
+            self.way == Way::Init && self.library.capabilities().join_deadline == Support::Native;
+        let join = move || match polls {
+            true => self.with_deadline(deadline),
+            false => self.blocking(),
+        };
+        within(deadline, join, abort).unwrap_or(Err(late))
     }
 
     /// `ncclCommInitRankConfig`, blocking.
@@ -379,13 +412,15 @@ impl<'a, V: Vendor> Join<'a, V> {
             }
             Some(ncclResult_t::SUCCESS) => Ok(()),
             Some(failure) => Err(self.failed(failure)),
-            None => {
-                let message = format!("not all {} ranks joined within {deadline:?}", self.size);
-                let error = Error::new(ErrorKind::Timeout, message)
-                    .with_hint("see whether every rank runs and was given this unique id");
-                Err(self.refuse(error))
-            }
+            None => Err(self.late(deadline)),
         }
+    }
+
+    fn late(&self, deadline: Duration) -> Error {
+        let message = format!("not all {} ranks joined within {deadline:?}", self.size);
+        let error = Error::new(ErrorKind::Timeout, message)
+            .with_hint("see whether every rank runs and was given this unique id");
+        self.refuse(error)
     }
 
     /// Ends a communicator that did not come about; null is none. Tells whether it has ended.

@@ -59,7 +59,7 @@ const EMULATED: [(&str, &str); 3] =
 #[test]
 fn nccl_2_16_5() {
     let memory = [("mem_alloc", "needs 2.19.1"), ("register", "needs 2.19.1")];
-    let (split, deadline) = ([("split", "needs 2.18.1")], [("join_deadline", "needs 2.18.1")]);
+    let (split, deadline) = ([("split", "needs 2.18.1")], [("join_deadline", "emulated")]);
     let expected = [&EMULATED[..], &FP8_SINCE_2_24, &split, &LATE, &deadline, &memory].concat();
     lacks(Flavour::Nccl, 21605, exports!("nccl-2.16.5"), &expected);
 }
@@ -105,7 +105,7 @@ fn rccl_2_13_4() {
         ("grow", "needs 2.30.4"),
         ("revoke", "needs 2.30.4"),
         ("finalize", "needs 2.15.5"),
-        ("join_deadline", "needs 2.18.3"),
+        ("join_deadline", "emulated"),
         ("mem_alloc", "needs 2.20.5"),
         ("register", "needs 2.20.5"),
     ];
@@ -115,6 +115,7 @@ fn rccl_2_13_4() {
 #[test]
 fn rccl_2_27_7() {
     // Its non-blocking init blocks while a rank is missing.
-    let expected = [("grow", "needs 2.30.4"), ("revoke", "needs 2.30.4"), ("join_deadline", "no")];
+    let expected =
+        [("grow", "needs 2.30.4"), ("revoke", "needs 2.30.4"), ("join_deadline", "emulated")];
     lacks(Flavour::Rccl, 22707, exports!("rccl-2.27.7"), &expected);
 }

@@ -42,6 +42,7 @@ impl World {
     pub(crate) fn enter(version: c_int) -> Arc<Self> {
         let world = Arc::new(Self { version, ..Self::default() });
         CURRENT.set(Some(Arc::clone(&world)));
+        WORLDS.lock().unwrap().push(Arc::clone(&world));
         DEPTH.set(0);
         GROUP_ERROR.set(0);
         QUEUED.take();
@@ -163,6 +164,27 @@ struct FakeComm {
     kind: &'static str,
 }
 
+/// Every world there was, by the number that its ids hold.
+static WORLDS: Mutex<Vec<Arc<World>>> = Mutex::new(Vec::new());
+
+/// The world whose library made an id, on any thread; which is then that of the thread.
+fn world_of(id: &ncclUniqueId) -> Arc<World> {
+    let [.., a, b, c, d] = id.internal;
+    let number = u32::from_le_bytes([a, b, c, d]);
+    let world = Arc::clone(&WORLDS.lock().unwrap()[number as usize]);
+    CURRENT.set(Some(Arc::clone(&world)));
+    world
+}
+
+/// An id of a world: so many times a byte, then the world's number.
+fn id_of(world: &Arc<World>, byte: u8) -> [u8; 128] {
+    let worlds = WORLDS.lock().unwrap();
+    let number = worlds.iter().position(|known| Arc::ptr_eq(known, world)).unwrap() as u32;
+    let mut id = [byte; 128];
+    id[124..].copy_from_slice(&number.to_le_bytes());
+    id
+}
+
 fn current() -> Arc<World> {
     CURRENT.with_borrow(|world| world.clone()).expect("the thread has a world")
 }
@@ -221,18 +243,20 @@ extern "C" fn get_last_error(_: ncclComm_t) -> *const c_char {
 }
 
 extern "C" fn get_unique_id(id: *mut ncclUniqueId) -> ncclResult_t {
+    let world = current();
+    let internal = id_of(&world, 7);
     // SAFETY: the caller's out pointer.
-    unsafe { *id = ncclUniqueId { internal: [7; 128] } };
-    current().note("get_unique_id", "get_unique_id()".into())
+    unsafe { *id = ncclUniqueId { internal } };
+    world.note("get_unique_id", "get_unique_id()".into())
 }
 
 extern "C" fn comm_init_rank(
     comm: *mut ncclComm_t,
     size: c_int,
-    _: ncclUniqueId,
+    id: ncclUniqueId,
     rank: c_int,
 ) -> ncclResult_t {
-    let world = current();
+    let world = world_of(&id);
     let result = world.note("init", format!("init({rank} of {size})"));
     if result.is_success() {
         // SAFETY: the caller's out pointer.
@@ -244,7 +268,7 @@ extern "C" fn comm_init_rank(
 extern "C" fn comm_init_rank_config(
     comm: *mut ncclComm_t,
     size: c_int,
-    _: ncclUniqueId,
+    id: ncclUniqueId,
     rank: c_int,
     config: *mut ncclConfig_t,
 ) -> ncclResult_t {
@@ -253,7 +277,7 @@ extern "C" fn comm_init_rank_config(
     // SAFETY: the caller's out pointer.
     let before = unsafe { *comm };
     assert!(before.is_null(), "the out pointer holds null");
-    let world = current();
+    let world = world_of(&id);
     let blocking = config.blocking;
     let share = config.splitShare.max(-1);
     let line = format!("init_config({rank} of {size}, blocking {blocking}, share {share})");
@@ -335,7 +359,7 @@ extern "C" fn comm_shrink(
 
 extern "C" fn comm_get_unique_id(comm: ncclComm_t, id: *mut ncclUniqueId) -> ncclResult_t {
     // SAFETY: the caller's out pointer.
-    unsafe { *id = ncclUniqueId { internal: [9; 128] } };
+    unsafe { *id = ncclUniqueId { internal: id_of(&of(comm).world, 9) } };
     of(comm).world.note("grow_id", "grow_id()".into())
 }
 
@@ -351,7 +375,8 @@ extern "C" fn comm_grow(
     // SAFETY: the caller's configuration.
     let config = unsafe { *config };
     let (world, own) = match comm.is_null() {
-        true => (current(), rank),
+        // SAFETY: a new rank gives an id.
+        true => (world_of(unsafe { &*id }), rank),
         false => (Arc::clone(&of(comm).world), of(comm).rank),
     };
     let id = match id.is_null() {
