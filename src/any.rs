@@ -12,9 +12,9 @@ use collectives_backend_mock::{Mock, MockComm, MockDevice};
 use collectives_backend_nccl::{CudaDevice, Nccl, NcclComm};
 use collectives_core::{
     AbortHandle, Backend, Capabilities, Collectives, CommInfo, Device, DeviceInfo, GroupEnd,
-    GrowConfig, JoinAllConfig, JoinConfig, Launch, LibraryInfo, PreMulSum, Rank, RawEvent,
-    RawGraph, RawRegistration, RawStream, RecvBuf, ReduceOp, Result, Scalar, SendBuf, ShrinkConfig,
-    Split, SplitConfig, UniqueId,
+    GrowConfig, JoinAllConfig, JoinConfig, Launch, LibraryInfo, MemoryUse, PreMulSum, Rank,
+    RawEvent, RawGraph, RawRegistration, RawStream, RecvBuf, ReduceOp, Result, Scalar, SendBuf,
+    ShrinkConfig, Split, SplitConfig, UniqueId,
 };
 use enum_dispatch::enum_dispatch;
 
@@ -383,6 +383,18 @@ impl Collectives for AnyComm {
 
     fn revoke(&self) -> Result<()> {
         forward_comm!(self, comm => comm.revoke())
+    }
+
+    fn suspend(&self) -> Result<()> {
+        forward_comm!(self, comm => comm.suspend())
+    }
+
+    fn resume(&self) -> Result<()> {
+        forward_comm!(self, comm => comm.resume())
+    }
+
+    fn memory_use(&self) -> Result<MemoryUse> {
+        forward_comm!(self, comm => comm.memory_use())
     }
 
     fn poll_error(&self) -> Result<()> {

@@ -6,14 +6,17 @@ use std::{
     fmt,
     marker::PhantomData,
     panic::Location,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use collectives_core::{
     AbortHandle, Backend, Capabilities, Collectives, CommInfo, Device, Element, Error, ErrorKind,
-    GrowConfig, JoinAllConfig, JoinConfig, PreMulSum, Rank, RawRegistration, RecvBuf, Result,
-    Scalar, ShrinkConfig, Split, SplitConfig, UniqueId,
+    GrowConfig, JoinAllConfig, JoinConfig, MemoryUse, PreMulSum, Rank, RawRegistration, RecvBuf,
+    Result, Scalar, ShrinkConfig, Split, SplitConfig, UniqueId,
 };
 
 use crate::{
@@ -74,6 +77,8 @@ pub(crate) struct CommInner {
     handle: AbortHandle,
     returned: Mutex<Returned>,
     watched: OnceLock<Arc<Watched>>,
+    /// For graphs, which are launched on any thread.
+    suspended: AtomicBool,
 }
 
 /// What owners on other threads gave up, for the communicator's thread to give back.
@@ -169,6 +174,7 @@ impl Communicator {
             device,
             returned: Mutex::default(),
             watched: OnceLock::new(),
+            suspended: AtomicBool::new(false),
         };
         #[expect(
             clippy::arc_with_non_send_sync,
@@ -369,6 +375,42 @@ impl Communicator {
     #[doc(alias = "ncclCommRevoke")]
     pub fn revoke(&self) -> Result<()> {
         self.raw().revoke()
+    }
+
+    /// Gives device memory of the communicator back until [`resume`](Self::resume); see
+    /// [`Collectives::suspend`]. Graphs that hold it cannot be launched meanwhile.
+    ///
+    /// # Errors
+    /// As [`Collectives::suspend`].
+    #[doc(alias = "ncclCommSuspend")]
+    pub fn suspend(&self) -> Result<()> {
+        self.inner.suspended.store(true, Ordering::SeqCst);
+        self.raw().suspend().inspect_err(|_| {
+            // It may have been suspended before.
+            let is_suspended = self.raw().memory_use().is_ok_and(|memory| memory.is_suspended);
+            self.inner.suspended.store(is_suspended, Ordering::SeqCst);
+        })
+    }
+
+    /// Takes the memory again that [`suspend`](Self::suspend) gave back; see
+    /// [`Collectives::resume`].
+    ///
+    /// # Errors
+    /// As [`Collectives::resume`].
+    #[doc(alias = "ncclCommResume")]
+    pub fn resume(&self) -> Result<()> {
+        self.raw().resume()?;
+        self.inner.suspended.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Tells how much device memory the communicator uses; see [`Collectives::memory_use`].
+    ///
+    /// # Errors
+    /// As [`Collectives::memory_use`].
+    #[doc(alias = "ncclCommMemStats")]
+    pub fn memory_use(&self) -> Result<MemoryUse> {
+        self.raw().memory_use()
     }
 
     /// Asks whether the communicator failed on its own: a rank died, a link broke.
@@ -629,6 +671,16 @@ impl CommInner {
         if let (Some(watched), Some(number)) = (self.watched.get(), number) {
             watched.issued(stream, number, done);
         }
+    }
+
+    /// Refuses where the communicator has given its memory back.
+    pub(crate) fn check_active(&self) -> Result<()> {
+        if !self.suspended.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::InvalidUsage, "the communicator is suspended")
+            .with_comm(&self.info)
+            .with_hint("resume it first"))
     }
 
     pub(crate) fn handle(&self) -> &AbortHandle {

@@ -98,6 +98,7 @@ impl Graph {
         if let Some(error) = self.kept.comms.iter().find_map(|comm| comm.handle().failure()) {
             return Err(error);
         }
+        self.kept.comms.iter().try_for_each(|comm| comm.check_active())?;
         let _locked = Locked::new([self.place]);
         for memory in &self.kept.memory {
             memory.order(stream)?;

@@ -27,11 +27,11 @@ pub use watchdog::Watch;
 
 pub use collectives_core::{
     AbortControl, AbortHandle, Backend, BackendExt, Capabilities, Collectives, CollectivesExt,
-    CommId, CommInfo, DType, Device, DeviceInfo, Element, Error, ErrorKind, F8E4M3, F8E5M2,
-    GroupEnd, GroupToken, GrowConfig, JoinAllConfig, JoinConfig, Launch, LibraryInfo, PeerOp,
-    PreMulSum, Rank, RawEvent, RawGraph, RawRegistration, RawStream, RecvBuf, ReduceOp, Result,
-    Scalar, SendBuf, ShrinkConfig, Split, SplitConfig, Support, UniqueId, VendorCode, Version,
-    bf16, f16, shape,
+    CommConfig, CommId, CommInfo, CtaPolicy, DType, Device, DeviceInfo, Element, Error, ErrorKind,
+    F8E4M3, F8E5M2, GraphUsage, GroupEnd, GroupToken, GrowConfig, HostCft, JoinAllConfig,
+    JoinConfig, Launch, LibraryInfo, MemoryUse, NvlsHost, PeerOp, PreMulSum, Rank, RawEvent,
+    RawGraph, RawRegistration, RawStream, RecvBuf, ReduceOp, Result, Scalar, SendBuf, ShrinkConfig,
+    Split, SplitConfig, Support, UniqueId, VendorCode, Version, bf16, f16, shape,
 };
 
 /// NCCL on CUDA, opened at run time.

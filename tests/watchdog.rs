@@ -188,6 +188,7 @@ fn a_failure_ends_the_communicator(rank: &Rank2) -> Result<()> {
     let stream = comm.new_stream()?;
     all_reduce(&comm, &stream)?;
     stream.synchronize()?;
+    rank.barrier.wait();
     // The second fails on one rank, and the other hears of it when that one aborts.
     let issued = all_reduce(&comm, &stream).and_then(|()| stream.synchronize());
     let error = condemned(&comm);

@@ -10,7 +10,7 @@ use std::{
 
 use collectives_core::{
     Backend, Capabilities, Error, GroupEnd, JoinAllConfig, JoinConfig, LibraryInfo, Rank, Result,
-    UniqueId, Version,
+    UniqueId, Version, shape,
 };
 
 use crate::{
@@ -364,6 +364,14 @@ impl Mock {
                 return Err(refuse(error.with_hint("join_grown takes it")));
             }
         }
+        for id in &config.more_ids {
+            self.parse_id(id).map_err(refuse)?;
+        }
+        if config.more_ids.len() >= size {
+            let ids = config.more_ids.len() + 1;
+            return Err(refuse(invalid(format!("{ids} ids were given, want at most {size}"))));
+        }
+        shape::comm_config(&config.config, &Capabilities::FULL).map_err(refuse)?;
         self.check_device(config.device).map_err(refuse)?;
         self.engine.threads.note(Some(config.device));
         Ok(number)
@@ -424,8 +432,9 @@ impl Backend for Mock {
     fn join_all(&self, config: JoinAllConfig) -> Result<Vec<MockComm>> {
         fork::check()?;
         let site = Location::caller();
-        let JoinAllConfig { devices, name, .. } = config;
+        let JoinAllConfig { devices, name, config, .. } = config;
         let named = |error: Error| error.with_operation("join_all");
+        shape::comm_config(&config, &Capabilities::FULL).map_err(named)?;
         if devices.is_empty() {
             return Err(named(invalid("no devices were given, want at least one")));
         }

@@ -13,7 +13,7 @@ use collectives_core::{AbortControl, CommInfo, Error, ErrorKind, Rank, Result};
 
 use crate::{
     engine::Engine,
-    error::Failure,
+    error::{Failure, misuse},
     joint::{Across, Joint},
     meeting::SplitMeeting,
     op::{Kind, Op},
@@ -398,6 +398,8 @@ pub(crate) struct EndShared {
     /// Whether there is a failure or an abort to report.
     failed: AtomicBool,
     aborted: AtomicBool,
+    /// Whether it has given its memory back for a time; it has none.
+    suspended: AtomicBool,
     failure: OnceLock<Failure>,
     /// What somebody outside found wrong with it, and maybe aborted it for.
     reason: OnceLock<Error>,
@@ -426,6 +428,7 @@ impl EndShared {
             caller: Mutex::new(None),
             failed: AtomicBool::new(false),
             aborted: AtomicBool::new(false),
+            suspended: AtomicBool::new(false),
             failure: OnceLock::new(),
             reason: OnceLock::new(),
         }
@@ -491,6 +494,25 @@ impl EndShared {
     #[inline]
     pub(crate) fn check(&self) -> Result<()> {
         if self.failed.load(Ordering::Acquire) { Err(self.error()) } else { Ok(()) }
+    }
+
+    /// As [`check`](Self::check), and refuses where the communicator is suspended.
+    #[inline]
+    pub(crate) fn check_active(&self) -> Result<()> {
+        self.check()?;
+        match self.suspended.load(Ordering::Relaxed) {
+            true => Err(misuse("the communicator is suspended").with_hint("resume it first")),
+            false => Ok(()),
+        }
+    }
+
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.suspended.load(Ordering::Relaxed)
+    }
+
+    /// Only the thread that owns the communicator does this.
+    pub(crate) fn set_suspended(&self, suspended: bool) {
+        self.suspended.store(suspended, Ordering::Relaxed);
     }
 
     #[cold]

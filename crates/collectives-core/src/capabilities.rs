@@ -67,6 +67,15 @@ pub struct Capabilities {
     pub join_deadline: Support,
     /// [`Backend::join_all`](crate::Backend::join_all).
     pub join_all: Support,
+    /// [`JoinConfig::with_more_ids`](crate::JoinConfig::with_more_ids).
+    pub join_many_ids: Support,
+    /// [`CommConfig`](crate::CommConfig). Its fields are younger than it, each by itself.
+    pub config: Support,
+    /// [`Collectives::suspend`](crate::Collectives::suspend) and
+    /// [`Collectives::resume`](crate::Collectives::resume).
+    pub suspend: Support,
+    /// [`Collectives::memory_use`](crate::Collectives::memory_use).
+    pub memory_use: Support,
     /// [`Collectives::mem_alloc`](crate::Collectives::mem_alloc).
     pub mem_alloc: Support,
     /// [`Collectives::register`](crate::Collectives::register).
@@ -102,13 +111,17 @@ impl Capabilities {
         abort: Support::Native,
         join_deadline: Support::Native,
         join_all: Support::Native,
+        join_many_ids: Support::Native,
+        config: Support::Native,
+        suspend: Support::Native,
+        memory_use: Support::Native,
         mem_alloc: Support::Native,
         register: Support::Native,
         capture: Support::Native,
     };
 
     /// Every capability with its field name, in the order of the fields.
-    pub fn entries(&self) -> [(&'static str, Support); 27] {
+    pub fn entries(&self) -> [(&'static str, Support); 31] {
         // Destructured in full, so that a new field cannot be forgotten here.
         let Self {
             all_gather,
@@ -135,6 +148,10 @@ impl Capabilities {
             abort,
             join_deadline,
             join_all,
+            join_many_ids,
+            config,
+            suspend,
+            memory_use,
             mem_alloc,
             register,
             capture,
@@ -164,6 +181,10 @@ impl Capabilities {
             ("abort", abort),
             ("join_deadline", join_deadline),
             ("join_all", join_all),
+            ("join_many_ids", join_many_ids),
+            ("config", config),
+            ("suspend", suspend),
+            ("memory_use", memory_use),
             ("mem_alloc", mem_alloc),
             ("register", register),
             ("capture", capture),

@@ -3,8 +3,8 @@
 use std::ffi::c_void;
 
 use crate::{
-    AbortHandle, Capabilities, CommInfo, Launch, PreMulSum, Rank, RawRegistration, RecvBuf,
-    ReduceOp, Result, Scalar, SendBuf, UniqueId,
+    AbortHandle, Capabilities, CommInfo, Launch, MemoryUse, PreMulSum, Rank, RawRegistration,
+    RecvBuf, ReduceOp, Result, Scalar, SendBuf, UniqueId,
 };
 
 /// One rank's end of a communicator: moves data between ranks, on streams of its device.
@@ -386,6 +386,36 @@ pub trait Collectives: Send {
     /// the communicator is revoked all the same.
     #[doc(alias = "ncclCommRevoke")]
     fn revoke(&self) -> Result<()>;
+
+    /// Gives device memory of the communicator back, for as long as it is not needed: between the
+    /// requests of a server, while another model runs. Until [`resume`](Self::resume), operations are
+    /// refused.
+    ///
+    /// Every rank calls it, with nothing in flight, and outside of groups. What shares resources with
+    /// another communicator cannot be suspended. Requires [`Capabilities::suspend`].
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability;
+    /// [`InvalidUsage`](crate::ErrorKind::InvalidUsage) inside a group, where it is suspended already,
+    /// and where the mock sees operations in flight; the library's failures.
+    #[doc(alias = "ncclCommSuspend")]
+    fn suspend(&self) -> Result<()>;
+
+    /// Takes the memory again that [`suspend`](Self::suspend) gave back. Every rank calls it.
+    ///
+    /// # Errors
+    /// [`InvalidUsage`](crate::ErrorKind::InvalidUsage) inside a group, and where it is not suspended;
+    /// [`OutOfMemory`](crate::ErrorKind::OutOfMemory); the library's failures.
+    #[doc(alias = "ncclCommResume")]
+    fn resume(&self) -> Result<()>;
+
+    /// Tells how much device memory the communicator uses, as far as the library counts it. The mock
+    /// uses none. Requires [`Capabilities::memory_use`].
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability; what the library reports.
+    #[doc(alias = "ncclCommMemStats")]
+    fn memory_use(&self) -> Result<MemoryUse>;
 
     /// Asks whether the communicator failed on its own: a rank died, a link broke.
     ///

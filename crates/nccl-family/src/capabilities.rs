@@ -48,6 +48,13 @@ pub fn capabilities_of(flavour: Flavour, code: c_int, table: &Table) -> Capabili
         // Else a thread is left to it that nobody can call back.
         join_deadline: if polled { Support::Native } else { Support::Emulated },
         join_all: Support::Native,
+        join_many_ids: from
+            .symbol("comm_init_rank_scalable", table.comm_init_rank_scalable.is_some()),
+        config,
+        suspend: from
+            .symbol("comm_suspend", table.comm_suspend.is_some())
+            .and(from.symbol("comm_resume", table.comm_resume.is_some())),
+        memory_use: from.symbol("comm_mem_stats", table.comm_mem_stats.is_some()),
         mem_alloc: from
             .symbol("mem_alloc", table.mem_alloc.is_some())
             .and(from.symbol("mem_free", table.mem_free.is_some())),

@@ -33,6 +33,7 @@ use collectives_nccl_abi::{Table, ncclComm_t, ncclConfig_t, ncclResult_t, ncclUn
 use crate::{
     Comm, Library, Vendor,
     comm::c_name,
+    config::Settings,
     error,
     group::{self, worse},
     helper::within,
@@ -67,7 +68,7 @@ impl<V: Vendor> Library<V> {
     /// See [`Backend::join_all`]: `ncclCommInitRankConfig` for each device, in one group.
     pub(crate) fn join_devices(&self, config: JoinAllConfig) -> Result<Vec<Comm<V>>> {
         const OPERATION: &str = "join_all";
-        let JoinAllConfig { devices, name, deadline, .. } = config;
+        let JoinAllConfig { devices, name, deadline, config: settings, .. } = config;
         self.refuse_in_child(OPERATION)?;
         self.refuse_in_group(OPERATION)?;
         self.check_devices(&devices).map_err(|error| self.refuse(OPERATION, error))?;
@@ -79,6 +80,7 @@ impl<V: Vendor> Library<V> {
             .map(|(rank, device)| {
                 let mut config = JoinConfig::new(Rank::new(rank as u32), size).with_device(*device);
                 config.name.clone_from(&name);
+                config.config.clone_from(&settings);
                 Join::check(self, Way::Init, &id, config)
             })
             .collect::<Result<_>>()?;
@@ -210,11 +212,13 @@ impl Way {
 struct Join<V: Vendor> {
     library: Library<V>,
     way: Way,
-    id: ncclUniqueId,
+    /// The first of them is there.
+    ids: Vec<ncclUniqueId>,
     rank: Rank,
     size: usize,
     device: usize,
     name: Option<Arc<CStr>>,
+    settings: Settings,
     deadline: Option<Duration>,
     /// Why no device can be made current.
     missing_runtime: Option<Error>,
@@ -225,7 +229,7 @@ impl<V: Vendor> Join<V> {
         let operation = way.operation();
         library.refuse_in_child(operation)?;
         library.refuse_in_group(operation)?;
-        let JoinConfig { rank, size, device, name, deadline, .. } = config;
+        let JoinConfig { rank, size, device, name, deadline, config, more_ids, .. } = config;
         let refuse = |error: Error| library.refuse(operation, error.with_rank(rank.get(), size));
         let invalid = |message| refuse(Error::new(ErrorKind::InvalidArgument, message));
         if c_int::try_from(size).is_err() {
@@ -234,8 +238,23 @@ impl<V: Vendor> Join<V> {
         if rank.index() >= size {
             return Err(invalid(format!("rank is {rank}, want less than the size {size}")));
         }
-        let id = ncclUniqueId { internal: id.to_array().map_err(refuse)? };
+        let ids = std::iter::once(id).chain(&more_ids);
+        let ids =
+            ids.map(|id| Ok(ncclUniqueId { internal: id.to_array()? })).collect::<Result<_>>();
+        let ids: Vec<_> = ids.map_err(refuse)?;
+        if ids.len() > 1 {
+            let many = match way {
+                Way::Init => library.capabilities().join_many_ids,
+                Way::Grow => Support::Unsupported { since: None },
+            };
+            many.require("join with many ids").map_err(refuse)?;
+        }
+        if ids.len() > size {
+            return Err(invalid(format!("{} ids were given, want at most {size}", ids.len())));
+        }
         let name = c_name(name).map_err(refuse)?;
+        let settings = Settings::new(config, library.abi().version(), library.capabilities());
+        let settings = settings.map_err(refuse)?;
         if way == Way::Grow {
             library.capabilities().grow.require("grow").map_err(refuse)?;
         }
@@ -248,7 +267,18 @@ impl<V: Vendor> Join<V> {
             }
         }
         let library = library.clone();
-        Ok(Self { library, way, id, rank, size, device, name, deadline, missing_runtime })
+        Ok(Self {
+            library,
+            way,
+            ids,
+            rank,
+            size,
+            device,
+            name,
+            settings,
+            deadline,
+            missing_runtime,
+        })
     }
 
     /// Joins, at once or on a helper that is not waited for past the deadline.
@@ -344,11 +374,11 @@ impl<V: Vendor> Join<V> {
             let mut config = self.config();
             config.blocking = 1;
             // SAFETY: as below; a new rank has no communicator to give, and null says so.
-            return unsafe { grow(ncclComm_t::NULL, size, &self.id, rank, raw, &mut config) };
+            return unsafe { grow(ncclComm_t::NULL, size, &self.ids[0], rank, raw, &mut config) };
         }
         let Some(init) = self.table().comm_init_rank_config else {
             // SAFETY: the caller's promise; `raw` holds null, as some releases read it.
-            return unsafe { (self.table().comm_init_rank)(raw, size, self.id, rank) };
+            return unsafe { (self.table().comm_init_rank)(raw, size, self.ids[0], rank) };
         };
         let mut config = self.config();
         config.blocking = c_int::from(how.is_none());
@@ -356,9 +386,16 @@ impl<V: Vendor> Join<V> {
             config.splitShare =
                 c_int::from(self.library.parent_policy() == ParentPolicy::KeepShared);
         }
+        if let (Some(scalable), 2..) = (self.table().comm_init_rank_scalable, self.ids.len()) {
+            let mut ids = self.ids.clone();
+            // Not more than the size, which is a C int.
+            let (count, ids) = (ids.len() as c_int, ids.as_mut_ptr());
+            // SAFETY: as below; the library copies the ids, which are as many as said.
+            return unsafe { scalable(raw, size, rank, count, ids, &mut config) };
+        }
         // SAFETY: as above; the library copies the configuration, and the name that it keeps
         // outlives the communicator.
-        unsafe { init(raw, size, self.id, rank, &mut config) }
+        unsafe { init(raw, size, self.ids[0], rank, &mut config) }
     }
 
     /// Calls `ncclCommSplit` for a blocking child with all ranks, in their order.
@@ -381,6 +418,7 @@ impl<V: Vendor> Join<V> {
 
     fn config(&self) -> ncclConfig_t {
         let mut config = ncclConfig_t::for_version(self.library.abi().version());
+        self.settings.write(&mut config);
         config.commName = self.name.as_deref().map_or(ptr::null(), |name| name.as_ptr());
         config
     }

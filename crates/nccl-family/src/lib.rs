@@ -29,6 +29,7 @@
 mod backend;
 mod capabilities;
 mod comm;
+mod config;
 mod conv;
 mod error;
 mod fence;

@@ -225,6 +225,8 @@ impl Lifeline {
         let error = match state {
             CLOSED => Error::new(ErrorKind::InvalidUsage, "the communicator is finalized"),
             REVOKED | DRAINED => revoked(),
+            SUSPENDED => Error::new(ErrorKind::InvalidUsage, "the communicator is suspended")
+                .with_hint("resume it first"),
             _ => Error::new(ErrorKind::Aborted, "the communicator was aborted")
                 .with_hint("join a new one"),
         };
@@ -336,6 +338,17 @@ impl Lifeline {
             true => Ok(()),
             false => Err(self.broken(result).with_operation(OPERATION)),
         }
+    }
+
+    /// Whether it has given its memory back.
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == SUSPENDED
+    }
+
+    /// Has operations turned back, or not any more. An end or revoke that came first stays.
+    pub(crate) fn set_suspended(&self, suspended: bool) {
+        let (from, to) = if suspended { (LIVE, SUSPENDED) } else { (SUSPENDED, LIVE) };
+        let _ended = self.state.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
     }
 
     /// Has operations turned back from now on, since what is in flight is about to be dropped.
@@ -645,12 +658,14 @@ impl Backoff {
 }
 
 const LIVE: u32 = 0;
+/// It has given its memory back for a time.
+const SUSPENDED: u32 = 1;
 /// Its operations were dropped by a shrink; the library may yet be asked to revoke it.
-const DRAINED: u32 = 1;
+const DRAINED: u32 = 2;
 /// The library was asked to revoke it.
-const REVOKED: u32 = 2;
-const ABORTED: u32 = 3;
-const CLOSED: u32 = 4;
+const REVOKED: u32 = 3;
+const ABORTED: u32 = 4;
+const CLOSED: u32 = 5;
 
 /// Whether a state is one after the end has begun.
 const fn has_ended(state: u32) -> bool {

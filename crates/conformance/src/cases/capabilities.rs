@@ -58,6 +58,18 @@ pub(super) fn what_is_missing_is_refused<B: Backend>(ctx: &Ctx<'_, B>) -> Outcom
         refused(ErrorKind::Unsupported, "grow", ctx.grow(ctx.comm, GrowConfig::new(size)))?;
         refused(ErrorKind::Unsupported, "join_grown", ctx.join_grown(&id, config))?;
     }
+    if !has.suspend.is_available() {
+        refused(ErrorKind::Unsupported, "suspend", ctx.comm.suspend())?;
+        refused(ErrorKind::Unsupported, "resume", ctx.comm.resume())?;
+    }
+    if !has.memory_use.is_available() {
+        refused(ErrorKind::Unsupported, "memory_use", ctx.comm.memory_use())?;
+    }
+    if !has.join_many_ids.is_available() && ctx.size > 1 {
+        let id = ctx.backend.unique_id()?;
+        let config = ctx.join_config().with_more_ids([id.clone()]);
+        refused(ErrorKind::Unsupported, "join", ctx.join(&id, config))?;
+    }
     if !has.revoke.is_available() {
         refused(ErrorKind::Unsupported, "revoke", ctx.revoke(ctx.comm))?;
     }
