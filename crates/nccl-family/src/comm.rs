@@ -834,7 +834,8 @@ impl<V: Vendor> Collectives for Comm<V> {
         if self.line.is_alive() { self.line.raw().0 } else { ptr::null_mut() }
     }
 
-    /// `ncclCommFinalize` (2.14.3) where there is one, then `ncclCommDestroy`, on this thread.
+    /// `ncclCommFinalize` (2.14.3) where there is one, then `ncclCommDestroy`, on a helper thread. The
+    /// first lasts as long as it does, unless the communicator is aborted; the second ten seconds.
     fn finalize(self: Box<Self>) -> Result<()> {
         self.line.finalize()
     }

@@ -48,23 +48,17 @@ pub(crate) fn within<R: Send + 'static>(
 ) -> Option<Result<R>> {
     // Without room, so that an answer is either taken or comes back.
     let (done, answer) = mpsc::sync_channel(0);
-    let work = Arc::new(Mutex::new(Some(work)));
-    let taken = Arc::clone(&work);
-    let helper = thread::Builder::new().name("collectives-join".into()).spawn(move || {
-        let Some(work) = taken.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-            return;
-        };
-        if let Err(mpsc::SendError(Ok(late))) = done.send(work()) {
+    let work = Shared::new(work);
+    let taken = work.clone();
+    let on_helper = move || {
+        if let Some(work) = taken.take()
+            && let Err(mpsc::SendError(Ok(late))) = done.send(work())
+        {
             undo(late);
         }
-    });
-    match helper {
-        Ok(helper) => keep(helper),
-        Err(error) => {
-            tracing::warn!(%error, "no thread to join on: the deadline may be missed");
-            let work = work.lock().unwrap_or_else(PoisonError::into_inner).take();
-            return work.map(|work| work());
-        }
+    };
+    if !start("collectives-join", on_helper) {
+        return work.take().map(|work| work());
     }
     match deadline.checked_add(GRACE) {
         Some(limit) => answer.recv_timeout(limit).ok(),
@@ -72,6 +66,69 @@ pub(crate) fn within<R: Send + 'static>(
         None => answer.recv().ok(),
     }
 }
+
+/// Runs `work` on a helper thread and waits for its answer, unless `given_up` becomes true: then it is
+/// left alone. Without a thread the work is done here.
+pub(crate) fn unless<R: Send + 'static>(
+    work: impl FnOnce() -> R + Send + 'static,
+    given_up: impl Fn() -> bool,
+) -> Option<R> {
+    let (done, answer) = mpsc::sync_channel(1);
+    let work = Shared::new(work);
+    let taken = work.clone();
+    let on_helper = move || {
+        if let Some(work) = taken.take() {
+            // Nobody listens any more if it was given up.
+            let _ = done.send(work());
+        }
+    };
+    if !start("collectives-end", on_helper) {
+        return work.take().map(|work| work());
+    }
+    loop {
+        match answer.recv_timeout(LOOK) {
+            Ok(answer) => return Some(answer),
+            Err(mpsc::RecvTimeoutError::Timeout) if !given_up() => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// Starts a helper; tells whether there is one.
+fn start(name: &str, work: impl FnOnce() + Send + 'static) -> bool {
+    match thread::Builder::new().name(name.into()).spawn(work) {
+        Ok(helper) => {
+            keep(helper);
+            true
+        }
+        Err(error) => {
+            tracing::warn!(%error, "no thread for a call that may last: it cannot be given up");
+            false
+        }
+    }
+}
+
+/// Work for a thread that may not come about.
+struct Shared<W>(Arc<Mutex<Option<W>>>);
+
+impl<W> Shared<W> {
+    fn new(work: W) -> Self {
+        Self(Arc::new(Mutex::new(Some(work))))
+    }
+
+    fn take(&self) -> Option<W> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl<W> Clone for Shared<W> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+/// How often somebody who waits looks whether that is still wanted.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// How much longer than its deadline a helper may take to clean up.
 const GRACE: Duration = Duration::from_millis(500);

@@ -39,7 +39,12 @@ use std::{
 use collectives_core::{AbortControl, CommInfo, Error, ErrorKind, Result};
 use collectives_nccl_abi::{self as abi, Table, fork, ncclComm_t, ncclResult_t, types};
 
-use crate::{error, fence::Fence, group, helper::bounded};
+use crate::{
+    error,
+    fence::Fence,
+    group,
+    helper::{bounded, unless},
+};
 
 /// See the [module](self).
 pub(crate) struct Lifeline {
@@ -365,8 +370,9 @@ impl Lifeline {
         Some(before)
     }
 
-    /// Flushes and frees the communicator on this thread, however long that takes. A revoked one has
-    /// nothing to flush, and the library would refuse to (`ncclInvalidArgument`).
+    /// Flushes and frees the communicator. Flushing waits for other ranks and for captured graphs, as
+    /// long as that takes; an abort by handle ends the wait, even where the library stays inside. A
+    /// revoked one has nothing to flush, and the library would refuse to (`ncclInvalidArgument`).
     pub(crate) fn finalize(self: &Arc<Self>) -> Result<()> {
         let call = self.enter_revoked("finalize")?;
         if group::is_open(self.library) {
@@ -379,10 +385,19 @@ impl Lifeline {
         let mut flushed = ncclResult_t::SUCCESS;
         let flush = self.table().comm_finalize.filter(|_| !self.is_revoked());
         if let Some(finalize) = flush {
-            // SAFETY: inside a call, so the communicator is not freed.
-            flushed = unsafe { finalize(self.raw) };
-            if flushed == ncclResult_t::IN_PROGRESS {
-                flushed = self.settle();
+            let hold = self.hold_on();
+            let work = move || {
+                let line = hold.line();
+                line.bind_device();
+                // SAFETY: the hold keeps the communicator from being freed.
+                match unsafe { finalize(line.raw) } {
+                    ncclResult_t::IN_PROGRESS => line.settle(),
+                    result => result,
+                }
+            };
+            match unless(work, || !self.is_alive()) {
+                Some(result) => flushed = result,
+                None => return Err(self.gone().with_operation("finalize")),
             }
         }
         drop(call);
@@ -397,11 +412,25 @@ impl Lifeline {
             self.leak("a group or handle of another thread does not let go of it");
             return outcome;
         }
-        let freed = self.free();
-        outcome.and_then(|()| match is_under_way(freed) {
-            true => Ok(()),
-            false => Err(self.failed(freed).with_operation("finalize")),
+        let line = Arc::clone(self);
+        let freed = bounded(FLUSH_PATIENCE, move || line.free());
+        outcome.and_then(|()| match freed {
+            Some(freed) if is_under_way(freed) => Ok(()),
+            Some(freed) => Err(self.failed(freed).with_operation("finalize")),
+            None => Err(self.still_held()),
         })
+    }
+
+    #[cold]
+    fn still_held(&self) -> Error {
+        let message =
+            format!("flushed, but the library does not let go of it in {FLUSH_PATIENCE:?}");
+        Error::new(ErrorKind::Timeout, message)
+            .with_comm(&self.info)
+            .with_operation("finalize")
+            .with_hint(
+                "captured graphs may hold it: destroy them first; it goes on in the background",
+            )
     }
 
     /// Frees the communicator, in bounded time: what dropping does.
@@ -679,7 +708,7 @@ fn revoked() -> Error {
 
 /// How long an end waits for others to leave, and for the library's abort.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
-/// How long dropping waits for the library to flush what is enqueued.
+/// How long dropping waits for the library to flush what is enqueued, and finalizing for it to free.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
 
 #[cfg(test)]

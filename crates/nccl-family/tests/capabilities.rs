@@ -142,7 +142,12 @@ fn rccl_2_13_4() {
 #[test]
 fn rccl_2_27_7() {
     // Its non-blocking init blocks while a rank is missing.
-    let expected =
-        [("grow", "needs 2.30.4"), ("revoke", "needs 2.30.4"), ("join_deadline", "emulated")];
+    let expected = [
+        ("grow", "needs 2.30.4"),
+        ("revoke", "needs 2.30.4"),
+        ("join_deadline", "emulated"),
+        ("suspend", "needs 2.30.4"),
+        ("memory_use", "needs 2.30.4"),
+    ];
     lacks(Flavour::Rccl, 22707, exports!("rccl-2.27.7"), &expected);
 }

@@ -1281,6 +1281,98 @@ fn an_abort_frees_a_rank_that_waits_in_a_shrink() {
 }
 
 #[test]
+fn an_abort_frees_a_rank_whose_finalize_never_returns() {
+    let world = World::enter(NEWEST);
+    // Without a revoke nothing makes a call leave: older than 2.28.7.
+    let comm = world.comm(&world.library_without(&["ncclCommRevoke"]), 0, 2);
+    let handle = comm.abort_handle();
+    world.hang("finalize");
+    let owner = thread::spawn(move || Box::new(comm).finalize());
+    world.wait_for("finalize");
+    let aborter = thread::spawn(move || handle.abort());
+    let error = owner.join().unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Aborted);
+    aborter.join().unwrap().unwrap();
+    assert_eq!(world.log(), ["finalize(comm)"], "what is inside is leaked");
+    world.release("finalize");
+}
+
+#[test]
+fn finalizing_does_not_wait_for_ever_for_captured_graphs() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    world.hang("destroy");
+    let error = Box::new(comm).finalize().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert_eq!(
+        error.to_string(),
+        "NCCL finalize (rank 0 of 2): flushed, but the library does not let go of it in 10s; \
+         captured graphs may hold it: destroy them first; it goes on in the background"
+    );
+    assert_eq!(world.log(), ["finalize(comm)", "destroy(comm)"]);
+    world.release("destroy");
+}
+
+#[test]
+fn a_suspended_communicator_turns_operations_back() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    comm.suspend().unwrap();
+    let error = sum(&comm, 4).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidUsage);
+    assert_eq!(
+        error.to_string(),
+        "NCCL all_reduce (rank 0 of 2): the communicator is suspended; resume it first"
+    );
+    comm.poll_error().unwrap();
+    assert_eq!(comm.suspend().unwrap_err().kind(), ErrorKind::InvalidUsage);
+    comm.resume().unwrap();
+    assert_eq!(comm.resume().unwrap_err().kind(), ErrorKind::InvalidUsage);
+    sum(&comm, 4).unwrap();
+    let memory = comm.memory_use().unwrap();
+    assert_eq!((memory.total, memory.suspendable, memory.persistent), (103, 100, 102));
+    assert!(memory.is_suspended, "any number but 0");
+    assert_eq!(
+        world.log(),
+        [
+            "suspend(1)",
+            "resume()",
+            SUM,
+            "mem_stats(3)",
+            "mem_stats(0)",
+            "mem_stats(2)",
+            "mem_stats(1)"
+        ]
+    );
+    // An abort meanwhile stays one.
+    comm.suspend().unwrap();
+    comm.abort_handle().abort().unwrap();
+    assert_eq!(comm.resume().unwrap_err().kind(), ErrorKind::Aborted);
+}
+
+#[test]
+fn many_ids_go_to_the_function_for_them() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let (one, two) = (library.unique_id().unwrap(), library.unique_id().unwrap());
+    world.log();
+    let config = JoinConfig::new(1, 2).with_more_ids([two]);
+    drop(library.join(&one, config.clone()).unwrap());
+    assert_eq!(world.log(), ["init_scalable(1 of 2, 2 ids)", "destroy(comm)"]);
+    let old = world.library_without(&["ncclCommInitRankScalable"]);
+    let error = old.join(&one, config.clone()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "NCCL join (rank 1 of 2): this library has no join with many ids; needs version 2.23.4 or \
+         newer"
+    );
+    let three = config.with_more_ids([one.clone(), one.clone()]);
+    let error = library.join(&one, three).unwrap_err();
+    assert_eq!(error.message(), "3 ids were given, want at most 2");
+    assert!(world.log().is_empty());
+}
+
+#[test]
 fn an_abort_frees_a_rank_that_waits_in_finalize() {
     let world = World::enter(NEWEST);
     let comm = world.comm(&world.library(), 0, 2);

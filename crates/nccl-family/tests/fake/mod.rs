@@ -19,7 +19,7 @@ use collectives_core::{
 };
 use collectives_nccl_abi::{
     self as abi, Table, cudaStream_t, ncclComm_t, ncclConfig_t, ncclDataType_t, ncclRedOp_t,
-    ncclResult_t, ncclScalarResidence_t, ncclUniqueId, quirks,
+    ncclResult_t, ncclScalarResidence_t, ncclUniqueId, quirks, types::ncclCommMemStat_t,
 };
 use collectives_nccl_family::{Comm, Library, Vendor};
 
@@ -301,6 +301,44 @@ extern "C" fn comm_init_rank_config(
         unsafe { *comm = ncclComm_t::NULL };
     }
     result
+}
+
+extern "C" fn comm_init_rank_scalable(
+    comm: *mut ncclComm_t,
+    size: c_int,
+    rank: c_int,
+    count: c_int,
+    ids: *mut ncclUniqueId,
+    config: *mut ncclConfig_t,
+) -> ncclResult_t {
+    // SAFETY: the caller's ids, of which there is one at least.
+    let world = world_of(unsafe { &*ids });
+    // SAFETY: the caller's configuration.
+    let name = unsafe { (*config).commName };
+    let line = format!("init_scalable({rank} of {size}, {count} ids)");
+    let result = world.note("init", line);
+    // SAFETY: the caller's out pointer.
+    unsafe { *comm = world.named(rank, size, name, "comm") };
+    result
+}
+
+extern "C" fn comm_suspend(comm: ncclComm_t, flags: c_int) -> ncclResult_t {
+    of(comm).world.note("suspend", format!("suspend({flags})"))
+}
+
+extern "C" fn comm_resume(comm: ncclComm_t) -> ncclResult_t {
+    of(comm).world.note("resume", "resume()".into())
+}
+
+/// Each number is 100 and its selector.
+extern "C" fn comm_mem_stats(
+    comm: ncclComm_t,
+    stat: ncclCommMemStat_t,
+    value: *mut u64,
+) -> ncclResult_t {
+    // SAFETY: the caller's out pointer.
+    unsafe { *value = 100 + stat.0 as u64 };
+    of(comm).world.note("mem_stats", format!("mem_stats({})", stat.0))
 }
 
 extern "C" fn comm_split(
@@ -666,6 +704,10 @@ fn find(name: &CStr, absent: &[&str]) -> *const c_void {
         "ncclCommSplit" => comm_split as *const c_void,
         "ncclCommShrink" => comm_shrink as *const c_void,
         "ncclCommGetUniqueId" => comm_get_unique_id as *const c_void,
+        "ncclCommInitRankScalable" => comm_init_rank_scalable as *const c_void,
+        "ncclCommSuspend" => comm_suspend as *const c_void,
+        "ncclCommResume" => comm_resume as *const c_void,
+        "ncclCommMemStats" => comm_mem_stats as *const c_void,
         "ncclCommGrow" => comm_grow as *const c_void,
         "ncclCommFinalize" => comm_finalize as *const c_void,
         "ncclCommDestroy" => comm_destroy as *const c_void,
