@@ -11,6 +11,15 @@
 //! $ COLLECTIVES_TEST_NCCL=default cargo test --test conformance  # and NCCL, as it is found
 //! $ COLLECTIVES_TEST_NCCL=/opt/a/libnccl.so.2:/opt/b/libnccl.so.2 cargo test --test conformance
 //! ```
+//!
+//! There is one rank for each GPU, as a thread and as a process. NCCL 2.30.3 and later can be told to
+//! let ranks share one. Here `COLLECTIVES_TEST_RANKS` says up to how many processes do; threads cannot,
+//! because one's copy from the device holds the context that the other's kernel must be launched in:
+//!
+//! ```console
+//! $ NCCL_MULTI_RANK_GPU_ENABLE=1 COLLECTIVES_TEST_RANKS=4 COLLECTIVES_TEST_NCCL=default \
+//!     cargo test --test conformance -- nccl
+//! ```
 
 mod mock_abi;
 
@@ -20,7 +29,7 @@ use collectives::AnyBackend;
 use collectives_backend_mock::{Accumulation, Mock, MockConfig, Ranks, Schedule};
 use collectives_backend_nccl::Nccl;
 use collectives_conformance::{Harness, KnownFault, trials};
-use collectives_core::{Backend, Version};
+use collectives_core::{Backend, Error, ErrorKind, Version};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
@@ -140,16 +149,35 @@ struct OnNccl {
     name: String,
     nccl: Nccl,
     worlds: Vec<usize>,
+    /// Ranks beyond these share them.
+    devices: usize,
     processes: bool,
 }
 
 impl OnNccl {
     /// A library, with a rank for each device.
-    fn new(nccl: Nccl) -> collectives_core::Result<Self> {
+    fn new(nccl: Nccl) -> Result<Self, Error> {
         let devices = nccl.device_count()?;
-        let worlds = [1, 2, 3, 4, 8].into_iter().filter(|&size| size <= devices).collect();
-        Ok(Self { name: format!("nccl {}", nccl.info().version), nccl, worlds, processes: false })
+        let name = format!("nccl {}", nccl.info().version);
+        Ok(Self { name, nccl, worlds: worlds(devices), devices, processes: false })
     }
+
+    /// The same, with each rank in a process of its own, and as many as `COLLECTIVES_TEST_RANKS` says.
+    fn in_processes(&self) -> Result<Self, Error> {
+        let ranks = match env::var(RANKS) {
+            Ok(ranks) => ranks.parse().map_err(|_| {
+                Error::new(ErrorKind::InvalidArgument, format!("{RANKS} is '{ranks}', no number"))
+            })?,
+            Err(_) => self.devices,
+        };
+        let (name, nccl) = (format!("{}, processes", self.name), self.nccl.clone());
+        Ok(Self { name, nccl, worlds: worlds(ranks), devices: self.devices, processes: true })
+    }
+}
+
+/// The worlds of at most so many ranks.
+fn worlds(most: usize) -> Vec<usize> {
+    [1, 2, 3, 4, 8].into_iter().filter(|&size| size <= most).collect()
 }
 
 impl Harness for OnNccl {
@@ -165,6 +193,10 @@ impl Harness for OnNccl {
 
     fn worlds(&self) -> Vec<usize> {
         self.worlds.clone()
+    }
+
+    fn devices(&self, size: usize) -> Vec<usize> {
+        (0..size).map(|rank| rank % self.devices).collect()
     }
 
     fn processes(&self) -> bool {
@@ -201,8 +233,14 @@ impl Harness for OnNccl {
 /// The trials of one library; one that fails where it was asked for and cannot be used.
 fn nccl(path: &str) -> Vec<Trial> {
     let loaded = if path == "default" { Nccl::load() } else { Nccl::load_from(path) };
-    let usable = loaded.and_then(OnNccl::new);
-    usable.map_or_else(|error| unusable(path, error), trials)
+    let instances = loaded.and_then(OnNccl::new).and_then(|threads| {
+        let processes = threads.in_processes()?;
+        Ok([threads, processes])
+    });
+    instances.map_or_else(
+        |error| unusable(path, error),
+        |instances| instances.into_iter().flat_map(trials).collect(),
+    )
 }
 
 /// The trials of the NCCL backend and cudarc over the library that stands for NCCL and CUDA.
@@ -211,23 +249,25 @@ fn nccl_over_mock() -> Vec<Trial> {
     let path = folder.join("libnccl.so.2");
     let instance = |name: &str, worlds: &[usize], processes| {
         let nccl = Nccl::load_from(&path)?;
-        Ok(OnNccl { name: name.into(), nccl, worlds: worlds.into(), processes })
+        Ok(OnNccl { name: name.into(), nccl, worlds: worlds.into(), devices: 8, processes })
     };
-    let instances: [collectives_core::Result<OnNccl>; 2] = [
+    let instances: [Result<OnNccl, Error>; 2] = [
         instance("nccl over mock-abi", &[1, 2, 3], false),
         instance("nccl over mock-abi, processes", &[2], true),
     ];
-    let trials = |instance: collectives_core::Result<_>| {
+    let trials = |instance: Result<_, Error>| {
         instance.map_or_else(|error| unusable("mock-abi", error), trials)
     };
     instances.into_iter().flat_map(trials).collect()
 }
 
 /// One trial, which fails: the library was asked for.
-fn unusable(path: &str, error: collectives_core::Error) -> Vec<Trial> {
+fn unusable(path: &str, error: Error) -> Vec<Trial> {
     let name = format!("{path} can be used");
     vec![Trial::test(name, move || Err(Failed::from(error))).with_kind("nccl")]
 }
 
 /// Which real libraries are asked for.
 const ASKED: &str = "COLLECTIVES_TEST_NCCL";
+/// Up to how many ranks real libraries have in processes; without it, one for each device.
+const RANKS: &str = "COLLECTIVES_TEST_RANKS";

@@ -1,6 +1,7 @@
 //! From cases to trials: what is skipped, what is known to fail, and which world runs it.
 
 use std::{
+    collections::BTreeSet,
     hash::{BuildHasher, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -40,6 +41,8 @@ pub(crate) enum Need {
     Capability(&'static str),
     /// Reductions of fp8, by the library and by the device.
     Fp8Reduction,
+    /// A device for each rank.
+    Devices,
     /// Refusal of buffers and streams of another device.
     OwnershipChecks,
     /// A world of at least this size.
@@ -113,6 +116,10 @@ impl<H: Harness> Suite<H> {
                 let has = self.capabilities.reduce_f8.is_available()
                     && self.compute_capability.is_none_or(|capability| capability >= (9, 0));
                 (!has).then(|| "reduce_f8 and compute capability 9.0".into())
+            }
+            Need::Devices => {
+                let devices = BTreeSet::from_iter(self.harness.devices(size)).len();
+                (devices < size).then(|| format!("{size} devices"))
             }
             Need::OwnershipChecks => {
                 (!self.harness.checks_ownership()).then(|| "ownership checks".into())

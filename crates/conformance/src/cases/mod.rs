@@ -28,7 +28,7 @@ use crate::{
     inputs::Reduction,
     number::BASIC,
     plan::Collective,
-    suite::Need::{self, Capability, Fp8Reduction, OwnershipChecks, Ranks},
+    suite::Need::{self, Capability, Devices, Fp8Reduction, OwnershipChecks, Ranks},
 };
 
 /// A case, as every rank runs it.
@@ -165,9 +165,9 @@ pub(crate) fn cases<B: Backend>() -> Vec<Case<B>> {
         group::an_operator_may_be_destroyed_before_the_group_ends [PRE_MUL_SUM];
         group::composites_of_a_dropped_group_launch_nothing;
 
-        one_thread::drives_all_ranks [JOIN_ALL];
-        one_thread::drops_a_group_of_all_ranks [JOIN_ALL];
-        one_thread::exchanges_between_its_ranks [JOIN_ALL];
+        one_thread::drives_all_ranks [Devices, JOIN_ALL];
+        one_thread::drops_a_group_of_all_ranks [Devices, JOIN_ALL];
+        one_thread::exchanges_between_its_ranks [Devices, JOIN_ALL];
         one_thread::is_refused_impossible_device_lists [JOIN_ALL];
 
         split::two_colours_make_two_communicators [SPLIT];

@@ -7,7 +7,9 @@
  * compared line by line.
  *
  *   cc -I<nccl.h> -I<cuda_runtime.h> nccl.c -lnccl -lcudart -lpthread
- *   cc -DPLAIN_HOST ... -lnccl -lpthread      without CUDA: host memory, for the mock only
+ *   cc -DONE_DEVICE ... -lnccl -lcudart -lpthread   both ranks on device 0, which NCCL 2.30.3 and
+ *                             later allow where NCCL_MULTI_RANK_GPU_ENABLE=1
+ *   cc -DPLAIN_HOST ... -lnccl -lpthread            without CUDA: host memory, for the mock only
  */
 #include <limits.h>
 #include <nccl.h>
@@ -22,6 +24,12 @@
 #define COUNT 1000
 
 /* --- devices --------------------------------------------------------------------------------- */
+
+#ifdef ONE_DEVICE
+static int device_of(int rank) { return rank * 0; }
+#else
+static int device_of(int rank) { return rank; }
+#endif
 
 #ifdef PLAIN_HOST
 
@@ -43,7 +51,7 @@ static void cuda(cudaError_t error, const char *call) {
 }
 #define CUDA(call) cuda((call), #call)
 
-static void use(int rank) { CUDA(cudaSetDevice(rank)); }
+static void use(int rank) { CUDA(cudaSetDevice(device_of(rank))); }
 static void *device_alloc(size_t bytes) {
   void *memory = NULL;
   CUDA(cudaMalloc(&memory, bytes));
@@ -91,16 +99,31 @@ typedef struct {
 
 static const size_t BYTES = 4 * COUNT * 8;
 
-static void world_make(World *world) {
+/* One communicator of both ranks, made by one thread. */
+static void make_both(ncclComm_t comm[RANKS]) {
   ncclUniqueId id;
   MUST(ncclGetUniqueId(&id));
   MUST(ncclGroupStart());
   for (int rank = 0; rank < RANKS; rank++) {
     use(rank);
-    world->comm[rank] = NULL;
-    MUST(ncclCommInitRank(&world->comm[rank], RANKS, id, rank));
+    comm[rank] = NULL;
+    MUST(ncclCommInitRank(&comm[rank], RANKS, id, rank));
   }
   MUST(ncclGroupEnd());
+}
+
+/* The same by CommInitAll, which refuses a device twice. */
+static void make_all(ncclComm_t comm[RANKS], const int *devices) {
+#ifdef ONE_DEVICE
+  (void)devices;
+  make_both(comm);
+#else
+  MUST(ncclCommInitAll(comm, RANKS, devices));
+#endif
+}
+
+static void world_make(World *world) {
+  make_both(world->comm);
   for (int rank = 0; rank < RANKS; rank++) {
     use(rank);
     world->stream[rank] = stream_create();
@@ -445,7 +468,8 @@ static void queries(World *world) {
     MUST(ncclCommCuDevice(world->comm[rank], &device));
     MUST(ncclCommUserRank(world->comm[rank], &own));
     MUST(ncclCommGetAsyncError(world->comm[rank], &state));
-    printf("rank %d: count %d device %d rank %d state %d\n", rank, count, device, own, (int)state);
+    printf("rank %d: count %d device %s rank %d state %d\n", rank, count,
+           device == device_of(rank) ? "ok" : "WRONG", own, (int)state);
   }
 }
 
@@ -572,7 +596,7 @@ static void nonblocking(World *world) {
 static void life(void) {
   int devices[RANKS] = {0, 1}, twice[RANKS] = {0, 0};
   ncclComm_t comm[RANKS];
-  MUST(ncclCommInitAll(comm, RANKS, devices));
+  make_all(comm, devices);
   MUST(ncclGroupStart());
   EACH(rank) MUST(ncclCommFinalize(comm[rank]));
   MUST(ncclGroupEnd());
@@ -584,14 +608,14 @@ static void life(void) {
   code("InitAll of -1", ncclCommInitAll(comm, -1, NULL));
   code("InitAll of a device twice", ncclCommInitAll(comm, RANKS, twice));
 
-  MUST(ncclCommInitAll(comm, RANKS, NULL));
+  make_all(comm, NULL);
   EACH(rank) {
     use(rank);
     code("abort", ncclCommAbort(comm[rank]));
   }
 
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 7)
-  MUST(ncclCommInitAll(comm, RANKS, NULL));
+  make_all(comm, NULL);
   code("revoke with flags", ncclCommRevoke(comm[0], 1));
   EACH(rank) code("revoke", ncclCommRevoke(comm[rank], NCCL_REVOKE_DEFAULT));
   code("revoke again", ncclCommRevoke(comm[0], NCCL_REVOKE_DEFAULT));
