@@ -44,6 +44,11 @@ pub mod nccl {
 #[doc = include_str!("../docs/recovery.md")]
 struct RecoveryGuide;
 
+/// What is bounded by what, so that its code is tested.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/reliability.md")]
+struct ReliabilityGuide;
+
 /// The guide on tests without GPUs, so that its code is tested.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/testing.md")]
