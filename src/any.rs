@@ -82,6 +82,7 @@ trait Dispatch {
     fn dispatch_capabilities(&self) -> &Capabilities;
     fn dispatch_device_count(&self) -> Result<usize>;
     fn dispatch_device(&self, ordinal: usize) -> Result<AnyDevice>;
+    fn dispatch_parameters(&self) -> Result<Vec<(String, String)>>;
     fn dispatch_unique_id(&self) -> Result<UniqueId>;
     #[track_caller]
     fn dispatch_join(&self, id: &UniqueId, config: JoinConfig) -> Result<AnyComm>;
@@ -116,6 +117,10 @@ macro_rules! dispatch {
 
             fn dispatch_device(&self, ordinal: usize) -> Result<AnyDevice> {
                 Backend::device(self, ordinal).map($device)
+            }
+
+            fn dispatch_parameters(&self) -> Result<Vec<(String, String)>> {
+                Backend::parameters(self)
             }
 
             fn dispatch_unique_id(&self) -> Result<UniqueId> {
@@ -172,6 +177,10 @@ impl Backend for AnyBackend {
 
     fn device(&self, ordinal: usize) -> Result<AnyDevice> {
         self.dispatch_device(ordinal)
+    }
+
+    fn parameters(&self) -> Result<Vec<(String, String)>> {
+        self.dispatch_parameters()
     }
 
     fn unique_id(&self) -> Result<UniqueId> {
@@ -333,6 +342,10 @@ impl Collectives for AnyComm {
 
     fn group_end(&self) -> Result<()> {
         forward_comm!(self, comm => comm.group_end())
+    }
+
+    fn group_simulate(&self) -> Result<Option<Duration>> {
+        forward_comm!(self, comm => comm.group_simulate())
     }
 
     #[inline]

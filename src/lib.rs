@@ -18,7 +18,7 @@ pub use any::{AnyBackend, AnyComm, AnyDevice, OtherComm};
 pub use buffer::{Buffer, Slice, SliceMut};
 pub use communicator::{Communicator, On};
 pub use graph::{CaptureGroup, CaptureOn, Graph, Scope};
-pub use group::{Group, Recorder, group};
+pub use group::{Group, Recorder, group, simulate};
 pub use platform::{BackendName, Decision, Devices, FoundDevice, HiddenBy, Platform, Roots};
 pub use reduce::{Op, PreMulSumOp};
 pub use select::{Explanation, Selection, backend, backend_named};

@@ -4,14 +4,14 @@
 use std::{env, path::PathBuf};
 
 /// Where the library lies that stands for NCCL and CUDA, if this program runs on it.
-pub fn folder() -> Option<PathBuf> {
+pub(crate) fn folder() -> Option<PathBuf> {
     env::var_os(MOCK_ABI).map(PathBuf::from)
 }
 
 /// Runs this program again with the library, which lies beside it, and with these variables. Comes
 /// back only with what was wrong.
 #[cfg(target_os = "linux")]
-pub fn run_again<const N: usize>(variables: [(&str, &str); N]) -> std::io::Error {
+pub(crate) fn run_again<const N: usize>(variables: [(&str, &str); N]) -> std::io::Error {
     use std::os::unix::process::CommandExt as _;
 
     let run = || {

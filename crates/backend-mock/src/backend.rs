@@ -411,6 +411,21 @@ impl Backend for Mock {
         Ok(MockDevice::new(Arc::clone(&self.engine), ordinal))
     }
 
+    /// Its settings, by the names of [`MockConfig`]'s fields.
+    fn parameters(&self) -> Result<Vec<(String, String)>> {
+        let MockConfig { devices, device_memory, accumulation, schedule, guards, faults: _, ranks } =
+            &self.engine.config;
+        let settings = [
+            ("devices", devices.to_string()),
+            ("device_memory", device_memory.to_string()),
+            ("accumulation", format!("{accumulation:?}")),
+            ("schedule", format!("{schedule:?}")),
+            ("guards", format!("{guards:?}")),
+            ("ranks", format!("{ranks:?}")),
+        ];
+        Ok(settings.map(|(name, value)| (name.to_owned(), value)).into())
+    }
+
     fn unique_id(&self) -> Result<UniqueId> {
         fork::check()?;
         self.engine.threads.note(None);

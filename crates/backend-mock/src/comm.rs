@@ -456,6 +456,11 @@ impl Collectives for MockComm {
         group::end(&self.engine, GroupEnd::Launch)
     }
 
+    fn group_simulate(&self) -> Result<Option<Duration>> {
+        fork::check()?;
+        group::simulate(&self.engine).map(|()| None)
+    }
+
     fn in_group(&self) -> bool {
         group::is_open(&self.engine)
     }

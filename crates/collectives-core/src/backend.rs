@@ -32,6 +32,15 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// [`Device`](crate::ErrorKind::Device) where the device runtime cannot be used.
     fn device(&self, ordinal: usize) -> Result<Self::Device>;
 
+    /// The library's parameters that can be asked for, by name, with the values in force: of the
+    /// environment, of files, or its own. Requires [`Capabilities::parameters`].
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability; what the library reports.
+    #[doc(alias = "ncclParamGetAllParameterKeys")]
+    #[doc(alias = "ncclParamGetParameter")]
+    fn parameters(&self) -> Result<Vec<(String, String)>>;
+
     /// Makes the name under which the ranks of one new communicator meet. One rank makes it and
     /// hands it to all others.
     ///

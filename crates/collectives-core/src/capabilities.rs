@@ -71,6 +71,10 @@ pub struct Capabilities {
     pub join_many_ids: Support,
     /// [`CommConfig`](crate::CommConfig). Its fields are younger than it, each by itself.
     pub config: Support,
+    /// [`Collectives::group_simulate`](crate::Collectives::group_simulate).
+    pub group_simulate: Support,
+    /// [`Backend::parameters`](crate::Backend::parameters).
+    pub parameters: Support,
     /// [`Collectives::suspend`](crate::Collectives::suspend) and
     /// [`Collectives::resume`](crate::Collectives::resume).
     pub suspend: Support,
@@ -113,6 +117,8 @@ impl Capabilities {
         join_all: Support::Native,
         join_many_ids: Support::Native,
         config: Support::Native,
+        group_simulate: Support::Native,
+        parameters: Support::Native,
         suspend: Support::Native,
         memory_use: Support::Native,
         mem_alloc: Support::Native,
@@ -121,7 +127,7 @@ impl Capabilities {
     };
 
     /// Every capability with its field name, in the order of the fields.
-    pub fn entries(&self) -> [(&'static str, Support); 31] {
+    pub fn entries(&self) -> [(&'static str, Support); 33] {
         // Destructured in full, so that a new field cannot be forgotten here.
         let Self {
             all_gather,
@@ -150,6 +156,8 @@ impl Capabilities {
             join_all,
             join_many_ids,
             config,
+            group_simulate,
+            parameters,
             suspend,
             memory_use,
             mem_alloc,
@@ -183,6 +191,8 @@ impl Capabilities {
             ("join_all", join_all),
             ("join_many_ids", join_many_ids),
             ("config", config),
+            ("group_simulate", group_simulate),
+            ("parameters", parameters),
             ("suspend", suspend),
             ("memory_use", memory_use),
             ("mem_alloc", mem_alloc),

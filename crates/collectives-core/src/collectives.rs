@@ -1,6 +1,6 @@
 //! The data plane: one rank's end of a communicator.
 
-use std::ffi::c_void;
+use std::{ffi::c_void, time::Duration};
 
 use crate::{
     AbortHandle, Capabilities, CommInfo, Launch, MemoryUse, PreMulSum, Rank, RawRegistration,
@@ -251,6 +251,17 @@ pub trait Collectives: Send {
     /// [`InvalidUsage`](crate::ErrorKind::InvalidUsage). Else the library's own failures.
     #[doc(alias = "ncclGroupEnd")]
     fn group_end(&self) -> Result<()>;
+
+    /// Ends the group of this thread without launching anything, and tells how long it would take, as
+    /// far as the library can say. The mock cannot. Requires [`Capabilities::group_simulate`].
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability;
+    /// [`InvalidUsage`](crate::ErrorKind::InvalidUsage) where no group is open, and where this is not
+    /// the outermost one; the first refusal in it; the library's failures. A group that was open is
+    /// ended all the same.
+    #[doc(alias = "ncclGroupSimulateEnd")]
+    fn group_simulate(&self) -> Result<Option<Duration>>;
 
     /// Whether a group of this backend is open on this thread, so that operations are collected
     /// instead of enqueued.

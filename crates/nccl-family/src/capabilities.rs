@@ -51,6 +51,10 @@ pub fn capabilities_of(flavour: Flavour, code: c_int, table: &Table) -> Capabili
         join_many_ids: from
             .symbol("comm_init_rank_scalable", table.comm_init_rank_scalable.is_some()),
         config,
+        group_simulate: from.symbol("group_simulate_end", table.group_simulate_end.is_some()),
+        parameters: from
+            .symbol("param_get_all_parameter_keys", table.param_get_all_parameter_keys.is_some())
+            .and(from.symbol("param_get_parameter", table.param_get_parameter.is_some())),
         suspend: from
             .symbol("comm_suspend", table.comm_suspend.is_some())
             .and(from.symbol("comm_resume", table.comm_resume.is_some())),

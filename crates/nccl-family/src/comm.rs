@@ -5,6 +5,7 @@ use std::{
     ffi::{CStr, CString, c_int, c_void},
     ptr,
     sync::Arc,
+    time::Duration,
 };
 
 use collectives_core::{
@@ -612,6 +613,15 @@ impl<V: Vendor> Collectives for Comm<V> {
     /// `ncclGroupEnd`, of a group that holds no refused call.
     fn group_end(&self) -> Result<()> {
         group::end(self.line.library(), self.library.info(), GroupEnd::Launch)
+    }
+
+    /// `ncclGroupSimulateEnd` (2.22.3).
+    fn group_simulate(&self) -> Result<Option<Duration>> {
+        let outcome = group::simulate(self.line.library(), self.library.info());
+        outcome.map_err(|error| match self.capabilities.group_simulate.require("group_simulate") {
+            Err(missing) => self.refuse("group_simulate", missing),
+            Ok(()) => error,
+        })
     }
 
     #[inline]

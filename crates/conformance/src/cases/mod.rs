@@ -162,6 +162,7 @@ pub(crate) fn cases<B: Backend>() -> Vec<Case<B>> {
         group::a_dropped_group_of_two_communicators_launches_nothing;
         group::an_end_without_a_start_is_refused;
         group::two_communicators_share_a_group;
+        group::a_simulated_group_launches_nothing [GROUP_SIMULATE];
         group::an_operator_may_be_destroyed_before_the_group_ends [PRE_MUL_SUM];
         group::composites_of_a_dropped_group_launch_nothing;
 
@@ -296,6 +297,7 @@ pub(crate) fn cases<B: Backend>() -> Vec<Case<B>> {
         memory::memory_of_the_device_can_be_registered [REGISTER];
 
         capabilities::backend_and_communicator_agree;
+        capabilities::parameters_have_distinct_names [PARAMETERS];
         capabilities::what_is_missing_is_refused;
     }
     list
@@ -310,12 +312,14 @@ const CONFIG: Need = Capability("config");
 const F8E4M3: Need = Capability("dtype_f8e4m3");
 const F8E5M2: Need = Capability("dtype_f8e5m2");
 const GATHER: Need = Capability("gather");
+const GROUP_SIMULATE: Need = Capability("group_simulate");
 const GROW: Need = Capability("grow");
 const JOIN_ALL: Need = Capability("join_all");
 const JOIN_DEADLINE: Need = Capability("join_deadline");
 const JOIN_MANY_IDS: Need = Capability("join_many_ids");
 const MEMORY_USE: Need = Capability("memory_use");
 const MEM_ALLOC: Need = Capability("mem_alloc");
+const PARAMETERS: Need = Capability("parameters");
 const PRE_MUL_SUM: Need = Capability("reduce_pre_mul_sum");
 const REGISTER: Need = Capability("register");
 const REVOKE: Need = Capability("revoke");
