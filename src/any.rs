@@ -10,6 +10,7 @@ use std::{ffi::c_void, time::Duration};
 
 use collectives_backend_mock::{Mock, MockComm, MockDevice};
 use collectives_backend_nccl::{CudaDevice, Nccl, NcclComm};
+use collectives_backend_rccl::{HipDevice, Rccl, RcclComm};
 use collectives_core::{
     AbortHandle, Backend, Capabilities, Collectives, CommInfo, Device, DeviceInfo, GroupEnd,
     GrowConfig, JoinAllConfig, JoinConfig, Launch, LibraryInfo, MemoryUse, PreMulSum, Rank,
@@ -28,19 +29,19 @@ pub enum AnyBackend {
     Mock(Mock),
     /// NCCL on CUDA.
     Nccl(Nccl),
+    /// RCCL on ROCm.
+    Rccl(Rccl),
 }
 
 /// One rank's end of a communicator, of any backend.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "communicators are few and long-lived; a box would cost every call an indirection"
-)]
 #[derive(Debug)]
 pub enum AnyComm {
     /// Of the CPU mock.
     Mock(MockComm),
     /// Of NCCL.
     Nccl(NcclComm),
+    /// Of RCCL.
+    Rccl(RcclComm),
     /// Of a backend that this crate does not know.
     Other(OtherComm),
 }
@@ -73,6 +74,8 @@ pub enum AnyDevice {
     Mock(MockDevice),
     /// A CUDA device.
     Cuda(CudaDevice),
+    /// A HIP device.
+    Hip(HipDevice),
 }
 
 /// [`Backend`] with results of one type, under names that cannot be confused with its own.
@@ -158,6 +161,7 @@ macro_rules! dispatch {
 
 dispatch!(Mock, AnyComm::Mock, AnyDevice::Mock);
 dispatch!(Nccl, AnyComm::Nccl, AnyDevice::Cuda);
+dispatch!(Rccl, AnyComm::Rccl, AnyDevice::Hip);
 
 impl Backend for AnyBackend {
     type Comm = AnyComm;
@@ -219,6 +223,7 @@ macro_rules! forward_comm {
         match $self {
             AnyComm::Mock($comm) => $call,
             AnyComm::Nccl($comm) => $call,
+            AnyComm::Rccl($comm) => $call,
             AnyComm::Other(OtherComm($comm)) => $call,
         }
     };
@@ -232,6 +237,8 @@ macro_rules! forward_comm_unsafe {
             AnyComm::Mock($comm) => unsafe { $call },
             // SAFETY: the caller's promise, handed on as it is.
             AnyComm::Nccl($comm) => unsafe { $call },
+            // SAFETY: the caller's promise, handed on as it is.
+            AnyComm::Rccl($comm) => unsafe { $call },
             // SAFETY: the caller's promise, handed on as it is.
             AnyComm::Other(OtherComm($comm)) => unsafe { $call },
         }
@@ -426,6 +433,7 @@ impl Collectives for AnyComm {
         match *self {
             Self::Mock(comm) => Box::new(comm).finalize(),
             Self::Nccl(comm) => Box::new(comm).finalize(),
+            Self::Rccl(comm) => Box::new(comm).finalize(),
             Self::Other(OtherComm(comm)) => comm.finalize(),
         }
     }
@@ -434,6 +442,7 @@ impl Collectives for AnyComm {
         match *self {
             Self::Mock(comm) => Box::new(comm).abort(),
             Self::Nccl(comm) => Box::new(comm).abort(),
+            Self::Rccl(comm) => Box::new(comm).abort(),
             Self::Other(OtherComm(comm)) => comm.abort(),
         }
     }
@@ -445,6 +454,7 @@ impl Split for AnyComm {
         match self {
             Self::Mock(comm) => Ok(comm.split(config)?.map(Self::Mock)),
             Self::Nccl(comm) => Ok(comm.split(config)?.map(Self::Nccl)),
+            Self::Rccl(comm) => Ok(comm.split(config)?.map(Self::Rccl)),
             Self::Other(OtherComm(comm)) => {
                 Ok(comm.split_dyn(config)?.map(|part| Self::Other(OtherComm(part))))
             }
@@ -455,6 +465,7 @@ impl Split for AnyComm {
         match self {
             Self::Mock(comm) => Ok(Self::Mock(comm.shrink(config)?)),
             Self::Nccl(comm) => Ok(Self::Nccl(comm.shrink(config)?)),
+            Self::Rccl(comm) => Ok(Self::Rccl(comm.shrink(config)?)),
             Self::Other(OtherComm(comm)) => Ok(Self::Other(OtherComm(comm.shrink_dyn(config)?))),
         }
     }
@@ -463,6 +474,7 @@ impl Split for AnyComm {
         match self {
             Self::Mock(comm) => Ok(Self::Mock(comm.grow(config)?)),
             Self::Nccl(comm) => Ok(Self::Nccl(comm.grow(config)?)),
+            Self::Rccl(comm) => Ok(Self::Rccl(comm.grow(config)?)),
             Self::Other(OtherComm(comm)) => Ok(Self::Other(OtherComm(comm.grow_dyn(config)?))),
         }
     }
@@ -473,6 +485,7 @@ macro_rules! forward_device {
         match $self {
             AnyDevice::Mock($device) => $call,
             AnyDevice::Cuda($device) => $call,
+            AnyDevice::Hip($device) => $call,
         }
     };
 }
@@ -484,6 +497,8 @@ macro_rules! forward_device_unsafe {
             AnyDevice::Mock($device) => unsafe { $call },
             // SAFETY: the caller's promise, handed on as it is.
             AnyDevice::Cuda($device) => unsafe { $call },
+            // SAFETY: the caller's promise, handed on as it is.
+            AnyDevice::Hip($device) => unsafe { $call },
         }
     };
 }

@@ -142,10 +142,9 @@ impl Communicator {
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) where `device` is another one.
     pub fn from_comm(comm: AnyComm, device: AnyDevice) -> Result<Self> {
         let of_backend = match (&comm, &device) {
-            (AnyComm::Mock(_), AnyDevice::Mock(_)) | (AnyComm::Nccl(_), AnyDevice::Cuda(_)) => true,
-            (AnyComm::Mock(_), AnyDevice::Cuda(_)) | (AnyComm::Nccl(_), AnyDevice::Mock(_)) => {
-                false
-            }
+            (AnyComm::Mock(_), device) => matches!(device, AnyDevice::Mock(_)),
+            (AnyComm::Nccl(_), device) => matches!(device, AnyDevice::Cuda(_)),
+            (AnyComm::Rccl(_), device) => matches!(device, AnyDevice::Hip(_)),
             // Only who made it knows what memory it moves.
             (AnyComm::Other(_), _) => true,
         };

@@ -28,7 +28,7 @@ pub use watchdog::Watch;
 pub use collectives_core::{
     AbortControl, AbortHandle, Backend, BackendExt, Capabilities, Collectives, CollectivesExt,
     CommConfig, CommId, CommInfo, CtaPolicy, DType, Device, DeviceInfo, Element, Error, ErrorKind,
-    F8E4M3, F8E5M2, GraphUsage, GroupEnd, GroupToken, GrowConfig, HostCft, JoinAllConfig,
+    F8E4M3, F8E5M2, F8Format, GraphUsage, GroupEnd, GroupToken, GrowConfig, HostCft, JoinAllConfig,
     JoinConfig, Launch, LibraryInfo, MemoryUse, NvlsHost, PeerOp, PreMulSum, Rank, RawEvent,
     RawGraph, RawRegistration, RawStream, RecvBuf, ReduceOp, Result, Scalar, SendBuf, ShrinkConfig,
     Split, SplitConfig, Support, UniqueId, VendorCode, Version, bf16, f16, shape,
@@ -37,6 +37,11 @@ pub use collectives_core::{
 /// NCCL on CUDA, opened at run time.
 pub mod nccl {
     pub use collectives_backend_nccl::*;
+}
+
+/// RCCL on ROCm, opened at run time.
+pub mod rccl {
+    pub use collectives_backend_rccl::*;
 }
 
 /// The recipes for recovery, so that their code is tested.

@@ -20,6 +20,7 @@ pub(crate) struct Place {
 enum BackendKind {
     Mock,
     Cuda,
+    Hip,
 }
 
 impl Place {
@@ -27,6 +28,7 @@ impl Place {
         let backend = match device {
             AnyDevice::Mock(_) => BackendKind::Mock,
             AnyDevice::Cuda(_) => BackendKind::Cuda,
+            AnyDevice::Hip(_) => BackendKind::Hip,
         };
         Self { backend, ordinal: device.info().ordinal }
     }
@@ -43,6 +45,7 @@ impl fmt::Display for Place {
         let backend = match self.backend {
             BackendKind::Mock => "mock",
             BackendKind::Cuda => "CUDA",
+            BackendKind::Hip => "HIP",
         };
         write!(f, "{backend} device {}", self.ordinal)
     }

@@ -34,6 +34,10 @@ pub struct Platform {
     pub amd: Devices,
     /// What `COLLECTIVES_BACKEND` is set to. Empty counts as not set.
     pub variable: Option<String>,
+    /// The device runtimes that are in this process already: CUDA's driver and runtime, HIP's runtime.
+    pub loaded: Vec<PathBuf>,
+    /// The variables that choose among devices and are set, to more than nothing.
+    pub lists: Vec<&'static str>,
     /// What was seen, in sentences for people: devices, and what keeps one from being used.
     pub findings: Vec<String>,
 }
@@ -54,8 +58,16 @@ impl Platform {
         let mut findings = Vec::new();
         let nvidia = nvidia::devices(roots, &mut findings);
         let amd = amd::devices(roots, &mut findings);
-        let variable = roots.variable(VARIABLE).filter(|value| !value.is_empty());
-        Self { nvidia, amd, variable, findings }
+        let set = |name: &str| roots.variable(name).filter(|value| !value.is_empty());
+        let lists = [amd::LISTS, nvidia::LISTS].concat();
+        Self {
+            nvidia,
+            amd,
+            variable: set(VARIABLE),
+            loaded: loaded(roots),
+            lists: lists.into_iter().filter(|list| set(list).is_some()).collect(),
+            findings,
+        }
     }
 
     /// Picks the backend: `requested`, else `COLLECTIVES_BACKEND`, else the vendor whose devices
@@ -86,19 +98,53 @@ impl Platform {
         }
     }
 
-    /// Both vendors are visible. A device that this user may not open is no rival to one that they
-    /// may: a workstation's integrated GPU is often of the other vendor.
+    /// Both vendors are visible. In order:
+    ///
+    /// 1. A device that this user may not open is no rival to one that they may: a workstation's
+    ///    integrated GPU is often of the other vendor.
+    /// 2. A process that has one vendor's runtime already works on that vendor's devices.
+    /// 3. A variable of one vendor alone says which devices are meant. `CUDA_VISIBLE_DEVICES` is
+    ///    CUDA's, though HIP heeds it too.
     fn choose_vendor(&self) -> Result<Decision> {
         let [nvidia, amd] = [self.nvidia.summary("NVIDIA"), self.amd.summary("AMD")];
+        let runtimes = |prefixes: &[&str]| -> Vec<String> {
+            let named = |path: &&PathBuf| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                prefixes.iter().any(|prefix| name.starts_with(prefix))
+            };
+            self.loaded.iter().filter(named).map(|path| path.display().to_string()).collect()
+        };
+        let lists = |known: &[&str]| -> Vec<String> {
+            let of_vendor = self.lists.iter().filter(|list| known.contains(list));
+            of_vendor.map(|list| (*list).to_owned()).collect()
+        };
+        let (cuda, hip) = (runtimes(nvidia::RUNTIMES), runtimes(amd::RUNTIMES));
+        let signs = [
+            (cuda, hip, "in this process already"),
+            (lists(nvidia::LISTS), lists(amd::LISTS), "set, and nothing of the other vendor's"),
+        ];
         match (self.nvidia.usable(), self.amd.usable()) {
-            (true, false) => Ok(Decision::new(BackendName::Nccl, format!("{nvidia}; {amd}"))),
-            (false, true) => Ok(Decision::new(BackendName::Rccl, format!("{amd}; {nvidia}"))),
-            (true, true) | (false, false) => Err(Error::new(
-                ErrorKind::InvalidUsage,
-                format!("two kinds of GPU, and no way to guess which is meant: {nvidia}; {amd}"),
-            )
-            .with_hint(format!("set {VARIABLE}=nccl or {VARIABLE}=rccl"))),
+            (true, false) => {
+                return Ok(Decision::new(BackendName::Nccl, format!("{nvidia}; {amd}")));
+            }
+            (false, true) => {
+                return Ok(Decision::new(BackendName::Rccl, format!("{amd}; {nvidia}")));
+            }
+            (true, true) | (false, false) => {}
         }
+        for (of_nvidia, of_amd, what) in signs {
+            let (backend, ours, other, sign) = match (&of_nvidia[..], &of_amd[..]) {
+                ([sign, ..], []) => (BackendName::Nccl, &nvidia, &amd, sign),
+                ([], [sign, ..]) => (BackendName::Rccl, &amd, &nvidia, sign),
+                ([], []) | ([_, ..], [_, ..]) => continue,
+            };
+            return Ok(Decision::new(backend, format!("{ours}; {other}; {sign} is {what}")));
+        }
+        Err(Error::new(
+            ErrorKind::InvalidUsage,
+            format!("two kinds of GPU, and no way to guess which is meant: {nvidia}; {amd}"),
+        )
+        .with_hint(format!("set {VARIABLE}=nccl or {VARIABLE}=rccl")))
     }
 
     fn fall_back(&self) -> Decision {
@@ -354,6 +400,21 @@ fn decimal(text: &str) -> Option<u32> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
+/// The device runtimes that are mapped into this process, each file once.
+fn loaded(roots: &Roots) -> Vec<PathBuf> {
+    let maps = roots.read("/proc/self/maps").unwrap_or_default();
+    let mut files = Vec::new();
+    for path in maps.lines().filter_map(|line| line.find('/').map(|start| &line[start..])) {
+        let path = path.trim_end_matches(" (deleted)");
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let mut runtimes = nvidia::RUNTIMES.iter().chain(amd::RUNTIMES);
+        if runtimes.any(|prefix| name.starts_with(prefix)) && !files.iter().any(|f| f == path) {
+            files.push(path.to_owned());
+        }
+    }
+    files.into_iter().map(PathBuf::from).collect()
+}
+
 mod nvidia {
     use std::path::PathBuf;
 
@@ -575,6 +636,10 @@ mod nvidia {
     }
 
     const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
+    /// The variables that choose among devices.
+    pub(super) const LISTS: &[&str] = &[VISIBLE];
+    /// The files of the driver's library and of the runtime, up to their versions.
+    pub(super) const RUNTIMES: &[&str] = &["libcuda.so", "libcudart.so"];
     const CONTROL: &str = "/dev/nvidiactl";
     const DRIVER: &str = "/proc/driver/nvidia/gpus";
     const TEGRA_NODES: [&str; 3] = ["/dev/nvhost-ctrl-gpu", "/dev/nvhost-gpu", "/dev/nvgpu"];
@@ -724,6 +789,10 @@ mod amd {
     const CUDA: &str = "CUDA_VISIBLE_DEVICES";
     const HIP: &str = "HIP_VISIBLE_DEVICES";
     const ROCR: &str = "ROCR_VISIBLE_DEVICES";
+    /// The variables that choose among devices, but for CUDA's.
+    pub(super) const LISTS: &[&str] = &[HIP, ROCR];
+    /// The file of the runtime, up to its version.
+    pub(super) const RUNTIMES: &[&str] = &["libamdhip64.so"];
     const CONTROL: &str = "/dev/kfd";
     const NODES: &str = "/sys/class/kfd/kfd/topology/nodes";
 }
@@ -1133,6 +1202,47 @@ mod tests {
             "two kinds of GPU, and no way to guess which is meant: 1 NVIDIA device (NVIDIA H200); \
              1 AMD device (gfx942); set COLLECTIVES_BACKEND=nccl or COLLECTIVES_BACKEND=rccl"
         );
+    }
+
+    #[test]
+    fn a_runtime_in_the_process_decides_between_vendors() {
+        let maps = |names: &[&str]| {
+            let line = |name| format!("7f00-7f01 r-xp 00000000 fe:00 11   /opt/it's here/{name}\n");
+            let text: String = names.iter().flat_map(|&name| [line(name), line(name)]).collect();
+            Machine::new().nvidia(1).amd(1).file("/proc/self/maps", &text)
+        };
+        for (names, backend) in [
+            (&["libc.so.6", "libamdhip64.so.7.2.70204"][..], RCCL),
+            (&["libamdhip64.so.6 (deleted)"], RCCL),
+            (&["libcuda.so.580.95.05", "libnccl.so.2"], NCCL),
+            (&["libcudart.so.12"], NCCL),
+        ] {
+            let machine = maps(names);
+            assert_eq!(decided(&machine), backend, "{names:?}");
+            assert_eq!(machine.look().loaded.len(), 1, "{names:?}");
+            let reason = machine.choose().reason;
+            assert!(reason.ends_with("is in this process already"), "{reason}");
+        }
+        for names in [&["libamdhip64.so.7", "libcuda.so.1"][..], &["libcudart_static.a"]] {
+            assert!(maps(names).refusal().message().starts_with("two kinds of GPU"), "{names:?}");
+        }
+        // It says nothing about a machine of one vendor, and outranks lists of devices.
+        let one = Machine::new().nvidia(1).file("/proc/self/maps", "1-2 r /lib/libamdhip64.so.7");
+        assert_eq!(decided(&one), NCCL);
+        let both = maps(&["libamdhip64.so.7"]).set("CUDA_VISIBLE_DEVICES", "0");
+        assert_eq!(decided(&both), RCCL);
+    }
+
+    #[test]
+    fn a_list_of_one_vendor_alone_decides_between_vendors() {
+        let both = || Machine::new().nvidia(1).amd(1);
+        assert_eq!(decided(&both().set("HIP_VISIBLE_DEVICES", "0")), RCCL);
+        assert_eq!(decided(&both().set("ROCR_VISIBLE_DEVICES", "0")), RCCL);
+        assert_eq!(decided(&both().set("CUDA_VISIBLE_DEVICES", "0")), NCCL);
+        let reason = both().set("HIP_VISIBLE_DEVICES", "0").choose().reason;
+        assert!(reason.contains("HIP_VISIBLE_DEVICES is set"), "{reason}");
+        let undecided = both().set("HIP_VISIBLE_DEVICES", "0").set("CUDA_VISIBLE_DEVICES", "0");
+        assert!(undecided.refusal().message().starts_with("two kinds of GPU"));
     }
 
     #[test]

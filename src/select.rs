@@ -4,7 +4,8 @@ use std::sync::Once;
 
 use collectives_backend_mock::Mock;
 use collectives_backend_nccl::Nccl;
-use collectives_core::{Backend, Capabilities, Error, ErrorKind, LibraryInfo, Result};
+use collectives_backend_rccl::Rccl;
+use collectives_core::{Backend, Capabilities, Error, LibraryInfo, Result};
 use serde::Serialize;
 
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
 };
 
 /// Opens the backend for this process: `COLLECTIVES_BACKEND` if set, else NCCL where there are
-/// NVIDIA GPUs, else the CPU mock, with one warning that says why.
+/// NVIDIA GPUs, RCCL where there are AMD's, else the CPU mock, with one warning that says why.
 ///
 /// GPU hardware without a usable library is an error, never the mock.
 ///
@@ -26,7 +27,7 @@ pub fn backend() -> Result<AnyBackend> {
 /// Opens the backend of that name: `nccl`, `rccl`, `mock`; or `auto`, as [`backend`] does.
 ///
 /// # Errors
-/// [`InvalidArgument`](ErrorKind::InvalidArgument) for another name; as [`Selection::open`].
+/// [`InvalidArgument`](collectives_core::ErrorKind::InvalidArgument) for another name; as [`Selection::open`].
 pub fn backend_named(name: &str) -> Result<AnyBackend> {
     match name {
         "auto" => backend(),
@@ -78,7 +79,7 @@ impl Selection {
     /// process.
     ///
     /// # Errors
-    /// As [`Platform::choose`]; [`Library`](ErrorKind::Library) where no usable library is found,
+    /// As [`Platform::choose`]; [`Library`](collectives_core::ErrorKind::Library) where no usable library is found,
     /// with every path tried.
     pub fn open(self) -> Result<AnyBackend> {
         let decision = self.decision?;
@@ -93,15 +94,12 @@ impl Selection {
         }
         match decision.backend {
             BackendName::Mock => Mock::shared().map(AnyBackend::Mock),
-            BackendName::Nccl => match Nccl::load() {
-                Ok(nccl) => Ok(AnyBackend::Nccl(nccl)),
-                Err(error) => Err(unusable(error, &decision)),
-            },
-            BackendName::Rccl => Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("this release has no RCCL backend; {}", decision.reason),
-            )
-            .with_hint("set COLLECTIVES_BACKEND=mock to run on the CPU")),
+            BackendName::Nccl => Nccl::load()
+                .map(AnyBackend::Nccl)
+                .map_err(|error| unusable(error, &decision, "COLLECTIVES_NCCL_PATH")),
+            BackendName::Rccl => Rccl::load()
+                .map(AnyBackend::Rccl)
+                .map_err(|error| unusable(error, &decision, "COLLECTIVES_RCCL_PATH")),
         }
     }
 
@@ -149,13 +147,12 @@ pub struct Explanation {
 }
 
 #[cold]
-fn unusable(error: Error, decision: &Decision) -> Error {
-    if decision.backend == BackendName::Nccl && error.hint().is_none() {
-        return error.with_hint(format!(
-            "{}; set COLLECTIVES_NCCL_PATH to the library, or COLLECTIVES_BACKEND=mock to run on \
-             the CPU",
-            decision.reason
-        ));
+fn unusable(error: Error, decision: &Decision, variable: &str) -> Error {
+    if error.hint().is_some() {
+        return error;
     }
-    error
+    error.with_hint(format!(
+        "{}; set {variable} to the library, or COLLECTIVES_BACKEND=mock to run on the CPU",
+        decision.reason
+    ))
 }

@@ -1,15 +1,18 @@
-//! The conformance suite on every backend: always on the mock and on NCCL over the mock's C ABI, and
-//! on NCCL itself where `COLLECTIVES_TEST_NCCL` says so.
+//! The conformance suite on every backend: always on the mock, and on NCCL and RCCL over the mock's C
+//! ABI; on the real libraries where `COLLECTIVES_TEST_NCCL` or `COLLECTIVES_TEST_RCCL` says so.
 //!
-//! For NCCL over the mock this program runs itself again where the loader finds the library of
-//! `collectives-mock-abi` in place of CUDA, so that cudarc, the loader and the NCCL backend are those
-//! of a machine with GPUs. What `COLLECTIVES_TEST_NCCL` asks for instead needs the real CUDA.
+//! For the vendors' backends over the mock this program runs itself again where the loader finds the
+//! library of `collectives-mock-abi` in place of CUDA and HIP, so that cudarc, the loader and the
+//! backends are those of a machine with GPUs. It does so once for each release that the library stands
+//! for, as one process can have but one. What the variables ask for instead needs real devices.
 //!
 //! ```console
-//! $ cargo test --test conformance                                # the mock
+//! $ cargo test --test conformance                                # the mock, and what stands on it
 //! $ cargo test --test conformance -- '4 ranks] group::'          # some of it
 //! $ COLLECTIVES_TEST_NCCL=default cargo test --test conformance  # and NCCL, as it is found
 //! $ COLLECTIVES_TEST_NCCL=/opt/a/libnccl.so.2:/opt/b/libnccl.so.2 cargo test --test conformance
+//! $ COLLECTIVES_RCCL_PATH=/opt/rocm/lib/librccl.so.1 COLLECTIVES_TEST_RCCL=default \
+//!     cargo test --test conformance -- rccl
 //! ```
 //!
 //! There is one rank for each GPU, as a thread and as a process. NCCL 2.30.3 and later can be told to
@@ -21,25 +24,56 @@
 //!     cargo test --test conformance -- nccl
 //! ```
 
-mod mock_abi;
-
-use std::{env, process::ExitCode};
+use std::{
+    env,
+    ffi::{CStr, c_void},
+    fs, io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    ptr,
+};
 
 use collectives::AnyBackend;
 use collectives_backend_mock::{Accumulation, Mock, MockConfig, Ranks, Schedule};
-use collectives_backend_nccl::Nccl;
+use collectives_backend_nccl::Cuda;
+use collectives_backend_rccl::Rocm;
 use collectives_conformance::{Harness, KnownFault, trials};
-use collectives_core::{Backend, Error, ErrorKind, Version};
+use collectives_core::{Backend, Error, ErrorKind, Result, Version};
+use collectives_nccl_abi::Table;
+use collectives_nccl_family::{Library, Vendor};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
+    let asked = ASKED.map(|variable| env::var(variable).ok());
     #[cfg(target_os = "linux")]
-    if env::var_os(ASKED).is_none() && mock_abi::folder().is_none() {
-        let error = mock_abi::run_again([]);
-        eprintln!("{error}");
-        return ExitCode::FAILURE;
+    if asked.iter().all(Option::is_none) && env::var_os(MOCK_ABI).is_none() {
+        return run_on_the_mock();
     }
+    let all = match env::var(RELEASE) {
+        Ok(release) => rccl_over_mock(&release),
+        Err(_) => {
+            let [nccl, rccl] = asked;
+            let mut all = on_mock();
+            match nccl {
+                Some(libraries) => all.extend(on_real::<Cuda>(&libraries)),
+                None => {
+                    all.push(not_asked("nccl", "set COLLECTIVES_TEST_NCCL", "libnccl"));
+                    all.extend(nccl_over_mock());
+                }
+            }
+            match rccl {
+                Some(libraries) => all.extend(on_real::<Rocm>(&libraries)),
+                None => all.push(not_asked("rccl", "set COLLECTIVES_TEST_RCCL", "librccl")),
+            }
+            all
+        }
+    };
+    libtest_mimic::run(&arguments, all).exit_code()
+}
+
+/// The trials of the mock itself.
+fn on_mock() -> Vec<Trial> {
     let wide = MockConfig::new().with_accumulation(Accumulation::F32);
     let mut all = trials(OnMock::new("mock", MockConfig::new(), &[1, 2, 3, 4, 8]));
     all.extend(trials(OnMock::new("mock f32", wide, &[1, 3])));
@@ -63,19 +97,12 @@ fn main() -> ExitCode {
         let config = config.with_ranks(Ranks::Processes);
         all.extend(trials(OnMock::new(name, config, worlds).processes()));
     }
-    all.extend(trials(OnAny));
-    match env::var(ASKED) {
-        Ok(libraries) => {
-            all.extend(libraries.split(':').filter(|path| !path.is_empty()).flat_map(nccl));
-        }
-        Err(_) => {
-            let text = "not run: set COLLECTIVES_TEST_NCCL to 'default' or to paths of libnccl";
-            let skipped = Trial::test(text, move || Err(Failed::from(text)));
-            all.push(skipped.with_kind("nccl").with_ignored_flag(true));
-            all.extend(nccl_over_mock());
-        }
-    }
-    libtest_mimic::run(&arguments, all).exit_code()
+    all.extend(trials(OnAny {
+        name: "any(mock)",
+        backend: || AnyBackend::Mock(Mock::new(MockConfig::new())),
+        checks_ownership: true,
+    }));
+    all
 }
 
 /// A fresh mock for every world.
@@ -121,18 +148,22 @@ impl Harness for OnMock {
     }
 }
 
-/// The mock behind the facade's dispatch, in one world: that nothing is lost on the way.
-struct OnAny;
+/// A backend behind the facade's dispatch, in one world: that nothing is lost on the way.
+struct OnAny<F> {
+    name: &'static str,
+    backend: F,
+    checks_ownership: bool,
+}
 
-impl Harness for OnAny {
+impl<F: Fn() -> AnyBackend + Send + Sync + 'static> Harness for OnAny<F> {
     type Backend = AnyBackend;
 
     fn name(&self) -> String {
-        "any(mock)".into()
+        self.name.into()
     }
 
     fn backend(&self) -> AnyBackend {
-        AnyBackend::Mock(Mock::new(MockConfig::new()))
+        (self.backend)()
     }
 
     fn worlds(&self) -> Vec<usize> {
@@ -140,55 +171,29 @@ impl Harness for OnAny {
     }
 
     fn checks_ownership(&self) -> bool {
-        true
+        self.checks_ownership
     }
 }
 
-/// One NCCL library, on the devices that are there.
-struct OnNccl {
+/// One vendor's library, on the devices that are there.
+struct OnLibrary<V: Vendor> {
     name: String,
-    nccl: Nccl,
+    library: Library<V>,
     worlds: Vec<usize>,
     /// Ranks beyond these share them.
     devices: usize,
     processes: bool,
 }
 
-impl OnNccl {
-    /// A library, with a rank for each device.
-    fn new(nccl: Nccl) -> Result<Self, Error> {
-        let devices = nccl.device_count()?;
-        let name = format!("nccl {}", nccl.info().version);
-        Ok(Self { name, nccl, worlds: worlds(devices), devices, processes: false })
-    }
-
-    /// The same, with each rank in a process of its own, and as many as `COLLECTIVES_TEST_RANKS` says.
-    fn in_processes(&self) -> Result<Self, Error> {
-        let ranks = match env::var(RANKS) {
-            Ok(ranks) => ranks.parse().map_err(|_| {
-                Error::new(ErrorKind::InvalidArgument, format!("{RANKS} is '{ranks}', no number"))
-            })?,
-            Err(_) => self.devices,
-        };
-        let (name, nccl) = (format!("{}, processes", self.name), self.nccl.clone());
-        Ok(Self { name, nccl, worlds: worlds(ranks), devices: self.devices, processes: true })
-    }
-}
-
-/// The worlds of at most so many ranks.
-fn worlds(most: usize) -> Vec<usize> {
-    [1, 2, 3, 4, 8].into_iter().filter(|&size| size <= most).collect()
-}
-
-impl Harness for OnNccl {
-    type Backend = Nccl;
+impl<V: Vendor> Harness for OnLibrary<V> {
+    type Backend = Library<V>;
 
     fn name(&self) -> String {
         self.name.clone()
     }
 
-    fn backend(&self) -> Nccl {
-        self.nccl.clone()
+    fn backend(&self) -> Library<V> {
+        self.library.clone()
     }
 
     fn worlds(&self) -> Vec<usize> {
@@ -207,7 +212,7 @@ impl Harness for OnNccl {
         true
     }
 
-    /// NCCL's kernel for one rank has no fp8; `nccl-family` refuses it by name.
+    /// NCCL's kernel for one rank has no fp8; `nccl-family` refuses it by name, also to RCCL.
     fn known_faults(&self) -> Vec<KnownFault> {
         let cases = [
             "all_reduce::fp8_can_be_scaled",
@@ -226,48 +231,219 @@ impl Harness for OnNccl {
     }
 
     fn checks_ownership(&self) -> bool {
-        std::env::var("COLLECTIVES_CHECK").is_ok_and(|check| check == "pointers")
+        checks_pointers()
     }
 }
 
-/// The trials of one library; one that fails where it was asked for and cannot be used.
-fn nccl(path: &str) -> Vec<Trial> {
-    let loaded = if path == "default" { Nccl::load() } else { Nccl::load_from(path) };
-    let instances = loaded.and_then(OnNccl::new).and_then(|threads| {
-        let processes = threads.in_processes()?;
-        Ok([threads, processes])
-    });
-    instances.map_or_else(
-        |error| unusable(path, error),
-        |instances| instances.into_iter().flat_map(trials).collect(),
-    )
+/// Whether the vendors' backends were told to check every pointer.
+fn checks_pointers() -> bool {
+    env::var("COLLECTIVES_CHECK").is_ok_and(|check| check == "pointers")
+}
+
+/// The trials of the real libraries that were asked for, one that fails where a library cannot be
+/// used.
+fn on_real<V: Vendor>(libraries: &str) -> Vec<Trial> {
+    let paths = libraries.split(':').filter(|path| !path.is_empty());
+    paths
+        .flat_map(|path| match instances::<V>(path) {
+            Ok(instances) => instances.into_iter().flat_map(trials).collect(),
+            Err(error) => unusable::<V>(path, error),
+        })
+        .collect()
+}
+
+/// A real library with its ranks as processes, as many as `COLLECTIVES_TEST_RANKS` says, and as
+/// threads, one for each device. In this order, as a process that is a rank comes to its own harness
+/// before another has opened a device.
+fn instances<V: Vendor>(path: &str) -> Result<[OnLibrary<V>; 2]> {
+    let library = if path == "default" { Library::load() } else { Library::load_from(path) }?;
+    let devices = library.device_count()?;
+    let ranks = match env::var(RANKS) {
+        Ok(ranks) => ranks.parse().map_err(|_| {
+            Error::new(ErrorKind::InvalidArgument, format!("{RANKS} is '{ranks}', no number"))
+        })?,
+        Err(_) => devices,
+    };
+    let name = format!("{} {}", kind::<V>(), library.info().version);
+    let instance = |name: String, most: usize, processes| {
+        let worlds = [1, 2, 3, 4, 8].into_iter().filter(|&size| size <= most).collect();
+        OnLibrary { name, library: library.clone(), worlds, devices, processes }
+    };
+    Ok([
+        instance(format!("{name}, processes"), ranks, true),
+        instance(name.clone(), devices, false),
+    ])
 }
 
 /// The trials of the NCCL backend and cudarc over the library that stands for NCCL and CUDA.
 fn nccl_over_mock() -> Vec<Trial> {
-    let Some(folder) = mock_abi::folder() else { return Vec::new() };
-    let path = folder.join("libnccl.so.2");
-    let instance = |name: &str, worlds: &[usize], processes| {
-        let nccl = Nccl::load_from(&path)?;
-        Ok(OnNccl { name: name.into(), nccl, worlds: worlds.into(), devices: 8, processes })
+    let Some(folder) = env::var_os(MOCK_ABI) else { return Vec::new() };
+    let library = Library::<Cuda>::load_from(Path::new(&folder).join("libnccl.so.2"));
+    over_mock("nccl over mock-abi", library, &[1, 2, 3], &[2])
+}
+
+/// The trials of the RCCL backend over the library that stands for one release of RCCL, and for HIP.
+///
+/// It has every function of the newest release, so those that this one lacks are hidden. Once more it
+/// is opened as users open it, with all functions, behind the facade.
+fn rccl_over_mock(release: &str) -> Vec<Trial> {
+    let Some(folder) = env::var_os(MOCK_ABI) else { return Vec::new() };
+    let path = Path::new(&folder).join("librccl.so.1");
+    let exports = EXPORTS.iter().find(|(name, _)| *name == release).map(|(_, list)| *list);
+    let hidden = exports.ok_or_else(|| Error::new(ErrorKind::InvalidArgument, release.to_owned()));
+    let hidden = hidden.and_then(|exports| with_exports(&path, exports));
+    let name = release.replace("rccl-", "rccl ") + " over mock-abi";
+    let mut all = over_mock::<Rocm>(&name, hidden, &[1, 2, 3, 4], &[1, 2, 4]);
+    if release == NEWEST {
+        match Library::<Rocm>::load_from(&path) {
+            Ok(rccl) => all.extend(trials(OnAny {
+                name: "any(rccl) over mock-abi",
+                backend: move || AnyBackend::Rccl(rccl.clone()),
+                checks_ownership: checks_pointers(),
+            })),
+            Err(error) => all.extend(unusable::<Rocm>("mock-abi", error)),
+        }
+    }
+    all
+}
+
+/// The library at `path` as far as it exports these names.
+fn with_exports<V: Vendor>(path: &Path, exports: &str) -> Result<Library<V>> {
+    // SAFETY: the mock's library, which runs nothing when it is opened.
+    let library = unsafe { libloading::Library::new(path) }
+        .map_err(|error| Error::new(ErrorKind::Library, error.to_string()))?;
+    // Open until the process ends, like every library behind a table.
+    let library: &'static libloading::Library = Box::leak(Box::new(library));
+    let find = |name: &CStr| -> *const c_void {
+        if !exports.lines().any(|export| export.as_bytes() == name.to_bytes()) {
+            return ptr::null();
+        }
+        // SAFETY: only looked for here; the table has the types of `nccl.h`.
+        let found = unsafe { library.get::<*const c_void>(name.to_bytes_with_nul()) };
+        found.map_or(ptr::null(), |symbol| *symbol)
     };
-    let instances: [Result<OnNccl, Error>; 2] = [
-        instance("nccl over mock-abi", &[1, 2, 3], false),
-        instance("nccl over mock-abi, processes", &[2], true),
-    ];
-    let trials = |instance: Result<_, Error>| {
-        instance.map_or_else(|error| unusable("mock-abi", error), trials)
+    // SAFETY: what is found are the functions of these names, which the library has with the types of
+    // `nccl.h`: its own compiler checked that.
+    let table = unsafe { Table::fill(find) }
+        .map_err(|missing| Error::new(ErrorKind::Library, missing.to_string()))?;
+    // SAFETY: as above.
+    unsafe { Library::from_table(table) }
+}
+
+/// The trials of a library of the mock, with ranks as threads and as processes.
+fn over_mock<V: Vendor>(
+    name: &str,
+    library: Result<Library<V>>,
+    threads: &[usize],
+    processes: &[usize],
+) -> Vec<Trial> {
+    let library = match library {
+        Ok(library) => library,
+        Err(error) => return unusable::<V>("mock-abi", error),
     };
-    instances.into_iter().flat_map(trials).collect()
+    let instance = |name: String, worlds: &[usize], processes| {
+        let (library, worlds) = (library.clone(), worlds.into());
+        trials(OnLibrary { name, library, worlds, devices: 8, processes })
+    };
+    let mut all = instance(name.to_owned(), threads, false);
+    all.extend(instance(format!("{name}, processes"), processes, true));
+    all
+}
+
+/// One trial, which is not run and says what would make it.
+fn not_asked(kind: &str, what: &str, library: &str) -> Trial {
+    let text = format!("not run: {what} to 'default' or to paths of {library}");
+    let reason = text.clone();
+    let skipped = Trial::test(text, move || Err(Failed::from(reason)));
+    skipped.with_kind(kind).with_ignored_flag(true)
 }
 
 /// One trial, which fails: the library was asked for.
-fn unusable(path: &str, error: Error) -> Vec<Trial> {
+fn unusable<V: Vendor>(path: &str, error: Error) -> Vec<Trial> {
     let name = format!("{path} can be used");
-    vec![Trial::test(name, move || Err(Failed::from(error))).with_kind("nccl")]
+    vec![Trial::test(name, move || Err(Failed::from(error))).with_kind(kind::<V>())]
 }
 
+/// `nccl` or `rccl`.
+fn kind<V: Vendor>() -> String {
+    V::ABI.flavour.to_string().to_lowercase()
+}
+
+/// Runs this program again, once for each release that it stands for, with the library of
+/// `collectives-mock-abi`, which lies beside it, in place of CUDA and HIP.
+#[cfg(target_os = "linux")]
+fn run_on_the_mock() -> ExitCode {
+    let run = |release: Option<&str>| {
+        let folder = install()?;
+        let mut again = std::process::Command::new(env::current_exe()?);
+        again.args(env::args_os().skip(1)).env(MOCK_ABI, &folder).env("LD_LIBRARY_PATH", &folder);
+        for own in HIDDEN {
+            again.env_remove(own);
+        }
+        if let Some(release) = release {
+            again.env(RELEASE, release).env("COLLECTIVES_MOCK_VERSION", release);
+        }
+        if release == Some(NEWEST) {
+            again.env("COLLECTIVES_CHECK", "pointers");
+        }
+        again.status()
+    };
+    let releases = EXPORTS.iter().map(|(release, _)| Some(*release));
+    let mut code = ExitCode::SUCCESS;
+    for release in [None].into_iter().chain(releases) {
+        match run(release) {
+            Ok(status) if status.success() => {}
+            Ok(status) => {
+                eprintln!("{}: {status}", release.unwrap_or("the mock, and NCCL over it"));
+                code = ExitCode::FAILURE;
+            }
+            Err(error) => {
+                eprintln!("this program cannot be started again: {error}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    code
+}
+
+/// Links the library under the names by which it is looked for.
+#[cfg(target_os = "linux")]
+fn install() -> io::Result<PathBuf> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mock-abi");
+    fs::create_dir_all(&folder)?;
+    let library = env::current_exe()?.with_file_name("libcollectives_mock_abi.so");
+    for name in ["libamdhip64.so.7", "libcuda.so.1", "libnccl.so.2", "librccl.so.1"] {
+        // An earlier run may have left it.
+        match std::os::unix::fs::symlink(&library, folder.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(folder)
+}
+
+/// The releases of RCCL that the mock stands for, as it calls them, and what theirs exports.
+const EXPORTS: [(&str, &str); 2] = [
+    (NEWEST, include_str!("../crates/nccl-abi/tests/symbols/rccl-2.27.7.txt")),
+    ("rccl-2.13.4", include_str!("../crates/nccl-abi/tests/symbols/rccl-2.13.4.txt")),
+];
+/// The one that checks pointers, too, and runs behind the facade.
+const NEWEST: &str = "rccl-2.27.7";
+
 /// Which real libraries are asked for.
-const ASKED: &str = "COLLECTIVES_TEST_NCCL";
+const ASKED: [&str; 2] = ["COLLECTIVES_TEST_NCCL", "COLLECTIVES_TEST_RCCL"];
 /// Up to how many ranks real libraries have in processes; without it, one for each device.
 const RANKS: &str = "COLLECTIVES_TEST_RANKS";
+/// Where the library lies that stands for NCCL and CUDA, RCCL and HIP.
+const MOCK_ABI: &str = "COLLECTIVES_TEST_MOCK_ABI";
+/// Which release of RCCL it stands for in this process, if any.
+const RELEASE: &str = "COLLECTIVES_TEST_RCCL_RELEASE";
+/// What users set, and the mock would heed.
+const HIDDEN: [&str; 6] = [
+    "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "COLLECTIVES_HIP_PATH",
+    "COLLECTIVES_MOCK_DEVICES",
+    "COLLECTIVES_MOCK_VERSION",
+];

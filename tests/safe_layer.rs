@@ -2,7 +2,7 @@
 //!
 //! Data of every operation, dtype and shape is `tests/conformance.rs`'s matter; here it is about
 //! ownership, ordering and errors. `COLLECTIVES_TEST_NCCL` adds NCCL: `default`, or library paths
-//! with a colon between.
+//! with a colon between; so does `COLLECTIVES_TEST_RCCL` with RCCL.
 
 use std::{
     cell::RefCell,
@@ -19,6 +19,7 @@ use collectives::{
     group,
     mock::{Mock, MockConfig},
     nccl::Nccl,
+    rccl::Rccl,
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -86,27 +87,40 @@ fn main() -> ExitCode {
     trials.push(Trial::test("[mock] a_group_is_of_one_library", move || {
         a_group_is_of_one_library(&mock(), &mock()).map_err(Failed::from)
     }));
-    match std::env::var("COLLECTIVES_TEST_NCCL") {
-        Ok(libraries) => trials.extend(libraries.split(':').flat_map(nccl_trials)),
-        Err(_) => trials.push(
-            Trial::test("[nccl] not run: set COLLECTIVES_TEST_NCCL to `default` or a path", || {
-                Ok(())
-            })
-            .with_ignored_flag(true),
-        ),
+    for (kind, variable, open) in REAL {
+        match std::env::var(variable) {
+            Ok(libraries) => {
+                let paths = libraries.split(':').filter(|path| !path.is_empty());
+                trials.extend(paths.flat_map(|path| real_trials(kind, path, open)));
+            }
+            Err(_) => {
+                let text = format!("[{kind}] not run: set {variable} to `default` or a path");
+                trials.push(Trial::test(text, || Ok(())).with_ignored_flag(true));
+            }
+        }
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-fn nccl_trials(library: &str) -> Vec<Trial> {
-    let nccl = match library {
-        "default" => Nccl::load(),
-        path => Nccl::load_from(path),
-    };
-    let nccl = nccl.unwrap_or_else(|error| panic!("{error}"));
-    let label = format!("nccl {}", nccl.info().version);
-    let devices = nccl.device_count().unwrap_or_else(|error| panic!("{error}"));
-    let backend = AnyBackend::Nccl(nccl);
+/// Opens a vendor's library: that which is found, or that of a path.
+type Open = fn(&str) -> Result<AnyBackend>;
+
+/// The vendors, what asks for their libraries, and how to open one.
+const REAL: [(&str, &str, Open); 2] = [
+    ("nccl", "COLLECTIVES_TEST_NCCL", |path| match path {
+        "default" => Nccl::load().map(AnyBackend::Nccl),
+        path => Nccl::load_from(path).map(AnyBackend::Nccl),
+    }),
+    ("rccl", "COLLECTIVES_TEST_RCCL", |path| match path {
+        "default" => Rccl::load().map(AnyBackend::Rccl),
+        path => Rccl::load_from(path).map(AnyBackend::Rccl),
+    }),
+];
+
+fn real_trials(kind: &str, path: &str, open: Open) -> Vec<Trial> {
+    let backend = open(path).unwrap_or_else(|error| panic!("{error}"));
+    let label = format!("{kind} {}", backend.info().version);
+    let devices = backend.device_count().unwrap_or_else(|error| panic!("{error}"));
     let worlds = [1, 2, 4, 8].into_iter().filter(|&size| size <= devices);
     let mut trials: Vec<_> = worlds
         .flat_map(|size| {

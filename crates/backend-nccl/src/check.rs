@@ -9,6 +9,7 @@ use std::{
 };
 
 use collectives_core::{Error, ErrorKind, RawStream, Result};
+use collectives_nccl_family::device::RawDevice as _;
 use cudarc::driver::sys::{self, CUcontext, CUmemorytype, CUpointer_attribute, CUresult};
 
 use crate::{

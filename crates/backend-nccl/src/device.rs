@@ -9,12 +9,10 @@ use std::{
 };
 
 use collectives_core::{Device, DeviceInfo, ErrorKind, RawEvent, RawGraph, RawStream, Result};
+use collectives_nccl_family::device::{self, Memory, RawDevice as _};
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute, CUevent, CUstream};
 
-use crate::{
-    driver::{self, check, refuse},
-    memory::Memory,
-};
+use crate::driver::{self, check, refuse};
 
 /// One CUDA device: its primary context, its memory, streams, events and graphs.
 ///
@@ -108,7 +106,7 @@ impl Device for CudaDevice {
     #[doc(alias = "cuMemAlloc")]
     fn alloc(&self, bytes: usize) -> Result<*mut c_void> {
         let _current = self.0.bind()?;
-        self.0.alloc(bytes)
+        device::alloc(self.0, bytes)
     }
 
     /// Puts the block into the cache, with an event on `after`.
@@ -119,7 +117,7 @@ impl Device for CudaDevice {
     unsafe fn free(&self, ptr: *mut c_void, after: RawStream) -> Result<()> {
         let _current = self.0.bind()?;
         // SAFETY: the caller's promise.
-        unsafe { self.0.free(ptr, after) }
+        unsafe { device::free(self.0, ptr, after) }
     }
 
     #[doc(alias = "cuMemcpyHtoDAsync")]
@@ -231,8 +229,9 @@ impl Device for CudaDevice {
     /// Without a deadline `cuStreamSynchronize`; with one, an event that is polled: a short spin,
     /// then pauses that grow from 50 µs to 1 ms.
     unsafe fn synchronize(&self, stream: RawStream, deadline: Option<Duration>) -> Result<()> {
+        let _current = self.0.bind()?;
         // SAFETY: the caller's promise.
-        unsafe { self.0.synchronize(stream, deadline) }
+        unsafe { device::synchronize(self.0, stream, deadline) }
     }
 
     /// `cuStreamBeginCapture` in relaxed mode, so that other threads may call what they like.
@@ -299,19 +298,8 @@ impl Context {
         Ok(Current { restore: (!before.is_null()).then_some(before) })
     }
 
-    pub(crate) fn memory_info(&self) -> Result<(usize, usize)> {
-        let (mut free, mut total) = (0, 0);
-        // SAFETY: the device is current; both numbers outlive the call.
-        check("memory_info", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
-        Ok((free, total))
-    }
-
     pub(crate) fn is_primary(&self, context: CUcontext) -> bool {
         self.context == context
-    }
-
-    pub(crate) fn ordinal(&self) -> usize {
-        self.info.ordinal
     }
 }
 

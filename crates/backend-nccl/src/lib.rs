@@ -25,7 +25,7 @@ mod stream;
 
 use std::ffi::c_void;
 
-use collectives_core::{RawStream, Result};
+use collectives_core::{F8Format, RawStream, Result};
 use collectives_nccl_abi as abi;
 use collectives_nccl_family::{Comm, Library, Vendor};
 
@@ -69,5 +69,9 @@ impl Vendor for Cuda {
         stream: RawStream,
     ) -> Result<()> {
         check::check(ordinal, buffers, stream)
+    }
+
+    fn f8_format() -> F8Format {
+        F8Format::Ocp
     }
 }

@@ -1,20 +1,16 @@
 //! Streams and events.
 //!
-//! Asking a stream whether it is done (`cuStreamQuery`) breaks a capture in progress, so it is
-//! never done: waits with a deadline record an event and poll that. While polling, the thread is in
-//! relaxed capture mode, as another library's capture on this very thread may forbid the question.
+//! While an event is asked about, the thread is in relaxed capture mode, as another library's capture
+//! on this very thread may forbid the question.
 
-use std::{
-    ptr,
-    time::{Duration, Instant},
-};
+use std::ptr;
 
-use collectives_core::{ErrorKind, RawEvent, RawStream, Result};
+use collectives_core::{RawEvent, RawStream, Result};
 use cudarc::driver::sys::{self, CUresult, CUstreamCaptureMode, CUstreamCaptureStatus};
 
 use crate::{
     device::{Context, cu, cu_event},
-    driver::{check, error, refuse},
+    driver::{check, error},
 };
 
 impl Context {
@@ -94,64 +90,6 @@ impl Context {
             failure => Err(error("is_capturing", failure)),
         }
     }
-
-    /// # Safety
-    /// See `collectives_core::Device::synchronize`.
-    pub(crate) unsafe fn synchronize(
-        &self,
-        stream: RawStream,
-        deadline: Option<Duration>,
-    ) -> Result<()> {
-        const OPERATION: &str = "synchronize";
-        let start = Instant::now();
-        let _current = self.bind()?;
-        // SAFETY: the caller's promise.
-        if unsafe { self.is_capturing(stream) }? {
-            return Err(refuse(
-                ErrorKind::InvalidUsage,
-                OPERATION,
-                "the stream is being captured, so nothing on it runs yet",
-            )
-            .with_hint("end the capture and launch the graph first"));
-        }
-        let Some(deadline) = deadline else {
-            // SAFETY: the caller's promise.
-            return check(OPERATION, unsafe { sys::cuStreamSynchronize(cu(stream)) });
-        };
-        let event = self.memory.event(self)?;
-        // SAFETY: an event of this device; the stream is the caller's promise.
-        let outcome = unsafe { self.record(event, stream) }
-            // SAFETY: an event of this device, that nobody else records.
-            .and_then(|()| unsafe { self.poll(event, start, deadline) });
-        // A recording that was not reached is overwritten by the next.
-        self.memory.keep_event(event);
-        outcome.map_err(|error| error.with_operation(OPERATION))
-    }
-
-    /// # Safety
-    /// The event is alive.
-    unsafe fn poll(&self, event: RawEvent, start: Instant, deadline: Duration) -> Result<()> {
-        loop {
-            // SAFETY: the caller's promise.
-            if unsafe { self.query(event) }? {
-                return Ok(());
-            }
-            let waited = start.elapsed();
-            if waited >= deadline {
-                let message = format!(
-                    "work on a stream of device {} is not done after {deadline:?}",
-                    self.ordinal()
-                );
-                return Err(refuse(ErrorKind::Timeout, "synchronize", message)
-                    .with_hint("a rank may be missing: abort the communicators on this stream"));
-            }
-            if waited < SPIN {
-                std::thread::yield_now();
-            } else {
-                std::thread::sleep((waited / 256).min(deadline - waited).min(LONGEST_PAUSE));
-            }
-        }
-    }
 }
 
 /// This thread may call what a capture in another mode forbids, without breaking the capture.
@@ -177,8 +115,3 @@ impl Drop for RelaxedCapture {
 const NON_BLOCKING: u32 = 1;
 /// `CU_EVENT_DISABLE_TIMING`.
 const DISABLE_TIMING: u32 = 2;
-
-/// How long to poll without a pause, yielding to other threads, as the driver's own wait does. From
-/// then on a wait oversleeps by less than a hundredth of what it has waited.
-const SPIN: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_millis(1);

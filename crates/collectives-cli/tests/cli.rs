@@ -488,12 +488,13 @@ fn doctor_tells_programs_the_same() {
 fn doctor_fails_where_the_selected_backend_cannot_work() {
     for (name, value, words) in [
         ("COLLECTIVES_BACKEND", "nccl", "/no/such/libnccl.so.2"),
-        ("COLLECTIVES_BACKEND", "rccl", "no RCCL backend"),
+        ("COLLECTIVES_BACKEND", "rccl", "/no/such/librccl.so.1"),
         ("COLLECTIVES_BACKEND", "gloo", "no backend is called 'gloo'"),
         ("COLLECTIVES_MOCK_DEVICES", "none", "COLLECTIVES_MOCK_DEVICES"),
     ] {
         let mut command = collectives(&["doctor", "--json"]);
-        command.env("COLLECTIVES_NCCL_PATH", "/no/such/libnccl.so.2").env(name, value);
+        command.env("COLLECTIVES_NCCL_PATH", "/no/such/libnccl.so.2");
+        command.env("COLLECTIVES_RCCL_PATH", "/no/such/librccl.so.1").env(name, value);
         let result = command.assert().code(1).stderr("");
         let report: Value =
             serde_json::from_slice(&result.get_output().stdout).expect("JSON all the same");
@@ -523,4 +524,48 @@ fn falling_back_to_the_mock_is_said_once() {
     let text = String::from_utf8_lossy(&result.get_output().stderr).into_owned();
     assert_eq!(text.matches("CPU mock").count(), 1, "{text}");
     assert_eq!(text.lines().count(), 1, "{text}");
+}
+
+/// RCCL of a release, and HIP, as the mock's library stands for them, in a folder.
+#[cfg(target_os = "linux")]
+fn rccl() -> (tempfile::TempDir, std::path::PathBuf) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("librccl.so.1");
+    let test = std::env::current_exe().expect("a test has a path");
+    let library = test.with_file_name("libcollectives_mock_abi.so");
+    std::os::unix::fs::symlink(library, &path).expect("a link");
+    (folder, path)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn perf_runs_on_rccl() {
+    let (_folder, path) = rccl();
+    let run = ["perf", "all_to_all", "--backend", "rccl", "-n", "2", "-e", "64", "--iters", "3"];
+    for mode in ["threads", "processes"] {
+        let mut command = collectives(&run);
+        command.args(["--mode", mode]).env("COLLECTIVES_RCCL_PATH", &path);
+        command.env("COLLECTIVES_MOCK_VERSION", "rccl-2.27.7");
+        let result = command.assert().success();
+        let text = String::from_utf8_lossy(&result.get_output().stdout).into_owned();
+        assert!(text.contains("RCCL 2.27.7"), "{text}");
+        assert!(!rows(&text).is_empty(), "{text}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn doctor_knows_rccl() {
+    let (_folder, path) = rccl();
+    let mut command = collectives(&["doctor", "--json"]);
+    command.env("COLLECTIVES_BACKEND", "rccl").env("COLLECTIVES_RCCL_PATH", &path);
+    command.env("COLLECTIVES_MOCK_VERSION", "rccl-2.13.4").env("COLLECTIVES_MOCK_DEVICES", "2");
+    let result = command.assert().success().stderr("");
+    let report: Value = serde_json::from_slice(&result.get_output().stdout).expect("JSON");
+    assert_eq!(report["backend"], "rccl");
+    assert_eq!(report["library"]["backend"], "RCCL");
+    assert_eq!(report["problem"], Value::Null);
+    assert_eq!(report["device_list"].as_array().expect("a list").len(), 2);
+    assert_eq!(report["checks"]["backend-rccl"], "note");
+    assert!(report["capabilities"]["f8_format"].is_string(), "{report}");
 }

@@ -10,7 +10,8 @@ use crate::{Error, ErrorKind, Version};
 ///
 /// # Naming
 /// An operation's field is its method's name (`all_to_all`). A variant adds what it is
-/// (`reduce_avg`). A type is `dtype_<name>`. A limit is `max_<thing>`.
+/// (`reduce_avg`). A type is `dtype_<name>`. A limit is `max_<thing>`. What is no question of having
+/// it is a `<thing>_format`.
 ///
 /// The checks in [`crate::shape`] refuse what is [`Support::Unsupported`] before any library is
 /// called.
@@ -45,10 +46,12 @@ pub struct Capabilities {
     pub reduce_f8: Support,
     /// [`DType::Bf16`](crate::DType::Bf16).
     pub dtype_bf16: Support,
-    /// [`DType::F8E4M3`](crate::DType::F8E4M3), bits in OCP `e4m3fn`.
+    /// [`DType::F8E4M3`](crate::DType::F8E4M3); what its bits mean is `f8_format`.
     pub dtype_f8e4m3: Support,
-    /// [`DType::F8E5M2`](crate::DType::F8E5M2), bits in OCP `e5m2`.
+    /// [`DType::F8E5M2`](crate::DType::F8E5M2); what its bits mean is `f8_format`.
     pub dtype_f8e5m2: Support,
+    /// What reductions take the bits of an fp8 number for.
+    pub f8_format: F8Format,
     /// [`Split::split`](crate::Split::split).
     pub split: Support,
     /// [`Split::shrink`](crate::Split::shrink).
@@ -107,6 +110,7 @@ impl Capabilities {
         dtype_bf16: Support::Native,
         dtype_f8e4m3: Support::Native,
         dtype_f8e5m2: Support::Native,
+        f8_format: F8Format::Ocp,
         split: Support::Native,
         shrink: Support::Native,
         grow: Support::Native,
@@ -126,7 +130,7 @@ impl Capabilities {
         capture: Support::Native,
     };
 
-    /// Every capability with its field name, in the order of the fields.
+    /// Every capability that a library has or lacks, with its field name, in the order of the fields.
     pub fn entries(&self) -> [(&'static str, Support); 33] {
         // Destructured in full, so that a new field cannot be forgotten here.
         let Self {
@@ -146,6 +150,7 @@ impl Capabilities {
             dtype_bf16,
             dtype_f8e4m3,
             dtype_f8e5m2,
+            f8_format: _,
             split,
             shrink,
             grow,
@@ -199,6 +204,37 @@ impl Capabilities {
             ("register", register),
             ("capture", capture),
         ]
+    }
+}
+
+/// What the bits of an fp8 number mean, [`DType::F8E4M3`](crate::DType::F8E4M3) and
+/// [`DType::F8E5M2`](crate::DType::F8E5M2) alike.
+///
+/// The Rust types [`F8E4M3`](crate::F8E4M3) and [`F8E5M2`](crate::F8E5M2) are OCP's. Moving fp8 numbers
+/// is the same in either format; reducing them is not, and nothing converts: on a device with
+/// [`Fnuz`](Self::Fnuz) the sum of two OCP numbers, read as OCP, is right only by luck.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum F8Format {
+    /// `e4m3fnuz` and `e5m2fnuz`: the exponent's bias is larger by one, so the same bits mean half
+    /// the value; no infinity and no negative zero, whose bits are the one NaN. AMD's gfx940 to
+    /// gfx942, the MI300 series.
+    Fnuz,
+    /// `e4m3fn` and `e5m2` of the Open Compute Project: NVIDIA's devices, AMD's since gfx950, and the
+    /// mock.
+    Ocp,
+    /// Nothing tells, or the devices of this process differ.
+    Unknown,
+}
+
+impl fmt::Display for F8Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fnuz => "FNUZ",
+            Self::Ocp => "OCP",
+            Self::Unknown => "unknown",
+        })
     }
 }
 

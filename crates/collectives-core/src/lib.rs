@@ -39,7 +39,7 @@ pub use backend::{
     Split, SplitConfig,
 };
 pub use buffer::{RecvBuf, SendBuf};
-pub use capabilities::{Capabilities, Support};
+pub use capabilities::{Capabilities, F8Format, Support};
 pub use collectives::Collectives;
 pub use comm_config::{CommConfig, CtaPolicy, GraphUsage, HostCft, NvlsHost};
 pub use comm_info::{CommId, CommInfo, LibraryInfo, MemoryUse};

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use collectives_core::{Backend, Capabilities, Device};
+use collectives_core::{Backend, Capabilities, Device, F8Format};
 use libtest_mimic::{Failed, Trial};
 
 use crate::{
@@ -115,7 +115,12 @@ impl<H: Harness> Suite<H> {
             Need::Fp8Reduction => {
                 let has = self.capabilities.reduce_f8.is_available()
                     && self.compute_capability.is_none_or(|capability| capability >= (9, 0));
-                (!has).then(|| "reduce_f8 and compute capability 9.0".into())
+                // The oracle knows OCP's numbers only.
+                let other = self.capabilities.f8_format == F8Format::Fnuz;
+                match has {
+                    true => other.then(|| "fp8 in OCP's format".into()),
+                    false => Some("reduce_f8 and compute capability 9.0".into()),
+                }
             }
             Need::Devices => {
                 let devices = BTreeSet::from_iter(self.harness.devices(size)).len();

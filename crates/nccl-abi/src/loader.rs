@@ -9,7 +9,7 @@
 //! `RTLD_NOW`, so that a missing dependency is an error here and not the end of the process at some
 //! later call.
 
-use std::ffi::{CStr, c_int};
+use std::ffi::{CStr, c_int, c_void};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, Once, PoisonError};
@@ -34,6 +34,8 @@ pub struct Library {
     table: Table,
     vendor: &'static Vendor,
     version: c_int,
+    /// What `dlopen` answered; `None` for a table.
+    handle: Option<usize>,
     path: Option<PathBuf>,
     source: Source,
     skipped: Vec<Attempt>,
@@ -120,8 +122,26 @@ impl Library {
                 vec![Attempt { source, target: PathBuf::from("function table"), refusal }],
             )
         })?;
-        let library = Self { table, vendor, version, path: None, source, skipped: Vec::new() };
+        let (handle, path, skipped) = (None, None, Vec::new());
+        let library = Self { table, vendor, version, handle, path, source, skipped };
         Ok(Box::leak(Box::new(library)))
+    }
+
+    /// The vendor's libraries that this crate has opened in this process, the oldest first; no tables.
+    pub fn opened(vendor: &Vendor) -> Vec<&'static Self> {
+        // A panic in another thread leaves the list whole: it only ever grows.
+        let libraries = LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner);
+        let libraries = libraries.iter().map(|(_, library)| *library);
+        libraries.filter(|library| library.flavour() == vendor.flavour).collect()
+    }
+
+    /// The address of a symbol in this library or in one that it depends on, as `dlsym` finds it on
+    /// its handle; null where none has it, and for a table.
+    ///
+    /// So the device runtime that is found is the very one that the library uses, whatever other
+    /// releases of it lie about.
+    pub fn symbol(&self, name: &CStr) -> *const c_void {
+        self.handle.map_or(std::ptr::null(), |handle| sys::find(handle, name))
     }
 
     /// The functions.
@@ -295,8 +315,15 @@ impl Opened {
         if let Some((_, library)) = known {
             return library;
         }
-        let library: &'static Library =
-            Box::leak(Box::new(Library { table, vendor, version, path, source, skipped }));
+        let library: &'static Library = Box::leak(Box::new(Library {
+            table,
+            vendor,
+            version,
+            handle: Some(handle),
+            path,
+            source,
+            skipped,
+        }));
         libraries.push((handle, library));
         drop(libraries);
         tracing::debug!(%library, %source, "opened");
@@ -332,14 +359,14 @@ fn open(
 ) -> Result<Opened, Refusal> {
     fork::arm();
     refuse_other_vendor(vendor, target)?;
-    let handle = sys::open(source, target, environment)?;
+    let handle = sys::open(source, target, environment)?.id();
     // SAFETY: the library has the names of this ABI; that it also keeps its signatures is the trust
     // that `Library` speaks of. It stays open for ever.
-    let table = unsafe { Table::fill(|name| handle.find(name)) }?;
+    let table = unsafe { Table::fill(|name| sys::find(handle, name)) }?;
     // SAFETY: as above.
     let version = unsafe { version(&table) }?;
     let path = sys::path_of(table.get_version as usize);
-    Ok(Opened { handle: handle.id(), table, version, path })
+    Ok(Opened { handle, table, version, path })
 }
 
 /// Refuses a file that carries the other vendor's name, which is an easy slip in a variable. The
@@ -403,14 +430,14 @@ mod sys {
     impl Handle {
         /// The same number for the same file.
         pub(super) fn id(&self) -> usize {
-            self.0 as usize
+            self.0.expose_provenance()
         }
+    }
 
-        /// The address of a symbol; null if there is none.
-        pub(super) fn find(&self, name: &CStr) -> *const c_void {
-            // SAFETY: the handle is from `dlopen` and never closed; the name ends in a NUL.
-            unsafe { libc::dlsym(self.0, name.as_ptr()) }
-        }
+    /// The address of a symbol in the library of this [`id`](Handle::id); null if there is none.
+    pub(super) fn find(id: usize, name: &CStr) -> *const c_void {
+        // SAFETY: the handle is from `dlopen` and never closed; the name ends in a NUL.
+        unsafe { libc::dlsym(ptr::with_exposed_provenance_mut(id), name.as_ptr()) }
     }
 
     /// Opens a path after a look at the file, or a name that the dynamic loader finds.
@@ -495,10 +522,10 @@ mod sys {
         pub(super) fn id(&self) -> usize {
             match *self {}
         }
+    }
 
-        pub(super) fn find(&self, _: &CStr) -> *const c_void {
-            match *self {}
-        }
+    pub(super) fn find(_: usize, _: &CStr) -> *const c_void {
+        std::ptr::null()
     }
 
     pub(super) fn open(_: Source, _: &Path, _: &Environment) -> Result<Handle, Refusal> {

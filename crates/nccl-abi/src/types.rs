@@ -18,7 +18,10 @@ pub type cudaStream_t = *mut c_void;
 #[doc(alias = "hipEvent_t")]
 pub type cudaEvent_t = *mut c_void;
 
-/// Declares a C enum as an open set, with the C name of each constant for [`Debug`](fmt::Debug).
+/// Declares a C enum as an open set, with the C name of each constant for `Debug`. Shared with the
+/// HIP runtime's declarations in `collectives-backend-rccl`.
+#[doc(hidden)]
+#[macro_export]
 macro_rules! open_enum {
     (
         $(#[$meta:meta])*
@@ -29,7 +32,7 @@ macro_rules! open_enum {
         $(#[$meta])*
         #[repr(transparent)]
         #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
-        pub struct $type(pub c_int);
+        pub struct $type(pub ::std::ffi::c_int);
 
         impl $type {
             $(
@@ -48,8 +51,8 @@ macro_rules! open_enum {
             }
         }
 
-        impl fmt::Debug for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl ::std::fmt::Debug for $type {
+            fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
                 match self.name() {
                     Some(name) => write!(f, "{name} ({})", self.0),
                     None => write!(f, concat!(stringify!($type), "({})"), self.0),
@@ -192,17 +195,20 @@ open_enum! {
     }
 }
 
-/// Declares an opaque handle of the library: a nullable pointer that only the library reads.
+/// Declares an opaque handle of a library: a nullable pointer that only the library reads. Shared as
+/// [`open_enum`] is.
+#[doc(hidden)]
+#[macro_export]
 macro_rules! handle {
     ($(#[$meta:meta])* $type:ident) => {
         $(#[$meta])*
         #[repr(transparent)]
         #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-        pub struct $type(pub *mut c_void);
+        pub struct $type(pub *mut ::std::ffi::c_void);
 
         impl $type {
             /// The null handle: what every out argument is set to before the call.
-            pub const NULL: Self = Self(std::ptr::null_mut());
+            pub const NULL: Self = Self(::std::ptr::null_mut());
 
             /// Whether this is the null handle.
             pub const fn is_null(self) -> bool {

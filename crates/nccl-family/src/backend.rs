@@ -94,7 +94,10 @@ impl<V: Vendor> Library<V> {
             version: capabilities::version(library.version()),
             found_by: library.source().to_string(),
         };
-        let capabilities = capabilities_of(library.flavour(), library.version(), library.table());
+        let capabilities = Capabilities {
+            f8_format: V::f8_format(),
+            ..capabilities_of(library.flavour(), library.version(), library.table())
+        };
         let inner = Inner {
             abi: library,
             info,
@@ -172,6 +175,12 @@ impl<V: Vendor> Backend for Library<V> {
             return Ok(UniqueId::from(id.internal));
         }
         let error = error::from_result(self.inner.abi, result).with_poison(false);
+        // RCCL 2.27.7 wants a device here, and its words say nothing of that.
+        let wants_device = quirks::unique_id_needs_device(V::ABI.flavour, self.inner.abi.version());
+        let error = match wants_device.then(V::runtime) {
+            Some(Err(missing)) => error.with_hint(missing.to_string()),
+            Some(Ok(())) | None => error,
+        };
         Err(self.refuse("unique_id", error))
     }
 

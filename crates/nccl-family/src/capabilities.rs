@@ -5,10 +5,12 @@
 
 use std::ffi::c_int;
 
-use collectives_core::{Capabilities, Support, Version};
+use collectives_core::{Capabilities, F8Format, Support, Version};
 use collectives_nccl_abi::{Flavour, Symbol, Table, quirks};
 
 /// What a library of `flavour` and version `code` can do, whose functions are those of `table`.
+///
+/// What fp8 means to RCCL's devices is theirs to tell, so it is unknown here.
 pub fn capabilities_of(flavour: Flavour, code: c_int, table: &Table) -> Capabilities {
     let from = Source { flavour, code };
     let split = from.symbol("comm_split", table.comm_split.is_some());
@@ -37,6 +39,10 @@ pub fn capabilities_of(flavour: Flavour, code: c_int, table: &Table) -> Capabili
         dtype_bf16: from.since(Since { nccl: 21_003, rccl: 2_507 }),
         dtype_f8e4m3: fp8,
         dtype_f8e5m2: fp8,
+        f8_format: match flavour {
+            Flavour::Nccl => F8Format::Ocp,
+            Flavour::Rccl => F8Format::Unknown,
+        },
         split,
         shrink: from.symbol("comm_shrink", table.comm_shrink.is_some()),
         grow: from

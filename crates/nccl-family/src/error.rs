@@ -1,7 +1,7 @@
 //! The library's result codes as errors.
 
 use collectives_core::{CommInfo, Error, ErrorKind, LibraryInfo, VendorCode};
-use collectives_nccl_abi::{self as abi, LoadError, ncclResult_t};
+use collectives_nccl_abi::{self as abi, Flavour, LoadError, ncclResult_t};
 
 /// An error for what the library answered, with its text and its last words, copied at once.
 ///
@@ -9,7 +9,15 @@ use collectives_nccl_abi::{self as abi, LoadError, ncclResult_t};
 /// also the unknown ones.
 pub(crate) fn from_result(library: &abi::Library, result: ncclResult_t) -> Error {
     let last_words = library.last_error().unwrap_or_default();
-    let out_of_memory = last_words.contains("out of memory");
+    let out_of_memory = match library.flavour() {
+        Flavour::Nccl => last_words.contains("out of memory"),
+        Flavour::Rccl => last_words.contains("HIP failure") && last_words.contains("out of memory"),
+    };
+    // RCCL leaves warnings there that have nothing to do with the failure.
+    let last_words = match library.flavour() {
+        Flavour::Rccl if !last_words.is_empty() => format!("{PERHAPS}{last_words}"),
+        Flavour::Nccl | Flavour::Rccl => last_words,
+    };
     let kind = match result {
         ncclResult_t::UNHANDLED_CUDA_ERROR if out_of_memory => ErrorKind::OutOfMemory,
         ncclResult_t::UNHANDLED_CUDA_ERROR => ErrorKind::Device,
@@ -78,3 +86,6 @@ pub(crate) fn copy(error: &Error, comm: &CommInfo) -> Error {
 
 /// Version code of the first release whose code 8 is `ncclTimeout`.
 const FIRST_WITH_TIMEOUT: i32 = 23_003;
+
+/// In front of RCCL's last words.
+const PERHAPS: &str = "perhaps of another call: ";

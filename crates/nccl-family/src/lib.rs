@@ -24,6 +24,7 @@
 //! | dropping | bounded: a dead peer does not hang it |
 //! | the end of the process | waits, for a bounded time, for what goes on in the background |
 //! | missing functions | emulated (named so in the capabilities) or refused with the version |
+//! | memory, waits | one cache of device memory and one way to wait, for all vendors: [`device`] |
 //! | known bugs | [`collectives_nccl_abi::quirks`], from the first join on |
 
 mod backend;
@@ -31,6 +32,7 @@ mod capabilities;
 mod comm;
 mod config;
 mod conv;
+pub mod device;
 mod error;
 mod fence;
 mod group;

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use collectives_core::{Device, RawStream, Result};
+use collectives_core::{Device, F8Format, RawStream, Result};
 use collectives_nccl_abi as abi;
 
 /// A vendor of the NCCL C ABI, with the device runtime that goes with it.
@@ -57,4 +57,8 @@ pub trait Vendor: Send + Sync + 'static {
         buffers: &[(&'static str, *const c_void)],
         stream: RawStream,
     ) -> Result<()>;
+
+    /// What the devices of this machine take the bits of an fp8 number for. Asked whenever a library
+    /// is loaded, so it calls no device runtime: its answer comes from files, or is always the same.
+    fn f8_format() -> F8Format;
 }

@@ -256,11 +256,15 @@ fn devices(selected: &Explanation) -> Vec<DeviceInfo> {
 fn capability_report(capabilities: Option<Capabilities>) -> (Value, Vec<(String, String)>) {
     let list = capabilities.map(|capabilities| {
         let entries = capabilities.entries().into_iter();
-        entries.map(|(name, support)| (name.to_owned(), support.to_string())).collect()
+        let entries = entries.map(|(name, support)| (name.to_owned(), support.to_string()));
+        entries.chain([(F8_FORMAT.to_owned(), capabilities.f8_format.to_string())]).collect()
     });
     let value = capabilities.and_then(|capabilities| serde_json::to_value(capabilities).ok());
     (value.unwrap_or(Value::Null), list.unwrap_or_default())
 }
+
+/// The capability that is no question of having it.
+pub(crate) const F8_FORMAT: &str = "f8_format";
 
 /// [`LibraryInfo`], as it comes back from the child.
 #[derive(Clone, Debug, Deserialize, Serialize)]

@@ -15,7 +15,7 @@ use super::{
     cuda::CudaReport,
     facts::Facts,
     finding::{Finding, Severity},
-    probe::{DeviceReport, LibraryReport, NcclReport, SelectedReport, Tried},
+    probe::{DeviceReport, F8_FORMAT, LibraryReport, NcclReport, SelectedReport, Tried},
 };
 use crate::text::wrapped_to;
 
@@ -130,8 +130,9 @@ fn matters(name: &str) -> bool {
     const PREFIXES: [&str; 4] = ["COLLECTIVES_", "NCCL_", "RCCL_", "TORCH_NCCL_"];
     PREFIXES.iter().any(|prefix| name.starts_with(prefix))
         || name.ends_with("_VISIBLE_DEVICES")
-        || Vendor::NCCL.path_variables.contains(&name)
-        || Vendor::NCCL.root_variables.contains(&name)
+        || [Vendor::NCCL, Vendor::RCCL].iter().any(|vendor| {
+            vendor.path_variables.contains(&name) || vendor.root_variables.contains(&name)
+        })
         || matches!(
             name,
             "LD_LIBRARY_PATH"
@@ -314,7 +315,8 @@ impl Text {
             write!(title, "{name:<16}")?;
         }
         self.heading(title.trim_end())?;
-        for (name, _) in Capabilities::FULL.entries() {
+        let names = Capabilities::FULL.entries().map(|(name, _)| name);
+        for name in names.into_iter().chain([F8_FORMAT]) {
             let mut line = format!("  {name:<20}");
             for (_, entries) in &columns {
                 let support = entries.iter().find(|(entry, _)| entry == name);
@@ -384,7 +386,7 @@ mod tests {
 
     #[test]
     fn variables_that_matter_are_told_from_others() {
-        for name in ["COLLECTIVES_BACKEND", "NCCL_DEBUG", "HIP_VISIBLE_DEVICES", "CUDA_HOME"] {
+        for name in ["COLLECTIVES_BACKEND", "NCCL_DEBUG", "HIP_VISIBLE_DEVICES", "ROCM_PATH"] {
             assert!(matters(name), "{name}");
         }
         for name in ["HOME", "PATH", "MY_NCCL_DEBUG", "OMPI_COMM_WORLD_RANK"] {

@@ -223,6 +223,19 @@ impl Machine {
         })
     }
 
+    /// The selected backend is an RCCL of this release.
+    fn selects_rccl(mut self, version: u32) -> Self {
+        if let Outcome::Answered(report) = &mut self.selected {
+            report.library = Some(LibraryReport {
+                backend: "RCCL".into(),
+                path: Some("/opt/rocm/lib/librccl.so.1".into()),
+                version: Version::from_code(version),
+                found_by: "dynamic loader".into(),
+            });
+        }
+        self
+    }
+
     /// The library is of another release; its place stays.
     fn release(self, version: u32, cuda: (u32, u32)) -> Self {
         let path = format!("{FOLDER}/libnccl.so.2");
@@ -498,13 +511,15 @@ fn backend_cases() -> Vec<Case> {
             "two kinds of GPU",
             "COLLECTIVES_BACKEND=nccl",
         ),
+        case("backend-rccl", Note, asked("rccl"), "RCCL is selected", "COLLECTIVES_BACKEND=mock"),
         case(
-            "backend-rccl",
-            Error,
-            asked("rccl").problem("no"),
-            "RCCL is selected",
-            "COLLECTIVES_BACKEND=mock",
-        ),
+            "rccl-known-issue",
+            Warning,
+            asked("rccl").selects_rccl(21_505),
+            "RCCL 2.15.5: non-blocking init while a rank is missing: blocks",
+            "releases from August 2026",
+        )
+        .also(&["backend-rccl"]),
         case(
             "backend-mock",
             Note,

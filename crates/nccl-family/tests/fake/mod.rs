@@ -15,7 +15,7 @@ use std::{
 };
 
 use collectives_core::{
-    Backend, Device, DeviceInfo, Error, ErrorKind, RawEvent, RawGraph, RawStream, Result,
+    Backend, Device, DeviceInfo, Error, ErrorKind, F8Format, RawEvent, RawGraph, RawStream, Result,
 };
 use collectives_nccl_abi::{
     self as abi, Table, cudaStream_t, ncclComm_t, ncclConfig_t, ncclDataType_t, ncclRedOp_t,
@@ -780,6 +780,10 @@ impl Vendor for Fake {
             )),
             None => Ok(()),
         }
+    }
+
+    fn f8_format() -> F8Format {
+        F8Format::Ocp
     }
 }
 

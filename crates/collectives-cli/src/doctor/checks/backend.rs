@@ -1,6 +1,9 @@
 //! Which backend was decided on, and whether opening it ended well.
 
+use std::ffi::c_int;
+
 use collectives::BackendName;
+use collectives_nccl_abi::{Flavour, quirks};
 
 use super::{Check, UNUSABLE};
 use crate::doctor::{
@@ -23,9 +26,15 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "backend-rccl",
-        about: "RCCL is selected, and this release has no backend for it",
+        about: "RCCL is selected, which has not run on AMD hardware from here",
         links: &["https://github.com/ROCm/hipfort/issues/83"],
         run: rccl,
+    },
+    Check {
+        id: "rccl-known-issue",
+        about: "something is known against this very release of RCCL",
+        links: &[],
+        run: rccl_known_issue,
     },
     Check {
         id: "backend-mock",
@@ -80,11 +89,32 @@ fn rccl(facts: &Facts) -> Vec<Observation> {
         return Vec::new();
     }
     vec![Observation::new(
-        Severity::Error,
+        Severity::Note,
         format!("RCCL is selected: {}", decision.reason),
-        "this release has no RCCL backend, and devices never lead to the mock",
-        "set COLLECTIVES_BACKEND=mock to run on the CPU",
+        "its backend was tested without AMD hardware, and most checks of this list are about NCCL and \
+         NVIDIA's driver",
+        "what does not work is worth a report; COLLECTIVES_BACKEND=mock runs on the CPU",
     )]
+}
+
+fn rccl_known_issue(facts: &Facts) -> Vec<Observation> {
+    let library = facts.selected.library.as_ref().filter(|library| library.backend == "RCCL");
+    let Some(library) = library else { return Vec::new() };
+    let code = c_int::try_from(library.version.code()).unwrap_or(0);
+    let ras_is_off = facts.settings.number("NCCL_RAS_ENABLE") == Some(0);
+    quirks::known_bad(Flavour::Rccl, code)
+        .filter(|issue| !issue.guarded)
+        .filter(|issue| !(ras_is_off && issue.remedy.contains("NCCL_RAS_ENABLE=0")))
+        .map(|issue| {
+            Observation::new(
+                Severity::Warning,
+                format!("RCCL {}: {}: {}", library.version, issue.condition, issue.effect),
+                "users of this release have met it; a program that does not do this is safe",
+                issue.remedy,
+            )
+            .with_link(issue.link)
+        })
+        .collect()
 }
 
 fn mock(facts: &Facts) -> Vec<Observation> {
