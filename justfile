@@ -27,9 +27,9 @@ ci:
 soak:
     cargo run --release --package collectives-soak
 
-# Test the loader against unmodified NCCL libraries, downloaded once (VERSION…)
-real-libraries *versions:
-    scripts/real-libraries {{ versions }}
+# Test against unmodified NCCL, RCCL and HIP, downloaded once (nccl-2.28.9 rccl-2.27.7 …)
+real-libraries *names:
+    scripts/real-libraries {{ names }}
 
 # Run a C program that was compiled against NVIDIA's nccl.h on the mock (headers downloaded once)
 mock-c *options='fetch valgrind asan':

@@ -73,7 +73,7 @@ impl<V: Vendor> Library<V> {
         self.refuse_in_group(OPERATION)?;
         self.check_devices(&devices).map_err(|error| self.refuse(OPERATION, error))?;
         let size = devices.len();
-        let id = self.unique_id()?;
+        let id = self.unique_id().map_err(|error| error.with_operation(OPERATION))?;
         let joins: Vec<_> = devices
             .iter()
             .enumerate()
