@@ -10,7 +10,7 @@ use std::{
 
 use collectives_core::{
     Backend, Capabilities, Error, GroupEnd, JoinAllConfig, JoinConfig, LibraryInfo, Rank, Result,
-    UniqueId, Version,
+    UniqueId, Version, shape,
 };
 
 use crate::{
@@ -376,6 +376,14 @@ impl Mock {
                 return Err(refuse(error.with_hint("join_grown takes it")));
             }
         }
+        for id in &config.more_ids {
+            self.parse_id(id).map_err(refuse)?;
+        }
+        if config.more_ids.len() >= size {
+            let ids = config.more_ids.len() + 1;
+            return Err(refuse(invalid(format!("{ids} ids were given, want at most {size}"))));
+        }
+        shape::comm_config(&config.config, &Capabilities::FULL).map_err(refuse)?;
         self.check_device(config.device).map_err(refuse)?;
         self.engine.threads.note(Some(config.device));
         Ok(number)
@@ -415,6 +423,21 @@ impl Backend for Mock {
         Ok(MockDevice::new(Arc::clone(&self.engine), ordinal))
     }
 
+    /// Its settings, by the names of [`MockConfig`]'s fields.
+    fn parameters(&self) -> Result<Vec<(String, String)>> {
+        let MockConfig { devices, device_memory, accumulation, schedule, guards, faults: _, ranks } =
+            &self.engine.config;
+        let settings = [
+            ("devices", devices.to_string()),
+            ("device_memory", device_memory.to_string()),
+            ("accumulation", format!("{accumulation:?}")),
+            ("schedule", format!("{schedule:?}")),
+            ("guards", format!("{guards:?}")),
+            ("ranks", format!("{ranks:?}")),
+        ];
+        Ok(settings.map(|(name, value)| (name.to_owned(), value)).into())
+    }
+
     fn unique_id(&self) -> Result<UniqueId> {
         fork::check()?;
         self.engine.threads.note(None);
@@ -436,8 +459,9 @@ impl Backend for Mock {
     fn join_all(&self, config: JoinAllConfig) -> Result<Vec<MockComm>> {
         fork::check()?;
         let site = Location::caller();
-        let JoinAllConfig { devices, name, .. } = config;
+        let JoinAllConfig { devices, name, config, .. } = config;
         let named = |error: Error| error.with_operation("join_all");
+        shape::comm_config(&config, &Capabilities::FULL).map_err(named)?;
         if devices.is_empty() {
             return Err(named(invalid("no devices were given, want at least one")));
         }

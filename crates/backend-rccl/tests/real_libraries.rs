@@ -71,12 +71,25 @@ fn capabilities_are_those_of_the_release(release: &Release, path: &Path) -> Resu
             ("grow", "needs 2.30.4"),
             ("revoke", "needs 2.30.4"),
             ("finalize", "needs 2.15.5"),
-            ("join_deadline", "needs 2.18.3"),
+            ("join_deadline", "emulated"),
+            ("join_many_ids", "needs 2.23.4"),
+            ("config", "needs 2.15.5"),
+            ("group_simulate", "needs 2.22.3"),
+            ("parameters", "no"),
+            ("suspend", "needs 2.30.4"),
+            ("memory_use", "needs 2.30.4"),
             ("mem_alloc", "needs 2.20.5"),
             ("register", "needs 2.20.5"),
         ],
         // Its non-blocking init blocks while a rank is missing.
-        _ => vec![("grow", "needs 2.30.4"), ("revoke", "needs 2.30.4"), ("join_deadline", "no")],
+        _ => vec![
+            ("grow", "needs 2.30.4"),
+            ("revoke", "needs 2.30.4"),
+            ("join_deadline", "emulated"),
+            ("parameters", "no"),
+            ("suspend", "needs 2.30.4"),
+            ("memory_use", "needs 2.30.4"),
+        ],
     };
     let found: Vec<_> = open(path)?
         .capabilities()
