@@ -13,11 +13,14 @@ loom *options:
     RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/loom" \
         cargo test --package collectives-backend-mock --lib loom_tests {{ options }}
 
-# Run the mock under Miri; needs `rustup toolchain install nightly --component miri,rust-src`
+# Run the mock under Miri, and NCCL's backend over its C functions; needs `rustup toolchain install nightly --component miri,rust-src`
 miri *options:
-    PROPTEST_CASES=4 MIRIFLAGS='-Zmiri-disable-isolation -Zmiri-permissive-provenance' \
-        CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/miri" \
-        cargo +nightly miri test --package collectives-backend-mock --lib --test engine {{ options }}
+    # The mock's pool and watch are there once for a process, and nobody waits for them: to Miri, leaks.
+    for what in 'collectives-backend-mock --lib --test engine' 'collectives-nccl-family --test in_process'; do \
+        PROPTEST_CASES=4 MIRIFLAGS='-Zmiri-disable-isolation -Zmiri-permissive-provenance -Zmiri-ignore-leaks' \
+            CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/miri" \
+            cargo +nightly miri test --package $what {{ options }} || exit; \
+    done
 
 # Run everything that a change must pass
 ci:
@@ -27,9 +30,26 @@ ci:
 soak:
     cargo run --release --package collectives-soak
 
-# Test the loader against unmodified NCCL libraries, downloaded once (VERSION…)
-real-libraries *versions:
-    scripts/real-libraries {{ versions }}
+# Throw 10,000 random byte streams at the store's server
+babble:
+    COLLECTIVES_BABBLE=10000 cargo test --release --package collectives-rendezvous --test memory \
+        -- --nocapture
+
+# Run PyTorch's TCPStore against ours, each as client and as server; needs torch (no GPU)
+torch-store python='python3' *options='':
+    cargo build --package collectives-rendezvous --example tcp_store
+    {{ python }} crates/rendezvous/tests/python/interop.py \
+        "${CARGO_TARGET_DIR:-target}/debug/examples/tcp_store" {{ options }}
+
+# Measure our store's server beside PyTorch's two; needs torch
+bench-store python='python3' *options='':
+    cargo build --release --package collectives-rendezvous --example tcp_store
+    {{ python }} crates/rendezvous/tests/python/throughput.py \
+        "${CARGO_TARGET_DIR:-target}/release/examples/tcp_store" {{ options }}
+
+# Test against unmodified NCCL, RCCL and HIP, downloaded once (nccl-2.28.9 rccl-2.27.7 …)
+real-libraries *names:
+    scripts/real-libraries {{ names }}
 
 # Run a C program that was compiled against NVIDIA's nccl.h on the mock (headers downloaded once)
 mock-c *options='fetch valgrind asan':
@@ -45,6 +65,10 @@ mock-client *options:
 # Measure the mock against MPI, Gloo and the machine's memory: docs/performance/mock.json
 bench-peers *options:
     cargo run --release --package collectives-bench -- peers --out docs/performance {{ options }}
+
+# Measure the mock through its libnccl.so against the mock itself: docs/performance/library.json
+bench-library *options:
+    cargo run --release --package collectives-bench -- library --out docs/performance {{ options }}
 
 # Measure NCCL against nccl-tests, torch.distributed and ctypes: docs/performance/nccl.json
 gpu-bench *options:

@@ -14,12 +14,12 @@ use std::{
     error::Error,
     ffi::{CStr, c_char, c_int, c_void},
     hint::black_box,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use collectives::{
     AnyComm, AnyDevice, Backend, Collectives, Communicator, DType, Launch, OtherComm, RawStream,
-    RecvBuf, ReduceOp, SendBuf,
+    RecvBuf, ReduceOp, SendBuf, Watch,
     mock::{Mock, MockConfig},
     nccl::Nccl,
 };
@@ -43,9 +43,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let family = take()?;
     let any = AnyComm::Nccl(take()?);
     let device = Mock::new(MockConfig::new()).device(0)?;
-    // SAFETY: its functions touch nothing.
-    let other = AnyComm::Other(unsafe { OtherComm::new(Box::new(take()?)) });
-    let safe = Communicator::from_comm(other, AnyDevice::Mock(device))?;
+    let over_other = || {
+        // SAFETY: its functions touch nothing.
+        let other = AnyComm::Other(unsafe { OtherComm::new(Box::new(take()?)) });
+        Communicator::from_comm(other, AnyDevice::Mock(device.clone()))
+    };
+    let (safe, watched) = (over_other()?, over_other()?);
+    watched.watch(Watch::new().with_deadline(Duration::from_secs(60)));
 
     let stream = safe.new_stream()?;
     let (source, mut target) = (stream.zeros::<f32>(COUNT)?, stream.zeros::<f32>(COUNT)?);
@@ -76,13 +80,23 @@ fn main() -> Result<(), Box<dyn Error>> {
         black_box(done).expect("the arguments are right");
     };
 
-    let mut layers: [(&str, &mut dyn FnMut()); 4] = [
+    let watched_stream = watched.new_stream()?;
+    let watched_source = watched_stream.zeros::<f32>(COUNT)?;
+    let mut watched_target = watched_stream.zeros::<f32>(COUNT)?;
+    let mut through_watched = || {
+        let on = watched.on(&watched_stream);
+        let done = on.all_reduce(&watched_source, &mut watched_target, ReduceOp::Sum);
+        black_box(done).expect("the arguments are right");
+    };
+
+    let mut layers: [(&str, &mut dyn FnMut()); 5] = [
         ("raw function pointer", &mut raw),
         ("nccl-family", &mut through_family),
         ("AnyComm", &mut through_any),
         ("safe layer", &mut through_safe),
+        ("safe layer, watched", &mut through_watched),
     ];
-    let mut times = [const { Vec::new() }; 4];
+    let mut times = [const { Vec::new() }; 5];
     for _ in 0..rounds {
         for ((_, layer), times) in layers.iter_mut().zip(&mut times) {
             let start = Instant::now();

@@ -13,9 +13,9 @@ use collectives_backend_nccl::{CudaDevice, Nccl, NcclComm};
 use collectives_backend_rccl::{HipDevice, Rccl, RcclComm};
 use collectives_core::{
     AbortHandle, Backend, Capabilities, Collectives, CommInfo, Device, DeviceInfo, GroupEnd,
-    GrowConfig, JoinAllConfig, JoinConfig, Launch, LibraryInfo, PreMulSum, Rank, RawEvent,
-    RawGraph, RawRegistration, RawStream, RecvBuf, ReduceOp, Result, Scalar, SendBuf, ShrinkConfig,
-    Split, SplitConfig, UniqueId,
+    GrowConfig, JoinAllConfig, JoinConfig, Launch, LibraryInfo, MemoryUse, PreMulSum, Rank,
+    RawEvent, RawGraph, RawRegistration, RawStream, RecvBuf, ReduceOp, Result, Scalar, SendBuf,
+    ShrinkConfig, Split, SplitConfig, UniqueId,
 };
 use enum_dispatch::enum_dispatch;
 
@@ -85,6 +85,7 @@ trait Dispatch {
     fn dispatch_capabilities(&self) -> &Capabilities;
     fn dispatch_device_count(&self) -> Result<usize>;
     fn dispatch_device(&self, ordinal: usize) -> Result<AnyDevice>;
+    fn dispatch_parameters(&self) -> Result<Vec<(String, String)>>;
     fn dispatch_unique_id(&self) -> Result<UniqueId>;
     #[track_caller]
     fn dispatch_join(&self, id: &UniqueId, config: JoinConfig) -> Result<AnyComm>;
@@ -119,6 +120,10 @@ macro_rules! dispatch {
 
             fn dispatch_device(&self, ordinal: usize) -> Result<AnyDevice> {
                 Backend::device(self, ordinal).map($device)
+            }
+
+            fn dispatch_parameters(&self) -> Result<Vec<(String, String)>> {
+                Backend::parameters(self)
             }
 
             fn dispatch_unique_id(&self) -> Result<UniqueId> {
@@ -176,6 +181,10 @@ impl Backend for AnyBackend {
 
     fn device(&self, ordinal: usize) -> Result<AnyDevice> {
         self.dispatch_device(ordinal)
+    }
+
+    fn parameters(&self) -> Result<Vec<(String, String)>> {
+        self.dispatch_parameters()
     }
 
     fn unique_id(&self) -> Result<UniqueId> {
@@ -342,6 +351,10 @@ impl Collectives for AnyComm {
         forward_comm!(self, comm => comm.group_end())
     }
 
+    fn group_simulate(&self) -> Result<Option<Duration>> {
+        forward_comm!(self, comm => comm.group_simulate())
+    }
+
     #[inline]
     fn in_group(&self) -> bool {
         forward_comm!(self, comm => comm.in_group())
@@ -390,6 +403,18 @@ impl Collectives for AnyComm {
 
     fn revoke(&self) -> Result<()> {
         forward_comm!(self, comm => comm.revoke())
+    }
+
+    fn suspend(&self) -> Result<()> {
+        forward_comm!(self, comm => comm.suspend())
+    }
+
+    fn resume(&self) -> Result<()> {
+        forward_comm!(self, comm => comm.resume())
+    }
+
+    fn memory_use(&self) -> Result<MemoryUse> {
+        forward_comm!(self, comm => comm.memory_use())
     }
 
     fn poll_error(&self) -> Result<()> {

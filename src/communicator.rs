@@ -6,22 +6,27 @@ use std::{
     fmt,
     marker::PhantomData,
     panic::Location,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use collectives_core::{
     AbortHandle, Backend, Capabilities, Collectives, CommInfo, Device, Element, Error, ErrorKind,
-    GrowConfig, JoinAllConfig, JoinConfig, PreMulSum, Rank, RawRegistration, RecvBuf, Result,
-    Scalar, ShrinkConfig, Split, SplitConfig, UniqueId,
+    GrowConfig, JoinAllConfig, JoinConfig, MemoryUse, PreMulSum, Rank, RawRegistration, RecvBuf,
+    Result, Scalar, ShrinkConfig, Split, SplitConfig, UniqueId,
 };
 
 use crate::{
     AnyBackend, AnyComm, AnyDevice, Buffer, Graph, Op, PreMulSumOp, Scope, Slice, SliceMut, Stream,
+    Watch,
     buffer::{Allocation, bytes_of, order_all},
     operation::{Call, Operation, operations},
     place::Place,
     reduce::OpKeep,
+    watchdog::Watched,
 };
 
 /// One rank's end of a communicator.
@@ -71,6 +76,9 @@ pub(crate) struct CommInner {
     place: Place,
     handle: AbortHandle,
     returned: Mutex<Returned>,
+    watched: OnceLock<Arc<Watched>>,
+    /// For graphs, which are launched on any thread.
+    suspended: AtomicBool,
 }
 
 /// What owners on other threads gave up, for the communicator's thread to give back.
@@ -164,13 +172,28 @@ impl Communicator {
             info,
             device,
             returned: Mutex::default(),
+            watched: OnceLock::new(),
+            suspended: AtomicBool::new(false),
         };
         #[expect(
             clippy::arc_with_non_send_sync,
             reason = "shared with owners on other threads, which only keep it alive"
         )]
         let inner = Arc::new(inner);
-        Self { inner, scratch: OnceCell::new(), not_sync: PhantomData }
+        let new = Self { inner, scratch: OnceCell::new(), not_sync: PhantomData };
+        if let Some(watch) = Watch::from_env() {
+            new.watch(watch.clone());
+        }
+        new
+    }
+
+    /// A communicator that comes from this one, and is watched like it.
+    fn child(&self, comm: AnyComm) -> Self {
+        let child = Self::over(comm, self.device().clone());
+        if let Some(watched) = self.inner.watched.get() {
+            child.watch(watched.watch());
+        }
+        child
     }
 
     /// What this end knows of itself: rank, size, device, library.
@@ -302,7 +325,7 @@ impl Communicator {
     #[track_caller]
     pub fn split(&self, config: SplitConfig) -> Result<Option<Self>> {
         let part = self.raw().split(config)?;
-        Ok(part.map(|comm| Self::over(comm, self.device().clone())))
+        Ok(part.map(|comm| self.child(comm)))
     }
 
     /// Makes a communicator without some ranks; see [`Split::shrink`]. The ranks that stay call, and
@@ -316,7 +339,7 @@ impl Communicator {
     #[doc(alias = "ncclCommShrink")]
     #[track_caller]
     pub fn shrink(&self, config: ShrinkConfig) -> Result<Self> {
-        Ok(Self::over(self.raw().shrink(config)?, self.device().clone()))
+        Ok(self.child(self.raw().shrink(config)?))
     }
 
     /// Makes a larger communicator, with new ranks behind those of this one; see [`Split::grow`],
@@ -327,7 +350,7 @@ impl Communicator {
     #[doc(alias = "ncclCommGrow")]
     #[track_caller]
     pub fn grow(&self, config: GrowConfig) -> Result<Self> {
-        Ok(Self::over(self.raw().grow(config)?, self.device().clone()))
+        Ok(self.child(self.raw().grow(config)?))
     }
 
     /// Makes the id with which new ranks [join](Self::join_grown) when this communicator grows.
@@ -353,6 +376,42 @@ impl Communicator {
         self.raw().revoke()
     }
 
+    /// Gives device memory of the communicator back until [`resume`](Self::resume); see
+    /// [`Collectives::suspend`]. Graphs that hold it cannot be launched meanwhile.
+    ///
+    /// # Errors
+    /// As [`Collectives::suspend`].
+    #[doc(alias = "ncclCommSuspend")]
+    pub fn suspend(&self) -> Result<()> {
+        self.inner.suspended.store(true, Ordering::SeqCst);
+        self.raw().suspend().inspect_err(|_| {
+            // It may have been suspended before.
+            let is_suspended = self.raw().memory_use().is_ok_and(|memory| memory.is_suspended);
+            self.inner.suspended.store(is_suspended, Ordering::SeqCst);
+        })
+    }
+
+    /// Takes the memory again that [`suspend`](Self::suspend) gave back; see
+    /// [`Collectives::resume`].
+    ///
+    /// # Errors
+    /// As [`Collectives::resume`].
+    #[doc(alias = "ncclCommResume")]
+    pub fn resume(&self) -> Result<()> {
+        self.raw().resume()?;
+        self.inner.suspended.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Tells how much device memory the communicator uses; see [`Collectives::memory_use`].
+    ///
+    /// # Errors
+    /// As [`Collectives::memory_use`].
+    #[doc(alias = "ncclCommMemStats")]
+    pub fn memory_use(&self) -> Result<MemoryUse> {
+        self.raw().memory_use()
+    }
+
     /// Asks whether the communicator failed on its own: a rank died, a link broke.
     ///
     /// # Errors
@@ -360,6 +419,44 @@ impl Communicator {
     #[doc(alias = "ncclCommGetAsyncError")]
     pub fn poll_error(&self) -> Result<()> {
         self.raw().poll_error()
+    }
+
+    /// Has the watchdog, one thread of the process, look after this communicator, and after those
+    /// that come from it by split, shrink and grow. Called again, it changes what is watched for.
+    ///
+    /// Where an operation is late, or the communicator failed, every wait and call returns an error
+    /// that names what was pending, and the communicator is aborted, so that streams go on. The
+    /// error comes within the deadline and about an eighth of it, and 200 ms.
+    ///
+    /// Each operation costs two short locks more. `COLLECTIVES_WATCHDOG=30` watches every
+    /// communicator with a deadline of 30 s. Nobody is watched otherwise. Operations that are
+    /// called on [`as_comm`](Self::as_comm) are not seen.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use collectives::{ErrorKind, ReduceOp, Watch, mock};
+    ///
+    /// let plan = r#"rule = [{ rank = 1, action = "hang" }]"#.parse()?;
+    /// let config = mock::MockConfig::new().with_faults(plan);
+    /// let errors = mock::World::new(2).with_config(config).run(|comm| {
+    ///     comm.watch(Watch::new().with_deadline(Duration::from_millis(200)));
+    ///     let stream = comm.new_stream()?;
+    ///     let mut buffer = stream.zeros::<f32>(4)?;
+    ///     comm.on(&stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum)?;
+    ///     Ok(stream.synchronize().unwrap_err().kind())
+    /// })?;
+    /// assert!(errors.contains(&ErrorKind::Timeout)); // the other may hear of the abort first
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn watch(&self, watch: Watch) {
+        let inner = &*self.inner;
+        match inner.watched.get() {
+            Some(watched) => watched.set_watch(watch),
+            None => {
+                let (info, handle) = (inner.info.clone(), inner.handle.clone());
+                inner.watched.get_or_init(|| Watched::begin(info, &inner.device, handle, watch));
+            }
+        }
     }
 
     /// A handle that can end this communicator from another thread.
@@ -525,9 +622,8 @@ impl On<'_> {
         // after the stream has passed their last use, before which every other use is ordered;
         // the stream is of this device and alive while work is enqueued on it. That the ranks
         // agree no single rank can know: `Communicator` names it as the limit of this layer.
-        let issued = unsafe { operation.issue(self.comm.raw(), self.stream) };
-        self.stream.note(self.comm.inner.info.id, &self.comm.inner.handle);
-        issued
+        let issue = || unsafe { operation.issue(self.comm.raw(), self.stream) };
+        self.comm.inner.enqueue(self.stream, operation.call.name(), operation.site, issue)
     }
 }
 
@@ -540,8 +636,50 @@ impl CommInner {
         }
     }
 
-    pub(crate) fn info(&self) -> &CommInfo {
-        &self.info
+    /// Runs what enqueues an operation on `stream`, and notes that it did.
+    #[inline]
+    pub(crate) fn enqueue(
+        &self,
+        stream: &Stream,
+        name: &'static str,
+        site: &'static Location<'static>,
+        issue: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let number = self.expect(stream, name, site);
+        let issued = issue();
+        self.expected(stream, number, issued.is_ok());
+        issued
+    }
+
+    /// Tells the watchdog, if there is one, of an operation that is about to be enqueued.
+    #[inline]
+    pub(crate) fn expect(
+        &self,
+        stream: &Stream,
+        name: &'static str,
+        site: &'static Location<'static>,
+    ) -> Option<u64> {
+        self.watched.get().map(|watched| watched.calls(stream, name, site))
+    }
+
+    /// Notes on the stream that an operation may have been enqueued, and tells the watchdog whether
+    /// it was.
+    #[inline]
+    pub(crate) fn expected(&self, stream: &Stream, number: Option<u64>, done: bool) {
+        stream.note(self.info.id, &self.handle, self.watched.get());
+        if let (Some(watched), Some(number)) = (self.watched.get(), number) {
+            watched.issued(stream, number, done);
+        }
+    }
+
+    /// Refuses where the communicator has given its memory back.
+    pub(crate) fn check_active(&self) -> Result<()> {
+        if !self.suspended.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::InvalidUsage, "the communicator is suspended")
+            .with_comm(&self.info)
+            .with_hint("resume it first"))
     }
 
     pub(crate) fn handle(&self) -> &AbortHandle {
@@ -613,6 +751,9 @@ impl ReturnedMemory {
 
 impl Drop for CommInner {
     fn drop(&mut self) {
+        if let Some(watched) = self.watched.get() {
+            watched.end();
+        }
         self.collect_returned(LAST_USE);
     }
 }

@@ -85,6 +85,7 @@ impl Graph {
     /// of a captured communicator, or of one that `stream` answers for; what the device's runtime
     /// reports.
     #[doc(alias = "cudaGraphLaunch")]
+    #[track_caller]
     pub fn launch(&self, stream: &Stream) -> Result<()> {
         if stream.place() != self.place {
             return Err(Error::new(
@@ -97,15 +98,19 @@ impl Graph {
         if let Some(error) = self.kept.comms.iter().find_map(|comm| comm.handle().failure()) {
             return Err(error);
         }
+        self.kept.comms.iter().try_for_each(|comm| comm.check_active())?;
         let _locked = Locked::new([self.place]);
         for memory in &self.kept.memory {
             memory.order(stream)?;
         }
+        let site = Location::caller();
+        let expect = |comm: &Arc<CommInner>| comm.expect(stream, "launch", site);
+        let numbers: Vec<_> = self.kept.comms.iter().map(expect).collect();
         // SAFETY: all that was captured is kept by this graph, and the stream was ordered after
         // its last use.
         let launched = unsafe { self.device.launch(self.raw, stream.as_raw()) };
-        for comm in &self.kept.comms {
-            stream.note(comm.info().id, comm.handle());
+        for (comm, number) in self.kept.comms.iter().zip(numbers) {
+            comm.expected(stream, number, launched.is_ok());
         }
         launched
     }

@@ -1,11 +1,11 @@
 //! Operations that start together, or not at all.
 
-use std::{cell::RefCell, fmt, panic::Location};
+use std::{cell::RefCell, fmt, panic::Location, time::Duration};
 
 use collectives_core::{Collectives, Device, Element, Error, ErrorKind, Rank, RecvBuf, Result};
 
 use crate::{
-    Communicator, Op, Slice, SliceMut, Stream,
+    AnyComm, Communicator, Op, Slice, SliceMut, Stream,
     operation::{Call, Operation, operations},
     place::Locked,
 };
@@ -42,6 +42,18 @@ use crate::{
 #[doc(alias = "ncclGroupEnd")]
 pub fn group<'env, R>(body: impl FnOnce(&Group<'env>) -> Result<R>) -> Result<R> {
     run(body)
+}
+
+/// Tells how long a [`group`] would take, as far as the library can say, and launches nothing: NCCL
+/// 2.22.3 and later. The mock cannot say.
+///
+/// # Errors
+/// [`Unsupported`](ErrorKind::Unsupported) by capability; as [`group`].
+#[doc(alias = "ncclGroupSimulateEnd")]
+pub fn simulate<'env>(body: impl FnOnce(&Group<'env>) -> Result<()>) -> Result<Option<Duration>> {
+    let ((), records) = collect(body)?;
+    // SAFETY: nothing is launched that could use what the records name.
+    unsafe { issue(&records, |library| library.group_simulate()) }.map(Option::flatten)
 }
 
 /// An open [`group`].
@@ -151,11 +163,15 @@ fn run<'env, R>(body: impl FnOnce(&Group<'env>) -> Result<R>) -> Result<R> {
     });
     let _locked = Locked::new(shared);
     order()?;
+    let expect = |Record { comm, stream, operation }: &Record<'_>| {
+        comm.inner().expect(stream, operation.call.name(), operation.site)
+    };
+    let numbers: Vec<_> = records.iter().map(expect).collect();
     // SAFETY: as for an operation enqueued alone; the order above holds for each stream, and the
     // borrows of 'env kept every argument until here.
-    let issued = unsafe { issue(&records) };
-    for Record { comm, stream, .. } in &records {
-        stream.note(comm.info().id, comm.inner().handle());
+    let issued = unsafe { issue(&records, |library| library.group_end()) };
+    for (Record { comm, stream, .. }, number) in records.iter().zip(numbers) {
+        comm.inner().expected(stream, number, issued.is_ok());
     }
     // A buffer that the group read on two streams was last used on both: once more, so that its
     // last stream follows all the others.
@@ -182,7 +198,7 @@ pub(crate) fn capture<'env, R>(
         keep(comm, operation);
     }
     // SAFETY: all that the records use is kept by the graph, whose launches are ordered.
-    unsafe { issue(&records) }?;
+    unsafe { issue(&records, |library| library.group_end()) }?;
     Ok(value)
 }
 
@@ -201,12 +217,15 @@ fn another_library(first: &Communicator, stranger: &Communicator) -> Error {
     .with_hint("use one group for each library")
 }
 
-/// Issues records inside a group of the library.
+/// Issues records inside a group of the library, which `end` ends. `None` where there are none.
 ///
 /// # Safety
-/// As [`Operation::issue`], for each record.
-unsafe fn issue(records: &[Record<'_>]) -> Result<()> {
-    let Some(first) = records.first() else { return Ok(()) };
+/// As [`Operation::issue`], for each record, if `end` launches them.
+unsafe fn issue<R>(
+    records: &[Record<'_>],
+    end: impl FnOnce(&AnyComm) -> Result<R>,
+) -> Result<Option<R>> {
+    let Some(first) = records.first() else { return Ok(None) };
     first.comm.not_in_raw_group()?;
     let library = first.comm.as_comm();
     library.group_start()?;
@@ -219,6 +238,6 @@ unsafe fn issue(records: &[Record<'_>]) -> Result<()> {
         unsafe { operation.issue(comm.as_comm(), stream) }
     });
     // After a refusal this drops what was collected.
-    let ended = library.group_end();
-    issued.and(ended)
+    let ended = end(library);
+    issued.and(ended).map(Some)
 }

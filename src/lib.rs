@@ -12,24 +12,26 @@ mod platform;
 mod reduce;
 mod select;
 mod stream;
+mod watchdog;
 
 pub use any::{AnyBackend, AnyComm, AnyDevice, OtherComm};
 pub use buffer::{Buffer, Slice, SliceMut};
 pub use communicator::{Communicator, On};
 pub use graph::{CaptureGroup, CaptureOn, Graph, Scope};
-pub use group::{Group, Recorder, group};
+pub use group::{Group, Recorder, group, simulate};
 pub use platform::{BackendName, Decision, Devices, FoundDevice, HiddenBy, Platform, Roots};
 pub use reduce::{Op, PreMulSumOp};
 pub use select::{Explanation, Selection, backend, backend_named};
 pub use stream::Stream;
+pub use watchdog::Watch;
 
 pub use collectives_core::{
     AbortControl, AbortHandle, Backend, BackendExt, Capabilities, Collectives, CollectivesExt,
-    CommId, CommInfo, DType, Device, DeviceInfo, Element, Error, ErrorKind, F8E4M3, F8E5M2,
-    F8Format, GroupEnd, GroupToken, GrowConfig, JoinAllConfig, JoinConfig, Launch, LibraryInfo,
-    PeerOp, PreMulSum, Rank, RawEvent, RawGraph, RawRegistration, RawStream, RecvBuf, ReduceOp,
-    Result, Scalar, SendBuf, ShrinkConfig, Split, SplitConfig, Support, UniqueId, VendorCode,
-    Version, bf16, f16, shape,
+    CommConfig, CommId, CommInfo, CtaPolicy, DType, Device, DeviceInfo, Element, Error, ErrorKind,
+    F8E4M3, F8E5M2, F8Format, GraphUsage, GroupEnd, GroupToken, GrowConfig, HostCft, JoinAllConfig,
+    JoinConfig, Launch, LibraryInfo, MemoryUse, NvlsHost, PeerOp, PreMulSum, Rank, RawEvent,
+    RawGraph, RawRegistration, RawStream, RecvBuf, ReduceOp, Result, Scalar, SendBuf, ShrinkConfig,
+    Split, SplitConfig, Support, UniqueId, VendorCode, Version, bf16, f16, shape,
 };
 
 /// NCCL on CUDA, opened at run time.
@@ -46,6 +48,11 @@ pub mod rccl {
 #[cfg(doctest)]
 #[doc = include_str!("../docs/recovery.md")]
 struct RecoveryGuide;
+
+/// What is bounded by what, so that its code is tested.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/reliability.md")]
+struct ReliabilityGuide;
 
 /// The guide on tests without GPUs, so that its code is tested.
 #[cfg(doctest)]

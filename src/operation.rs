@@ -55,6 +55,30 @@ impl Operation<'_> {
 }
 
 impl Call<'_> {
+    /// The operation's name, as its method is called.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::AllGather { .. } => "all_gather",
+            Self::AllGatherV { .. } => "all_gather_v",
+            Self::AllReduce { .. } => "all_reduce",
+            Self::AllToAll { .. } => "all_to_all",
+            Self::AllToAllV { .. } => "all_to_all_v",
+            Self::Barrier { .. } => "barrier",
+            Self::Broadcast { .. } => "broadcast",
+            Self::Gather { .. } => "gather",
+            Self::GatherV { .. } => "gather_v",
+            Self::Recv { .. } => "recv",
+            Self::Reduce { .. } => "reduce",
+            Self::ReduceScatter { .. } => "reduce_scatter",
+            Self::ReduceScatterV { .. } => "reduce_scatter_v",
+            Self::Scatter { .. } => "scatter",
+            Self::ScatterV { .. } => "scatter_v",
+            Self::Send { .. } => "send",
+            Self::SendRecv { .. } => "send_recv",
+            Self::WarmUp { .. } => "warm_up",
+        }
+    }
+
     /// # Safety
     /// As [`Collectives`].
     #[inline]

@@ -107,44 +107,52 @@ impl Platform {
     ///    CUDA's, though HIP heeds it too.
     fn choose_vendor(&self) -> Result<Decision> {
         let [nvidia, amd] = [self.nvidia.summary("NVIDIA"), self.amd.summary("AMD")];
-        let runtimes = |prefixes: &[&str]| -> Vec<String> {
-            let named = |path: &&PathBuf| {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                prefixes.iter().any(|prefix| name.starts_with(prefix))
-            };
-            self.loaded.iter().filter(named).map(|path| path.display().to_string()).collect()
-        };
-        let lists = |known: &[&str]| -> Vec<String> {
-            let of_vendor = self.lists.iter().filter(|list| known.contains(list));
-            of_vendor.map(|list| (*list).to_owned()).collect()
-        };
-        let (cuda, hip) = (runtimes(nvidia::RUNTIMES), runtimes(amd::RUNTIMES));
-        let signs = [
-            (cuda, hip, "in this process already"),
-            (lists(nvidia::LISTS), lists(amd::LISTS), "set, and nothing of the other vendor's"),
-        ];
+        let on_nvidia =
+            |why: &str| Decision::new(BackendName::Nccl, format!("{nvidia}; {amd}{why}"));
+        let on_amd = |why: &str| Decision::new(BackendName::Rccl, format!("{amd}; {nvidia}{why}"));
         match (self.nvidia.usable(), self.amd.usable()) {
-            (true, false) => {
-                return Ok(Decision::new(BackendName::Nccl, format!("{nvidia}; {amd}")));
-            }
-            (false, true) => {
-                return Ok(Decision::new(BackendName::Rccl, format!("{amd}; {nvidia}")));
-            }
+            (true, false) => return Ok(on_nvidia("")),
+            (false, true) => return Ok(on_amd("")),
             (true, true) | (false, false) => {}
         }
+        let signs = [
+            (
+                self.runtime(nvidia::RUNTIMES),
+                self.runtime(amd::RUNTIMES),
+                "in this process already",
+            ),
+            (
+                self.list(nvidia::LISTS),
+                self.list(amd::LISTS),
+                "set, and none of the other vendor's",
+            ),
+        ];
         for (of_nvidia, of_amd, what) in signs {
-            let (backend, ours, other, sign) = match (&of_nvidia[..], &of_amd[..]) {
-                ([sign, ..], []) => (BackendName::Nccl, &nvidia, &amd, sign),
-                ([], [sign, ..]) => (BackendName::Rccl, &amd, &nvidia, sign),
-                ([], []) | ([_, ..], [_, ..]) => continue,
-            };
-            return Ok(Decision::new(backend, format!("{ours}; {other}; {sign} is {what}")));
+            match (of_nvidia, of_amd) {
+                (Some(sign), None) => return Ok(on_nvidia(&format!("; {sign} is {what}"))),
+                (None, Some(sign)) => return Ok(on_amd(&format!("; {sign} is {what}"))),
+                (None, None) | (Some(_), Some(_)) => {}
+            }
         }
         Err(Error::new(
             ErrorKind::InvalidUsage,
             format!("two kinds of GPU, and no way to guess which is meant: {nvidia}; {amd}"),
         )
         .with_hint(format!("set {VARIABLE}=nccl or {VARIABLE}=rccl")))
+    }
+
+    /// A runtime in this process whose file starts with one of these names.
+    fn runtime(&self, names: &[&str]) -> Option<String> {
+        let named = |path: &&PathBuf| {
+            let file = path.file_name().unwrap_or_default().to_string_lossy();
+            names.iter().any(|name| file.starts_with(name))
+        };
+        self.loaded.iter().find(named).map(|path| path.display().to_string())
+    }
+
+    /// One of these variables that is set.
+    fn list(&self, names: &[&str]) -> Option<String> {
+        self.lists.iter().find(|list| names.contains(list)).map(|list| (*list).to_owned())
     }
 
     fn fall_back(&self) -> Decision {

@@ -3,9 +3,10 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -13,7 +14,11 @@ use collectives_core::{
     AbortHandle, CommId, Device, Element, Error, ErrorKind, RawEvent, RawStream, Result,
 };
 
-use crate::{AnyDevice, Buffer, place::Place};
+use crate::{
+    AnyDevice, Buffer,
+    place::Place,
+    watchdog::{Gate, Watched},
+};
 
 /// A queue of work on one device, in order.
 ///
@@ -37,12 +42,15 @@ struct StreamInner {
     /// The communicator noted last, or 0; spares the common case the lock.
     last_user: AtomicU64,
     users: Mutex<Vec<User>>,
+    /// For the watchdog, where a communicator that uses the stream is watched.
+    gate: OnceLock<Arc<Gate>>,
 }
 
 #[derive(Clone)]
 struct User {
     id: CommId,
     handle: AbortHandle,
+    watched: Option<Arc<Watched>>,
 }
 
 impl Stream {
@@ -77,6 +85,7 @@ impl Stream {
             enqueued: AtomicU64::new(0),
             last_user: AtomicU64::new(0),
             users: Mutex::new(Vec::new()),
+            gate: OnceLock::new(),
         }))
     }
 
@@ -153,41 +162,90 @@ impl Stream {
         }
         // A deadline past the end of time is none.
         let until = deadline.and_then(|deadline| Instant::now().checked_add(deadline));
-        let mut longest = FAILURE_POLL;
         // The mock's streams go on when a communicator fails, and the mock is to know how long the
-        // wait really lasts.
-        let lasting = matches!(inner.device, AnyDevice::Mock(_));
-        loop {
-            // In slices, so that a communicator that fails meanwhile ends the wait: its work may
-            // never end by itself. Each is longer than the last, so that one of them outlasts what
-            // other threads keep enqueuing.
-            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            let slice = if lasting { left } else { Some(left.unwrap_or(longest).min(longest)) };
-            longest *= 2;
-            // SAFETY: the stream is alive, and of this device.
-            let outcome = unsafe { inner.device.synchronize(inner.raw, slice) };
-            self.failure()?;
-            match outcome {
-                Err(error)
-                    if error.kind() == ErrorKind::Timeout
-                        && left.is_none_or(|left| slice.is_some_and(|slice| left > slice)) => {}
-                Err(error) if error.kind() == ErrorKind::Timeout => {
+        // wait really lasts. A watchdog's word it knows nothing of.
+        let watched = self.users().iter().any(|user| user.watched.is_some());
+        let lasting = matches!(inner.device, AnyDevice::Mock(_)) && !watched;
+        let first = match (lasting, deadline) {
+            (true, deadline) => deadline,
+            (false, deadline) => Some(deadline.unwrap_or(FAILURE_POLL).min(FAILURE_POLL)),
+        };
+        // SAFETY: the stream is alive, and of this device.
+        let outcome = unsafe { inner.device.synchronize(inner.raw, first) };
+        self.failure()?;
+        match outcome {
+            Err(error) if error.kind() == ErrorKind::Timeout => {
+                if first == deadline {
                     return Err(timed_out(deadline, error));
                 }
-                outcome => {
-                    outcome?;
-                    break;
-                }
+                self.wait_long(until, deadline, error)?;
             }
+            outcome => outcome?,
         }
         let mut users = self.users();
         // Written before the count is read, as `note` writes the count before it reads this: so
         // either the count has changed here, or `note` sees the zero there and comes back.
         inner.last_user.store(0, Ordering::SeqCst);
         if inner.enqueued.load(Ordering::SeqCst) == enqueued {
-            users.clear();
+            for watched in users.drain(..).filter_map(|user| user.watched) {
+                watched.drained(self);
+            }
         }
         Ok(())
+    }
+
+    /// Waits for what is enqueued now and was not done within [`FAILURE_POLL`]. Its communicators
+    /// are asked again and again: the work of one that fails meanwhile may never end by itself.
+    #[cold]
+    fn wait_long(
+        &self,
+        until: Option<Instant>,
+        deadline: Option<Duration>,
+        first: Error,
+    ) -> Result<()> {
+        let (device, raw) = (&self.0.device, self.0.raw);
+        if matches!(device, AnyDevice::Mock(_)) {
+            return self.wait_in_slices(until, deadline);
+        }
+        let event = Event::new(device)?;
+        // SAFETY: event and stream are alive, and of this device.
+        unsafe { device.record(event.raw, raw) }?;
+        let mut asked = Instant::now();
+        loop {
+            // SAFETY: the event is alive.
+            if unsafe { device.query(event.raw) }? {
+                return self.failure();
+            }
+            let now = Instant::now();
+            if now.duration_since(asked) >= FAILURE_POLL {
+                self.failure()?;
+                asked = now;
+            }
+            if until.is_some_and(|until| now >= until) {
+                self.failure()?;
+                return Err(timed_out(deadline, first));
+            }
+            thread::sleep(LONG_PAUSE);
+        }
+    }
+
+    /// The same on the mock, which gives verdicts on those who wait in it.
+    fn wait_in_slices(&self, until: Option<Instant>, deadline: Option<Duration>) -> Result<()> {
+        loop {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            let slice = left.unwrap_or(FAILURE_POLL).min(FAILURE_POLL);
+            // SAFETY: the stream is alive, and of this device.
+            let outcome = unsafe { self.0.device.synchronize(self.0.raw, Some(slice)) };
+            self.failure()?;
+            match outcome {
+                Err(error) if error.kind() == ErrorKind::Timeout => {
+                    if left.is_some_and(|left| left <= slice) {
+                        return Err(timed_out(deadline, error));
+                    }
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     fn users(&self) -> MutexGuard<'_, Vec<User>> {
@@ -197,10 +255,10 @@ impl Stream {
     /// Remembers that a communicator has enqueued. Called behind the enqueuing, since a wait that
     /// comes between the two would forget it.
     #[inline]
-    pub(crate) fn note(&self, id: CommId, handle: &AbortHandle) {
+    pub(crate) fn note(&self, id: CommId, handle: &AbortHandle, watched: Option<&Arc<Watched>>) {
         self.0.enqueued.fetch_add(1, Ordering::SeqCst);
         if self.0.last_user.load(Ordering::SeqCst) != id.get() {
-            self.remember([User { id, handle: handle.clone() }]);
+            self.remember([User { id, handle: handle.clone(), watched: watched.cloned() }]);
         }
     }
 
@@ -248,6 +306,12 @@ impl Stream {
         self.0.place
     }
 
+    /// The watchdog's way to it.
+    pub(crate) fn gate(&self) -> &Arc<Gate> {
+        let inner = &*self.0;
+        inner.gate.get_or_init(|| Gate::new(inner.device.clone(), inner.raw))
+    }
+
     /// A number that no other stream of this process has; never 0.
     #[inline]
     pub(crate) fn id(&self) -> u64 {
@@ -266,6 +330,9 @@ impl fmt::Debug for Stream {
 
 impl Drop for StreamInner {
     fn drop(&mut self) {
+        if let Some(gate) = self.gate.get() {
+            gate.close();
+        }
         if !self.owned {
             return;
         }
@@ -276,7 +343,7 @@ impl Drop for StreamInner {
     }
 }
 
-/// The device knows of the last slice only.
+/// The device knows of the first part of the wait only.
 #[cold]
 fn timed_out(deadline: Option<Duration>, error: Error) -> Error {
     let deadline = deadline.unwrap_or_default();
@@ -309,5 +376,7 @@ impl Drop for Event<'_> {
     }
 }
 
-/// How long a wait goes on before it first asks its communicators whether they failed.
+/// How often a wait asks its communicators whether they failed.
 const FAILURE_POLL: Duration = Duration::from_millis(100);
+/// Between two looks of a wait that has lasted longer than that.
+const LONG_PAUSE: Duration = Duration::from_millis(1);

@@ -10,14 +10,14 @@ use std::{
 
 use collectives_core::{
     Backend, Capabilities, Error, GroupEnd, JoinAllConfig, JoinConfig, LibraryInfo, Rank, Result,
-    UniqueId, Version,
+    UniqueId, Version, shape,
 };
 
 use crate::{
     Alive, FaultPlan, Guards, MockComm, MockDevice, PendingJoin, PendingOp, Schedule, Verdict,
     engine::{Engine, Seat},
     error::{BACKEND, invalid, misuse, refuse},
-    fork, group,
+    fork, gather, group,
     process::peer::Token,
 };
 
@@ -220,10 +220,7 @@ impl Default for MockConfig {
 
 impl Mock {
     /// Makes a machine of its own.
-    pub fn new(mut config: MockConfig) -> Self {
-        if env::var_os("HACK").is_some() {
-            config.ranks = Ranks::Processes;
-        }
+    pub fn new(config: MockConfig) -> Self {
         let info = LibraryInfo {
             backend: BACKEND,
             path: None,
@@ -247,6 +244,21 @@ impl Mock {
         }
         let config = MockConfig::from_env()?;
         Ok(SHARED.get_or_init(|| Self::new(config)).clone())
+    }
+
+    /// The id that goes by a name: whoever asks under the same name gets the same id, in this mock and
+    /// its clones, and where ranks are processes in all of this machine. So ranks need no other way to
+    /// hand an id on. It is good for one communicator, as any other.
+    ///
+    /// # Errors
+    /// As [`unique_id`](Backend::unique_id).
+    pub fn unique_id_named(&self, name: &str) -> Result<UniqueId> {
+        fork::check()?;
+        self.engine.threads.note(None);
+        Ok(match self.engine.has_processes() {
+            true => Self::token_id(gather::named(name), 0),
+            false => Self::id(&self.engine, self.engine.meetings.issue_named(name), 0),
+        })
     }
 
     /// Everything that is enqueued and not done, by stream and in order: for tests, and to see why
@@ -364,6 +376,14 @@ impl Mock {
                 return Err(refuse(error.with_hint("join_grown takes it")));
             }
         }
+        for id in &config.more_ids {
+            self.parse_id(id).map_err(refuse)?;
+        }
+        if config.more_ids.len() >= size {
+            let ids = config.more_ids.len() + 1;
+            return Err(refuse(invalid(format!("{ids} ids were given, want at most {size}"))));
+        }
+        shape::comm_config(&config.config, &Capabilities::FULL).map_err(refuse)?;
         self.check_device(config.device).map_err(refuse)?;
         self.engine.threads.note(Some(config.device));
         Ok(number)
@@ -403,6 +423,21 @@ impl Backend for Mock {
         Ok(MockDevice::new(Arc::clone(&self.engine), ordinal))
     }
 
+    /// Its settings, by the names of [`MockConfig`]'s fields.
+    fn parameters(&self) -> Result<Vec<(String, String)>> {
+        let MockConfig { devices, device_memory, accumulation, schedule, guards, faults: _, ranks } =
+            &self.engine.config;
+        let settings = [
+            ("devices", devices.to_string()),
+            ("device_memory", device_memory.to_string()),
+            ("accumulation", format!("{accumulation:?}")),
+            ("schedule", format!("{schedule:?}")),
+            ("guards", format!("{guards:?}")),
+            ("ranks", format!("{ranks:?}")),
+        ];
+        Ok(settings.map(|(name, value)| (name.to_owned(), value)).into())
+    }
+
     fn unique_id(&self) -> Result<UniqueId> {
         fork::check()?;
         self.engine.threads.note(None);
@@ -424,8 +459,9 @@ impl Backend for Mock {
     fn join_all(&self, config: JoinAllConfig) -> Result<Vec<MockComm>> {
         fork::check()?;
         let site = Location::caller();
-        let JoinAllConfig { devices, name, .. } = config;
+        let JoinAllConfig { devices, name, config, .. } = config;
         let named = |error: Error| error.with_operation("join_all");
+        shape::comm_config(&config, &Capabilities::FULL).map_err(named)?;
         if devices.is_empty() {
             return Err(named(invalid("no devices were given, want at least one")));
         }
@@ -550,6 +586,8 @@ const SHARED_MAGIC: &[u8; 16] = b"collectives proc";
 
 #[cfg(test)]
 mod tests {
+    use collectives_core::Collectives as _;
+
     use super::*;
 
     #[test]
@@ -558,6 +596,22 @@ mod tests {
         for text in ["", "0", "-1", "4097", "two"] {
             let error = parse_devices(text).unwrap_err();
             assert!(error.to_string().contains(&format!("'{text}'")), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_id_goes_by_its_name() {
+        for ranks in [Ranks::Threads, Ranks::Processes] {
+            if ranks == Ranks::Processes && cfg!(any(miri, not(target_os = "linux"))) {
+                continue; // there are none
+            }
+            let mock = Mock::new(MockConfig::new().with_ranks(ranks));
+            let id = |name| mock.unique_id_named(name).unwrap();
+            assert_eq!(id("one"), id("one"));
+            assert_ne!(id("one"), id("other"));
+            let join = || mock.join(&id("one"), JoinConfig::new(Rank::new(0), 1));
+            assert_eq!(join().unwrap().info().size, 1);
+            assert!(join().unwrap_err().to_string().contains("used up"));
         }
     }
 

@@ -14,8 +14,8 @@ use std::{
 
 use collectives_core::{
     AbortControl, AbortHandle, Capabilities, Collectives, CommInfo, DType, Error, ErrorKind,
-    GroupEnd, GrowConfig, Launch, PreMulSum, Rank, RawRegistration, RecvBuf, ReduceOp, Result,
-    Scalar, SendBuf, ShrinkConfig, Split, SplitConfig, UniqueId,
+    GroupEnd, GrowConfig, Launch, MemoryUse, PreMulSum, Rank, RawRegistration, RecvBuf, ReduceOp,
+    Result, Scalar, SendBuf, ShrinkConfig, Split, SplitConfig, UniqueId,
     shape::{Rules, Shape},
 };
 
@@ -131,7 +131,7 @@ impl MockComm {
     #[inline]
     fn call(&self, operation: &'static str, body: impl FnOnce() -> Result<()>) -> Result<()> {
         self.note_caller();
-        let outcome = fork::check().and_then(|()| self.shared.check()).and_then(|()| body());
+        let outcome = fork::check().and_then(|()| self.shared.check_active()).and_then(|()| body());
         outcome.map_err(|error| self.refused(operation, error))
     }
 
@@ -456,6 +456,11 @@ impl Collectives for MockComm {
         group::end(&self.engine, GroupEnd::Launch)
     }
 
+    fn group_simulate(&self) -> Result<Option<Duration>> {
+        fork::check()?;
+        group::simulate(&self.engine).map(|()| None)
+    }
+
     fn in_group(&self) -> bool {
         group::is_open(&self.engine)
     }
@@ -574,6 +579,46 @@ impl Collectives for MockComm {
         self.revoke_all().map_err(|error| self.refused("revoke", error))
     }
 
+    /// Gives nothing back, as it uses none, but refuses operations all the same.
+    fn suspend(&self) -> Result<()> {
+        let named = self.named("suspend");
+        fork::check()?;
+        self.note_caller();
+        self.shared.check_active().map_err(&named)?;
+        self.not_in_group("suspend is no operation").map_err(&named)?;
+        let rank = self.shared.info.rank.index();
+        let outstanding = self.engine.with(|state| {
+            state.comms.get(self.shared.comm).map_or(0, |comm| comm.ends[rank].outstanding)
+        });
+        if outstanding > 0 {
+            let error = misuse(format!("{outstanding} operations are in flight"));
+            return Err(named(error.with_hint("wait for their streams first")));
+        }
+        self.shared.set_suspended(true);
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<()> {
+        let named = self.named("resume");
+        fork::check()?;
+        self.note_caller();
+        self.shared.check().map_err(&named)?;
+        self.not_in_group("resume is no operation").map_err(&named)?;
+        if !self.shared.is_suspended() {
+            return Err(named(misuse("the communicator is not suspended")));
+        }
+        self.shared.set_suspended(false);
+        Ok(())
+    }
+
+    fn memory_use(&self) -> Result<MemoryUse> {
+        fork::check()?;
+        self.shared.check().map_err(self.named("memory_use"))?;
+        let mut memory = MemoryUse::default();
+        memory.is_suspended = self.shared.is_suspended();
+        Ok(memory)
+    }
+
     fn poll_error(&self) -> Result<()> {
         fork::check()?;
         self.note_caller();
@@ -628,7 +673,7 @@ impl Split for MockComm {
     fn split(&self, config: SplitConfig) -> Result<Option<Self>> {
         fork::check()?;
         self.note_caller();
-        self.shared.check().map_err(|error| error.with_operation("split"))?;
+        self.shared.check_active().map_err(self.named("split"))?;
         let refuse = |error| Err(self.refused("split", error));
         if group::is_open(&self.engine) {
             return refuse(misuse(

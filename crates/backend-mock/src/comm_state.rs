@@ -13,7 +13,7 @@ use collectives_core::{AbortControl, CommInfo, Error, ErrorKind, Rank, Result};
 
 use crate::{
     engine::Engine,
-    error::Failure,
+    error::{Failure, misuse},
     joint::{Across, Joint},
     meeting::SplitMeeting,
     op::{Kind, Op},
@@ -398,7 +398,11 @@ pub(crate) struct EndShared {
     /// Whether there is a failure or an abort to report.
     failed: AtomicBool,
     aborted: AtomicBool,
+    /// Whether it has given its memory back for a time; it has none.
+    suspended: AtomicBool,
     failure: OnceLock<Failure>,
+    /// What somebody outside found wrong with it, and maybe aborted it for.
+    reason: OnceLock<Error>,
 }
 
 impl EndShared {
@@ -424,7 +428,9 @@ impl EndShared {
             caller: Mutex::new(None),
             failed: AtomicBool::new(false),
             aborted: AtomicBool::new(false),
+            suspended: AtomicBool::new(false),
             failure: OnceLock::new(),
+            reason: OnceLock::new(),
         }
     }
 
@@ -490,14 +496,37 @@ impl EndShared {
         if self.failed.load(Ordering::Acquire) { Err(self.error()) } else { Ok(()) }
     }
 
+    /// As [`check`](Self::check), and refuses where the communicator is suspended.
+    #[inline]
+    pub(crate) fn check_active(&self) -> Result<()> {
+        self.check()?;
+        match self.suspended.load(Ordering::Relaxed) {
+            true => Err(misuse("the communicator is suspended").with_hint("resume it first")),
+            false => Ok(()),
+        }
+    }
+
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.suspended.load(Ordering::Relaxed)
+    }
+
+    /// Only the thread that owns the communicator does this.
+    pub(crate) fn set_suspended(&self, suspended: bool) {
+        self.suspended.store(suspended, Ordering::Relaxed);
+    }
+
     #[cold]
     fn error(&self) -> Error {
         // A revoke is what a rank wants to know, whatever led to it.
         match self.meeting.lifecycle.revoked().or_else(|| self.failure.get()) {
             Some(failure) if !self.aborted.load(Ordering::Acquire) => failure.of(&self.info),
-            _ => {
-                Error::new(ErrorKind::Aborted, "the communicator was aborted").with_comm(&self.info)
-            }
+            _ => self.reason.get().map_or_else(
+                || {
+                    let text = "the communicator was aborted";
+                    Error::new(ErrorKind::Aborted, text).with_comm(&self.info)
+                },
+                Error::copy,
+            ),
         }
     }
 
@@ -545,6 +574,10 @@ impl AbortControl for EndShared {
     }
 
     fn failure(&self) -> Option<Error> {
-        self.check().err()
+        self.check().err().or_else(|| self.reason.get().map(Error::copy))
+    }
+
+    fn condemn(&self, reason: Error) {
+        let _first_stays = self.reason.set(reason.with_poison(true));
     }
 }

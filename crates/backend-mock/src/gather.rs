@@ -672,6 +672,11 @@ fn explain(missed: Missed, deadline: Option<Duration>) -> Error {
     }
 }
 
+/// The token that goes by a name.
+pub(crate) fn named(name: &str) -> Token {
+    derive(&Token::default(), name, &[])
+}
+
 /// A token that follows from another and from what is done under it.
 fn derive(token: &Token, what: &str, words: &[u64]) -> Token {
     let [low, high] = halves(token);

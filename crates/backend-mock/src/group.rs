@@ -73,6 +73,19 @@ pub(crate) fn end(engine: &Engine, end: GroupEnd) -> Result<()> {
     }
 }
 
+/// Ends a group and drops it; the mock has no idea how long it would take.
+pub(crate) fn simulate(engine: &Engine) -> Result<()> {
+    let open = with(engine, |group| (group.depth, group.refusal.take()));
+    let named = |error: Error| error.with_operation("group_simulate");
+    let dropped = end(engine, GroupEnd::Discard);
+    match open {
+        None => dropped.map_err(named),
+        Some((1, None)) => Ok(()),
+        Some((1, Some(refusal))) => Err(refusal),
+        Some(_) => Err(named(misuse("a group is open around the one that is simulated"))),
+    }
+}
+
 /// Whether a group of `engine` is open on this thread.
 #[inline]
 pub(crate) fn is_open(engine: &Engine) -> bool {

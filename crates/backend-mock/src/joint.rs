@@ -21,6 +21,7 @@ use crate::{
     process::{
         board::{Board, End, Issued, Part, Progress, Seat, Told, Track},
         peer::{Peer, Process, Token},
+        segment::Segment,
     },
     schedule::OpKey,
     site::Site,
@@ -55,6 +56,9 @@ pub(crate) struct Across {
     /// Operations that wait for room on the board, in order.
     pub(crate) stalled: VecDeque<Arrival>,
     staged: HashMap<(u32, Kind, u32, u64), Staged>,
+    /// Ranges that were for copies, and may be again: new ones cost more than the copies, as the system
+    /// clears their pages.
+    idle: Vec<(u64, usize)>,
     /// By rank: whether its process has ended.
     dead: Box<[bool]>,
 }
@@ -349,7 +353,7 @@ pub(crate) struct Stance {
 impl Across {
     pub(crate) fn new(joint: Arc<Joint>) -> Self {
         let dead = joint.peers.iter().map(|peer| peer.has_ended()).collect();
-        Self { joint, stalled: VecDeque::new(), staged: HashMap::new(), dead }
+        Self { joint, stalled: VecDeque::new(), staged: HashMap::new(), idle: Vec::new(), dead }
     }
 
     /// Says how the communicator ends, and answers how it does: as somebody else has said before, or
@@ -458,10 +462,10 @@ impl Across {
         let process = Arc::clone(&self.joint.process);
         let mut staged = Staged { ranges: Vec::new(), back: None };
         let mut range = |bytes: usize| {
-            let found = process.segment().alloc(bytes, 1);
-            let found = found.and_then(|at| Some((at, process.own().translate(at, bytes)?)));
-            let (at, start) = found.ok_or_else(|| no_room(op, bytes))?;
-            staged.ranges.push((at, bytes));
+            let (at, length) = range(process.segment(), &mut self.idle, bytes)
+                .ok_or_else(|| no_room(op, bytes))?;
+            staged.ranges.push((at, length));
+            let start = process.own().translate(at, bytes).ok_or_else(|| no_room(op, bytes))?;
             Ok((at, start))
         };
         let mut place = || {
@@ -482,7 +486,7 @@ impl Across {
         match back {
             Ok(back) => staged.back = back,
             Err(failure) => {
-                self.free(&staged);
+                self.free(staged);
                 return Err(failure);
             }
         }
@@ -509,13 +513,21 @@ impl Across {
         if !self.staged.is_empty()
             && let Some(staged) = self.staged.remove(&name(op))
         {
-            self.free(&staged);
+            self.free(staged);
         }
     }
 
-    fn free(&self, staged: &Staged) {
-        for &(at, bytes) in &staged.ranges {
-            self.joint.process.segment().free(at, bytes);
+    /// Keeps ranges for the next copies, up to a bound.
+    fn free(&mut self, staged: Staged) {
+        let segment = self.joint.process.segment();
+        let most = MOST_IDLE.min(segment.bytes() / 8);
+        for (at, bytes) in staged.ranges {
+            let idle: usize = self.idle.iter().map(|&(_, bytes)| bytes).sum();
+            if bytes <= most - idle {
+                self.idle.push((at, bytes));
+            } else {
+                segment.free(at, bytes);
+            }
         }
     }
 
@@ -548,7 +560,10 @@ impl Across {
 
 impl Drop for Across {
     fn drop(&mut self) {
-        self.staged.values().for_each(|staged| self.free(staged));
+        let staged = self.staged.values().flat_map(|staged| &staged.ranges);
+        for &(at, bytes) in staged.chain(&self.idle) {
+            self.joint.process.segment().free(at, bytes);
+        }
     }
 }
 
@@ -580,6 +595,22 @@ fn part(
 fn name(op: &Op) -> (u32, Kind, u32, u64) {
     (op.rank, op.kind, op.other, op.sequence)
 }
+
+/// A range of at least so many bytes, with its length: an idle one that is not much larger, or a new
+/// one. `None` where there is no room, even without the idle ones.
+fn range(segment: &Segment, idle: &mut Vec<(u64, usize)>, bytes: usize) -> Option<(u64, usize)> {
+    if let Some(index) = idle.iter().position(|&(_, has)| has >= bytes && has / 2 <= bytes) {
+        return Some(idle.swap_remove(index));
+    }
+    let new = segment.alloc(bytes, 1).or_else(|| {
+        idle.drain(..).for_each(|(at, bytes)| segment.free(at, bytes));
+        segment.alloc(bytes, 1)
+    });
+    new.map(|at| (at, bytes))
+}
+
+/// Bytes of ranges that a communicator keeps for copies.
+const MOST_IDLE: usize = 512 << 20;
 
 #[cold]
 fn no_room(op: &Op, bytes: usize) -> Failure {

@@ -251,5 +251,7 @@ pub use process::launch::ExitNotice;
 pub use runtime::{Allocation, CaptureFault, CaptureInfo};
 pub use schedule::Schedule;
 pub use site::Site;
+#[doc(hidden)]
+pub use threads::only_watch;
 pub use verdict::{RankState, Verdict, VerdictKind};
 pub use world::World;

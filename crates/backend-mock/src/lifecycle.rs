@@ -421,7 +421,7 @@ impl MockComm {
 
     pub(crate) fn grown(&self, config: GrowConfig) -> Result<Arc<EndShared>> {
         let end = self.shared();
-        end.check()?;
+        end.check_active()?;
         self.rules().grow(&config)?;
         self.not_in_group("grow blocks until all ranks have called")?;
         let id = match &end.joint {

@@ -33,7 +33,18 @@ struct Joins {
     next: u64,
     /// Ids that were made and not yet used up.
     issued: BTreeSet<u64>,
+    /// Those that go by a name, used up or not.
+    named: BTreeMap<String, u64>,
     open: BTreeMap<u64, Join>,
+}
+
+impl Joins {
+    fn issue(&mut self) -> u64 {
+        let id = self.next;
+        self.next += 1;
+        self.issued.insert(id);
+        id
+    }
 }
 
 struct Join {
@@ -46,17 +57,29 @@ struct Join {
 
 impl JoinMeetings {
     pub(crate) fn new() -> Self {
-        let joins = Joins { next: 0, issued: BTreeSet::new(), open: BTreeMap::new() };
+        let joins = Joins {
+            next: 0,
+            issued: BTreeSet::new(),
+            named: BTreeMap::new(),
+            open: BTreeMap::new(),
+        };
         let (state, changed) = (Mutex::new(joins), Condvar::new());
         Self { state, changed, across: Gatherings::default() }
     }
 
     /// Makes an id.
     pub(crate) fn issue(&self) -> u64 {
+        lock(&self.state).issue()
+    }
+
+    /// The id that goes by a name; the first who asks makes it.
+    pub(crate) fn issue_named(&self, name: &str) -> u64 {
         let mut joins = lock(&self.state);
-        let id = joins.next;
-        joins.next += 1;
-        joins.issued.insert(id);
+        if let Some(&id) = joins.named.get(name) {
+            return id;
+        }
+        let id = joins.issue();
+        joins.named.insert(name.to_owned(), id);
         id
     }
 

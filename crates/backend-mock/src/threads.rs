@@ -204,6 +204,14 @@ pub(crate) fn enlist_watcher() {
     lock(&WATCHERS).extend(tid);
 }
 
+/// Declares that the calling thread acts for no rank, however often it asks about streams and events:
+/// a watchdog. For the rest of its life no verdict waits for it.
+#[doc(hidden)]
+pub fn only_watch() {
+    Thread::current().aside.store(true, Ordering::Release);
+    enlist_watcher();
+}
+
 /// Whether a thread only looks after others.
 pub(crate) fn is_watcher(tid: i32) -> bool {
     lock(&WATCHERS).contains(&tid)

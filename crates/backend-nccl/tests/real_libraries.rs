@@ -11,7 +11,7 @@ use std::{
 };
 
 use collectives_backend_nccl::Nccl;
-use collectives_core::{Backend, ErrorKind, JoinAllConfig, JoinConfig, Rank, Version};
+use collectives_core::{Backend, ErrorKind, JoinAllConfig, JoinConfig, Rank, Support, Version};
 use collectives_nccl_abi::ncclResult_t;
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -123,12 +123,12 @@ fn a_failed_join_is_told_in_the_library_s_words(
         ("join", nccl.join(&id, one()).map(drop)),
         ("join_all", nccl.join_all(JoinAllConfig::new([0])).map(drop)),
     ];
-    if nccl.capabilities().join_deadline.is_available() {
-        let config = one().with_deadline(Duration::from_secs(30));
-        failures.push(("join", nccl.join(&id, config).map(drop)));
-    } else {
-        same("a release without split", version < Version::new(2, 18, 1), true)?;
-    }
+    let polled = nccl.capabilities().join_deadline == Support::Native;
+    same("a release with split", version >= Version::new(2, 18, 1), polled)?;
+    let deadline = Duration::from_secs(30);
+    failures.push(("join", nccl.join(&id, one().with_deadline(deadline)).map(drop)));
+    let all = JoinAllConfig::new([0]).with_deadline(deadline);
+    failures.push(("join_all", nccl.join_all(all).map(drop)));
     for (operation, outcome) in failures {
         let Err(error) = outcome else { return Err("a join without a GPU succeeded".into()) };
         let text = error.to_string();

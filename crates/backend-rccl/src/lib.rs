@@ -46,6 +46,8 @@ mod device;
 mod driver;
 mod graph;
 pub mod hip;
+#[cfg(feature = "hip-sys")]
+pub mod interop;
 mod memory;
 mod stream;
 mod topology;

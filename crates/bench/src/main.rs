@@ -3,6 +3,7 @@
 //! ```console
 //! $ just bench-peers       # the mock against MPI and Gloo        -> docs/performance/mock.json
 //! $ just gpu-bench …       # NCCL against nccl-tests and Python   -> docs/performance/nccl.json
+//! $ just bench-library     # the mock as libnccl against itself   -> docs/performance/library.json
 //! $ just bench-overhead    # what our layers add to a call        -> docs/performance/overhead.json
 //! $ just perf-docs         # docs/performance.md and its figures, from those files
 //! ```
@@ -11,6 +12,7 @@
 //! become figures in `statistics`.
 
 mod gpu;
+mod library;
 mod machine;
 mod operation;
 mod ours;
@@ -43,6 +45,7 @@ struct Cli {
 enum Command {
     Peers(peers::Args),
     Gpu(gpu::Args),
+    Library(library::Args),
     Overhead(overhead::Args),
     Merge(Merge),
     Render(render::Args),
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Peers(args) => peers::run(&args),
         Command::Gpu(args) => gpu::run(&args),
+        Command::Library(args) => library::run(&args),
         Command::Overhead(args) => overhead::run(&args),
         Command::Merge(args) => merge(&args),
         Command::Render(args) => render::run(&args),

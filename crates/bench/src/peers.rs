@@ -82,20 +82,10 @@ pub(crate) struct Args {
 /// Builds, measures, writes the report.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let Args { sources, sizes, iters, .. } = args;
-    ensure!(
-        sources.is_dir(),
-        "--sources {}: no folder; run this at the root of the repository",
-        sources.display()
-    );
-    for series in &args.series {
-        ensure!(
-            matches!(series, Series::Loop | Series::SyncEach),
-            "--series {series}: only loop and sync-each are measured on a CPU"
-        );
-    }
+    check(sources, &args.series)?;
     let binary = match &args.binary {
         Some(binary) => binary.clone(),
-        None => build_ours()?,
+        None => build_ours(&["collectives-cli"])?.join("collectives"),
     };
     let folder = tempfile::tempdir().context("a folder for the programs")?;
     let sizes = sizes.or_max(LARGEST);
@@ -127,7 +117,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let report = Report::new(vec![machine::cpu()], notes);
     let path = args.out.join(FILE);
     let rounds = Rounds::new(contenders, report, path.clone(), limits);
-    let failures = rounds.run(&steps(args))?;
+    let failures = rounds.run(&steps(&args.ops, &args.ranks, &args.series, args.rounds))?;
     eprintln!("{}", path.display());
     if !failures.is_empty() {
         bail!("collectives itself failed:\n{}", failures.join("\n"));
@@ -141,8 +131,12 @@ pub(crate) const FILE: &str = "mock.json";
 /// All configurations, as often as there are rounds: whenever time runs out, each has as many rounds
 /// as another, or one more. All series of an operation are measured together, for they are the same
 /// to libraries whose calls block.
-fn steps(args: &Args) -> Vec<Vec<Case>> {
-    let Args { ops, ranks, series, rounds, .. } = args;
+pub(crate) fn steps(
+    ops: &[Operation],
+    ranks: &[u32],
+    series: &[Series],
+    rounds: u32,
+) -> Vec<Vec<Case>> {
     let mut cases = Vec::new();
     for &op in ops {
         for &ranks in ranks {
@@ -150,19 +144,36 @@ fn steps(args: &Args) -> Vec<Vec<Case>> {
             cases.push(step.collect::<Vec<_>>());
         }
     }
-    let count = cases.len() * *rounds as usize;
+    let count = cases.len() * rounds as usize;
     cases.into_iter().cycle().take(count).collect()
 }
 
-/// Builds `collectives` as users run it.
-fn build_ours() -> Result<PathBuf> {
+/// Refuses what cannot be measured on a CPU.
+pub(crate) fn check(sources: &Path, series: &[Series]) -> Result<()> {
+    ensure!(
+        sources.is_dir(),
+        "--sources {}: no folder; run this at the root of the repository",
+        sources.display()
+    );
+    for series in series {
+        ensure!(
+            matches!(series, Series::Loop | Series::SyncEach),
+            "--series {series}: only loop and sync-each are measured on a CPU"
+        );
+    }
+    Ok(())
+}
+
+/// Builds packages as users run them; answers the folder with what was built.
+pub(crate) fn build_ours(packages: &[&str]) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
-    build.args(["build", "--release", "--package", "collectives-cli"]);
-    let status = build.status().context("cargo; --binary takes what was built elsewhere")?;
+    build.args(["build", "--release"]);
+    build.args(packages.iter().flat_map(|package| ["--package", package]));
+    let status = build.status().context("cargo; options take what was built elsewhere")?;
     ensure!(status.success(), "cargo build ended with {status}");
     let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
-    Ok(Path::new(&target).join("release/collectives"))
+    Ok(Path::new(&target).join("release"))
 }
 
 /// The other sides.
@@ -301,4 +312,4 @@ impl Contender for Peer {
 const LARGEST: u64 = 64 << 20;
 
 /// How long a compiler may take.
-const BUILD: Duration = Duration::from_secs(120);
+pub(crate) const BUILD: Duration = Duration::from_secs(120);

@@ -251,7 +251,8 @@ fn texts(cases: &[Case]) -> String {
 ///
 /// Where a part would be less than 16 bytes, nccl-tests measures nothing; such sizes may be missing.
 fn refuse_strange_sizes(case: Case, round: &mut Round) -> Vec<(String, Failure)> {
-    let Some(ours) = round.get(OURS).map(|run| run.times.clone()) else { return Vec::new() };
+    let ours = statistics::ours(round).map(|run| run.times.clone());
+    let Some(ours) = ours else { return Vec::new() };
     let mut refused = Vec::new();
     round.retain(|name, run| {
         let missing = ours.keys().filter(|bytes| **bytes >= SMALLEST_PART * u64::from(case.ranks));

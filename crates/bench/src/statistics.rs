@@ -15,13 +15,15 @@ use crate::{
 /// The runs of one round, by the name of the side.
 pub(crate) type Round = BTreeMap<String, Run>;
 
+/// What `collectives` measured in a round: with ranks as threads, or else as processes.
+pub(crate) fn ours(round: &Round) -> Option<&Run> {
+    round.get(OURS).or_else(|| round.get(PROCESSES))
+}
+
 /// One row for each size that `collectives` measured, with what is known of each of the sides.
 pub(crate) fn rows(case: Case, sides: &[String], rounds: &[Round]) -> Vec<Row> {
-    let mut sizes: Vec<u64> = rounds
-        .iter()
-        .filter_map(|round| round.get(OURS))
-        .flat_map(|run| run.times.keys().copied())
-        .collect();
+    let mut sizes: Vec<u64> =
+        rounds.iter().filter_map(ours).flat_map(|run| run.times.keys().copied()).collect();
     sizes.sort_unstable();
     sizes.dedup();
     sizes.into_iter().map(|bytes| row(case, bytes, sides, rounds)).collect()

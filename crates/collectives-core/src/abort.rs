@@ -33,11 +33,20 @@ impl AbortHandle {
         self.0.is_aborted()
     }
 
-    /// Why results that depend on the communicator must not be trusted: it was aborted, or it
-    /// failed on its own. `None` while it is healthy, and after it was finalized in good health.
+    /// Why results that depend on the communicator must not be trusted: it was aborted, it failed on
+    /// its own, or it was [condemned](Self::condemn). `None` while it is healthy, and after it was finalized in good health.
     #[doc(alias = "ncclCommGetAsyncError")]
     pub fn failure(&self) -> Option<Error> {
         self.0.failure()
+    }
+
+    /// Gives the communicator a failure that somebody else has found: a watchdog, a heartbeat, a
+    /// launcher. From now on [`failure`](Self::failure) and waits return it, and so does every call
+    /// after an [`abort`](Self::abort), in place of the bare news that it was aborted. The
+    /// communicator is not ended by this: it can still be revoked and shrunk. The first reason
+    /// stays; one that has failed already keeps its own failure until it is aborted.
+    pub fn condemn(&self, reason: Error) {
+        self.0.condemn(reason);
     }
 
     /// Whether both handles end the same communicator.
@@ -62,4 +71,7 @@ pub trait AbortControl: Send + Sync {
 
     /// See [`AbortHandle::failure`].
     fn failure(&self) -> Option<Error>;
+
+    /// See [`AbortHandle::condemn`].
+    fn condemn(&self, reason: Error);
 }

@@ -2,7 +2,7 @@
 
 use std::{ffi::c_void, marker::PhantomData, time::Duration};
 
-use crate::{Capabilities, Collectives, Device, LibraryInfo, Rank, Result, UniqueId};
+use crate::{Capabilities, Collectives, CommConfig, Device, LibraryInfo, Rank, Result, UniqueId};
 
 /// A loaded library: makes unique ids, communicators and devices.
 ///
@@ -32,6 +32,15 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// [`Device`](crate::ErrorKind::Device) where the device runtime cannot be used.
     fn device(&self, ordinal: usize) -> Result<Self::Device>;
 
+    /// The library's parameters that can be asked for, by name, with the values in force: of the
+    /// environment, of files, or its own. Requires [`Capabilities::parameters`].
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability; what the library reports.
+    #[doc(alias = "ncclParamGetAllParameterKeys")]
+    #[doc(alias = "ncclParamGetParameter")]
+    fn parameters(&self) -> Result<Vec<(String, String)>>;
+
     /// Makes the name under which the ranks of one new communicator meet. One rank makes it and
     /// hands it to all others.
     ///
@@ -59,8 +68,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// `config.size` the number of ranks afterwards.
     ///
     /// # Errors
-    /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability, and where `config` has a
-    /// deadline that the library cannot keep;
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability;
+    /// [`Timeout`](crate::ErrorKind::Timeout) when the deadline passed first;
     /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for a rank outside the size, or an id
     /// that no member made; the library's failures.
     #[doc(alias = "ncclCommGrow")]
@@ -263,13 +272,25 @@ pub struct JoinConfig {
     pub name: Option<String>,
     /// How long to wait for the other ranks; forever, unless set.
     pub deadline: Option<Duration>,
+    /// How the library is to run it.
+    pub config: CommConfig,
+    /// Further ids, for very large worlds.
+    pub more_ids: Vec<UniqueId>,
 }
 
 impl JoinConfig {
     /// Joins as `rank` of `size`, on the device of the same number.
     pub fn new(rank: impl Into<Rank>, size: usize) -> Self {
         let rank = rank.into();
-        Self { rank, size, device: rank.index(), name: None, deadline: None }
+        Self {
+            rank,
+            size,
+            device: rank.index(),
+            name: None,
+            deadline: None,
+            config: CommConfig::new(),
+            more_ids: Vec::new(),
+        }
     }
 
     /// Binds to device `ordinal`.
@@ -286,11 +307,29 @@ impl JoinConfig {
         self
     }
 
+    /// Gives further ids, each made by another rank: their makers share the work of bringing the ranks
+    /// together, which one cannot do fast for thousands. The same on all ranks, in the same order; not
+    /// more, with the first, than there are ranks. Requires [`Capabilities::join_many_ids`].
+    #[doc(alias = "ncclCommInitRankScalable")]
+    #[must_use]
+    pub fn with_more_ids(mut self, ids: impl Into<Vec<UniqueId>>) -> Self {
+        self.more_ids = ids.into();
+        self
+    }
+
     /// Gives up with [`Timeout`](crate::ErrorKind::Timeout) when the other ranks have not joined
-    /// in time. Requires [`Capabilities::join_deadline`].
+    /// in time. Where [`Capabilities::join_deadline`] is emulated, the attempt itself cannot be given
+    /// up: a thread waits on, and ends what it gets.
     #[must_use]
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
+        self
+    }
+
+    /// Sets how the library is to run it. Requires [`Capabilities::config`].
+    #[must_use]
+    pub fn with_config(mut self, config: CommConfig) -> Self {
+        self.config = config;
         self
     }
 }
@@ -303,18 +342,36 @@ pub struct JoinAllConfig {
     pub devices: Vec<usize>,
     /// A name for errors and logs.
     pub name: Option<String>,
+    /// How long it may take; as long as it does, unless set.
+    pub deadline: Option<Duration>,
+    /// How the library is to run it.
+    pub config: CommConfig,
 }
 
 impl JoinAllConfig {
     /// Rank i on `devices[i]`.
     pub fn new(devices: impl Into<Vec<usize>>) -> Self {
-        Self { devices: devices.into(), name: None }
+        Self { devices: devices.into(), name: None, deadline: None, config: CommConfig::new() }
+    }
+
+    /// Gives up with [`Timeout`](crate::ErrorKind::Timeout) when not all devices have joined in time.
+    #[must_use]
+    pub fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = Some(deadline);
+        self
     }
 
     /// Names the communicator, for errors and logs.
     #[must_use]
     pub fn with_name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
+        self
+    }
+
+    /// Sets how the library is to run it. Requires [`Capabilities::config`].
+    #[must_use]
+    pub fn with_config(mut self, config: CommConfig) -> Self {
+        self.config = config;
         self
     }
 }
@@ -330,17 +387,19 @@ pub struct SplitConfig {
     pub key: i32,
     /// A name for errors and logs.
     pub name: Option<String>,
+    /// How the library is to run it.
+    pub config: CommConfig,
 }
 
 impl SplitConfig {
     /// Joins the part of `color`, in the order of the old ranks.
     pub fn new(color: u32) -> Self {
-        Self { color: Some(color), key: 0, name: None }
+        Self { color: Some(color), key: 0, name: None, config: CommConfig::new() }
     }
 
     /// Takes part in the call, but in no new communicator.
     pub fn no_color() -> Self {
-        Self { color: None, key: 0, name: None }
+        Self { color: None, key: 0, name: None, config: CommConfig::new() }
     }
 
     /// Orders ranks by `key` first.
@@ -354,6 +413,13 @@ impl SplitConfig {
     #[must_use]
     pub fn with_name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
+        self
+    }
+
+    /// Sets how the library is to run the new communicator. Requires [`Capabilities::config`].
+    #[must_use]
+    pub fn with_config(mut self, config: CommConfig) -> Self {
+        self.config = config;
         self
     }
 }
@@ -370,12 +436,14 @@ pub struct ShrinkConfig {
     pub abort: bool,
     /// A name for errors and logs.
     pub name: Option<String>,
+    /// How the library is to run it.
+    pub config: CommConfig,
 }
 
 impl ShrinkConfig {
     /// Leaves out `exclude`, of a communicator that has no operation in flight.
     pub fn new(exclude: impl Into<Vec<Rank>>) -> Self {
-        Self { exclude: exclude.into(), abort: false, name: None }
+        Self { exclude: exclude.into(), abort: false, name: None, config: CommConfig::new() }
     }
 
     /// Drops the operations in flight first.
@@ -391,6 +459,13 @@ impl ShrinkConfig {
         self.name = Some(name.into());
         self
     }
+
+    /// Sets how the library is to run the new communicator. Requires [`Capabilities::config`].
+    #[must_use]
+    pub fn with_config(mut self, config: CommConfig) -> Self {
+        self.config = config;
+        self
+    }
 }
 
 /// How a member takes part in [`Split::grow`].
@@ -401,18 +476,27 @@ pub struct GrowConfig {
     pub size: usize,
     /// A name for errors and logs.
     pub name: Option<String>,
+    /// How the library is to run it.
+    pub config: CommConfig,
 }
 
 impl GrowConfig {
     /// Grows to `size` ranks.
     pub fn new(size: usize) -> Self {
-        Self { size, name: None }
+        Self { size, name: None, config: CommConfig::new() }
     }
 
     /// Names the new communicator, for errors and logs.
     #[must_use]
     pub fn with_name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
+        self
+    }
+
+    /// Sets how the library is to run the new communicator. Requires [`Capabilities::config`].
+    #[must_use]
+    pub fn with_config(mut self, config: CommConfig) -> Self {
+        self.config = config;
         self
     }
 }

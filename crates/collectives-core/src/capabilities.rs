@@ -65,10 +65,24 @@ pub struct Capabilities {
     pub finalize: Support,
     /// [`Collectives::abort`](crate::Collectives::abort).
     pub abort: Support,
-    /// A deadline on [`Backend::join`](crate::Backend::join).
+    /// A deadline on [`Backend::join`](crate::Backend::join). Emulated where the attempt cannot be
+    /// given up: the caller is told in time, and a thread waits on.
     pub join_deadline: Support,
     /// [`Backend::join_all`](crate::Backend::join_all).
     pub join_all: Support,
+    /// [`JoinConfig::with_more_ids`](crate::JoinConfig::with_more_ids).
+    pub join_many_ids: Support,
+    /// [`CommConfig`](crate::CommConfig). Its fields are younger than it, each by itself.
+    pub config: Support,
+    /// [`Collectives::group_simulate`](crate::Collectives::group_simulate).
+    pub group_simulate: Support,
+    /// [`Backend::parameters`](crate::Backend::parameters).
+    pub parameters: Support,
+    /// [`Collectives::suspend`](crate::Collectives::suspend) and
+    /// [`Collectives::resume`](crate::Collectives::resume).
+    pub suspend: Support,
+    /// [`Collectives::memory_use`](crate::Collectives::memory_use).
+    pub memory_use: Support,
     /// [`Collectives::mem_alloc`](crate::Collectives::mem_alloc).
     pub mem_alloc: Support,
     /// [`Collectives::register`](crate::Collectives::register).
@@ -105,13 +119,19 @@ impl Capabilities {
         abort: Support::Native,
         join_deadline: Support::Native,
         join_all: Support::Native,
+        join_many_ids: Support::Native,
+        config: Support::Native,
+        group_simulate: Support::Native,
+        parameters: Support::Native,
+        suspend: Support::Native,
+        memory_use: Support::Native,
         mem_alloc: Support::Native,
         register: Support::Native,
         capture: Support::Native,
     };
 
     /// Every capability that a library has or lacks, with its field name, in the order of the fields.
-    pub fn entries(&self) -> [(&'static str, Support); 27] {
+    pub fn entries(&self) -> [(&'static str, Support); 33] {
         // Destructured in full, so that a new field cannot be forgotten here.
         let Self {
             all_gather,
@@ -139,6 +159,12 @@ impl Capabilities {
             abort,
             join_deadline,
             join_all,
+            join_many_ids,
+            config,
+            group_simulate,
+            parameters,
+            suspend,
+            memory_use,
             mem_alloc,
             register,
             capture,
@@ -168,6 +194,12 @@ impl Capabilities {
             ("abort", abort),
             ("join_deadline", join_deadline),
             ("join_all", join_all),
+            ("join_many_ids", join_many_ids),
+            ("config", config),
+            ("group_simulate", group_simulate),
+            ("parameters", parameters),
+            ("suspend", suspend),
+            ("memory_use", memory_use),
             ("mem_alloc", mem_alloc),
             ("register", register),
             ("capture", capture),

@@ -1,10 +1,10 @@
 //! The data plane: one rank's end of a communicator.
 
-use std::ffi::c_void;
+use std::{ffi::c_void, time::Duration};
 
 use crate::{
-    AbortHandle, Capabilities, CommInfo, Launch, PreMulSum, Rank, RawRegistration, RecvBuf,
-    ReduceOp, Result, Scalar, SendBuf, UniqueId,
+    AbortHandle, Capabilities, CommInfo, Launch, MemoryUse, PreMulSum, Rank, RawRegistration,
+    RecvBuf, ReduceOp, Result, Scalar, SendBuf, UniqueId,
 };
 
 /// One rank's end of a communicator: moves data between ranks, on streams of its device.
@@ -252,6 +252,17 @@ pub trait Collectives: Send {
     #[doc(alias = "ncclGroupEnd")]
     fn group_end(&self) -> Result<()>;
 
+    /// Ends the group of this thread without launching anything, and tells how long it would take, as
+    /// far as the library can say. The mock cannot. Requires [`Capabilities::group_simulate`].
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability;
+    /// [`InvalidUsage`](crate::ErrorKind::InvalidUsage) where no group is open, and where this is not
+    /// the outermost one; the first refusal in it; the library's failures. A group that was open is
+    /// ended all the same.
+    #[doc(alias = "ncclGroupSimulateEnd")]
+    fn group_simulate(&self) -> Result<Option<Duration>>;
+
     /// Whether a group of this backend is open on this thread, so that operations are collected
     /// instead of enqueued.
     fn in_group(&self) -> bool;
@@ -386,6 +397,36 @@ pub trait Collectives: Send {
     /// the communicator is revoked all the same.
     #[doc(alias = "ncclCommRevoke")]
     fn revoke(&self) -> Result<()>;
+
+    /// Gives device memory of the communicator back, for as long as it is not needed: between the
+    /// requests of a server, while another model runs. Until [`resume`](Self::resume), operations are
+    /// refused.
+    ///
+    /// Every rank calls it, with nothing in flight, and outside of groups. What shares resources with
+    /// another communicator cannot be suspended. Requires [`Capabilities::suspend`].
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability;
+    /// [`InvalidUsage`](crate::ErrorKind::InvalidUsage) inside a group, where it is suspended already,
+    /// and where the mock sees operations in flight; the library's failures.
+    #[doc(alias = "ncclCommSuspend")]
+    fn suspend(&self) -> Result<()>;
+
+    /// Takes the memory again that [`suspend`](Self::suspend) gave back. Every rank calls it.
+    ///
+    /// # Errors
+    /// [`InvalidUsage`](crate::ErrorKind::InvalidUsage) inside a group, and where it is not suspended;
+    /// [`OutOfMemory`](crate::ErrorKind::OutOfMemory); the library's failures.
+    #[doc(alias = "ncclCommResume")]
+    fn resume(&self) -> Result<()>;
+
+    /// Tells how much device memory the communicator uses, as far as the library counts it. The mock
+    /// uses none. Requires [`Capabilities::memory_use`].
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability; what the library reports.
+    #[doc(alias = "ncclCommMemStats")]
+    fn memory_use(&self) -> Result<MemoryUse>;
 
     /// Asks whether the communicator failed on its own: a rank died, a link broke.
     ///

@@ -56,6 +56,21 @@ impl CommInfo {
     }
 }
 
+/// How much device memory a communicator uses; see
+/// [`Collectives::memory_use`](crate::Collectives::memory_use).
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct MemoryUse {
+    /// Bytes in all.
+    pub total: u64,
+    /// Bytes that a suspend gives back.
+    pub suspendable: u64,
+    /// Bytes that it cannot give back.
+    pub persistent: u64,
+    /// Whether they are given back now.
+    pub is_suspended: bool,
+}
+
 /// The library behind a backend: what was opened, from where, and which version it says it is.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct LibraryInfo {

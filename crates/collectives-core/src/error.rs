@@ -140,6 +140,39 @@ impl Error {
         self
     }
 
+    /// The same error for one more reader; without the error underneath, which has one owner.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let Inner {
+            kind,
+            message,
+            backend,
+            operation,
+            library,
+            rank,
+            communicator,
+            vendor_code,
+            last_error,
+            hint,
+            poisons_communicator,
+            source: _,
+        } = &*self.0;
+        Self(Box::new(Inner {
+            kind: *kind,
+            message: message.clone(),
+            backend: *backend,
+            operation: *operation,
+            library: library.clone(),
+            rank: *rank,
+            communicator: communicator.clone(),
+            vendor_code: *vendor_code,
+            last_error: last_error.clone(),
+            hint: hint.clone(),
+            poisons_communicator: *poisons_communicator,
+            source: None,
+        }))
+    }
+
     /// The class of this error.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
@@ -394,6 +427,22 @@ mod tests {
         let world = Error::new(ErrorKind::Remote, "x");
         assert!(!world.is_caller_bug() && world.poisons_communicator());
         assert!(!world.with_poison(false).poisons_communicator());
+    }
+
+    #[test]
+    fn a_copy_says_the_same() {
+        let error = Error::new(ErrorKind::Timeout, "not done")
+            .with_comm(&comm())
+            .with_operation("all_reduce")
+            .with_vendor_code(VendorCode(8))
+            .with_last_error("words")
+            .with_hint("abort")
+            .with_poison(true)
+            .with_source(std::fmt::Error);
+        let copy = error.copy();
+        assert_eq!(copy.to_string(), error.to_string());
+        assert_eq!((copy.kind(), copy.poisons_communicator()), (ErrorKind::Timeout, true));
+        assert!(copy.source().is_none());
     }
 
     #[test]

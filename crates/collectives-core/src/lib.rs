@@ -19,6 +19,7 @@ mod backend;
 mod buffer;
 mod capabilities;
 mod collectives;
+mod comm_config;
 mod comm_info;
 mod device;
 mod dtype;
@@ -40,7 +41,8 @@ pub use backend::{
 pub use buffer::{RecvBuf, SendBuf};
 pub use capabilities::{Capabilities, F8Format, Support};
 pub use collectives::Collectives;
-pub use comm_info::{CommId, CommInfo, LibraryInfo};
+pub use comm_config::{CommConfig, CtaPolicy, GraphUsage, HostCft, NvlsHost};
+pub use comm_info::{CommId, CommInfo, LibraryInfo, MemoryUse};
 pub use device::{Device, DeviceInfo};
 pub use dtype::DType;
 pub use element::Element;

@@ -22,9 +22,22 @@
 use std::ffi::c_void;
 
 use crate::{
-    Capabilities, CommInfo, DType, Error, ErrorKind, GrowConfig, Rank, RecvBuf, ReduceOp, Result,
-    SendBuf, ShrinkConfig, SplitConfig, Support,
+    Capabilities, CommConfig, CommInfo, DType, Error, ErrorKind, GrowConfig, Rank, RecvBuf,
+    ReduceOp, Result, SendBuf, ShrinkConfig, SplitConfig, Support,
 };
+
+/// What every configuration of a communicator keeps: values that a library can take, and none at all
+/// where there are no configurations.
+///
+/// # Errors
+/// See [`CommConfig::check`] and the [module](self).
+pub fn comm_config(config: &CommConfig, capabilities: &Capabilities) -> Result<()> {
+    config.check()?;
+    if *config == CommConfig::new() {
+        return Ok(());
+    }
+    capabilities.config.require("configuration of communicators")
+}
 
 /// The rules of one communicator.
 ///
@@ -228,12 +241,18 @@ impl<'a> Rules<'a> {
     /// See the [module](self).
     pub fn split(&self, config: &SplitConfig) -> Result<()> {
         let call = self.call("split", self.capabilities.split)?;
+        self.config("split", &config.config)?;
         match config.color {
             Some(color) if color > i32::MAX as u32 => {
                 Err(call.refuse(format!("color is {color}, want at most {}", i32::MAX)))
             }
             _ => Ok(()),
         }
+    }
+
+    fn config(&self, operation: &'static str, config: &CommConfig) -> Result<()> {
+        let named = |error: Error| error.with_comm(self.comm).with_operation(operation);
+        comm_config(config, self.capabilities).map_err(named)
     }
 
     /// At least one excluded rank, each of them of this communicator and named once, and not this
@@ -243,6 +262,7 @@ impl<'a> Rules<'a> {
     /// See the [module](self).
     pub fn shrink(&self, config: &ShrinkConfig) -> Result<()> {
         let call = self.call("shrink", self.capabilities.shrink)?;
+        self.config("shrink", &config.config)?;
         let exclude = &config.exclude;
         if exclude.is_empty() {
             return Err(call
@@ -269,6 +289,7 @@ impl<'a> Rules<'a> {
     /// See the [module](self).
     pub fn grow(&self, config: &GrowConfig) -> Result<()> {
         let call = self.call("grow", self.capabilities.grow)?;
+        self.config("grow", &config.config)?;
         let (size, members) = (config.size, self.comm.size);
         if size <= members {
             return Err(

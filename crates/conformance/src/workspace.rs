@@ -72,10 +72,10 @@ impl<'w, D: Device> Workspace<'w, D> {
     ) -> Outcome {
         assert!(memory.dtype == T::DTYPE && values.len() <= memory.count, "the case's own bug");
         self.calls.note("copy_to");
-        let staged: Box<[u8]> = bytes_of(values).into();
+        let staged = self.stage(bytes_of(values).into());
+        let bytes = size_of_val(values);
         // SAFETY: both ranges are as long as said; the host's lives until this is settled.
-        unsafe { self.device.copy_to(memory.ptr(), staged.as_ptr().cast(), staged.len(), stream) }?;
-        self.owned.borrow_mut().staging.push(staged);
+        unsafe { self.device.copy_to(memory.ptr(), staged.cast(), bytes, stream) }?;
         Ok(())
     }
 
@@ -90,12 +90,19 @@ impl<'w, D: Device> Workspace<'w, D> {
     #[track_caller]
     pub(crate) fn start_reading(&self, memory: Memory) -> Outcome<Reading<'_, 'w, D>> {
         self.calls.note("copy_from");
-        let mut staged = vec![0; memory.bytes].into_boxed_slice();
-        let target = staged.as_mut_ptr();
-        self.owned.borrow_mut().staging.push(staged);
+        let target = self.stage(vec![0; memory.bytes].into());
         // SAFETY: both ranges are as long as said; the host's lives until this is settled.
         unsafe { self.device.copy_from(target.cast(), memory.base, memory.bytes, self.stream) }?;
         Ok(Reading { from: self, memory, target })
+    }
+
+    /// Keeps host memory for a copy, and answers where it is. The pointer is taken when the memory has
+    /// come to its place: whoever moves a box claims it for himself alone.
+    fn stage(&self, memory: Box<[u8]>) -> *mut u8 {
+        let staging = &mut self.owned.borrow_mut().staging;
+        let place = staging.len();
+        staging.push(memory);
+        staging[place].as_mut_ptr()
     }
 
     /// Fails where anything was written to `memory` since it was allocated.

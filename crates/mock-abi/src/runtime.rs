@@ -7,13 +7,15 @@ use std::{
     io::Write as _,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Mutex, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use collectives_backend_mock::{Mock, MockConfig, MockDevice, Ranks};
-use collectives_core::{Backend, Error, ErrorKind, RawStream, Result};
+use collectives_core::{Backend, Error, ErrorKind, Result};
+
+use crate::gpu::stream::Stream;
 
 /// The machine of this process, made on first use as the environment says.
 ///
@@ -81,13 +83,17 @@ pub(crate) fn is_without_devices() -> bool {
     !DEVICES_USED.load(Ordering::Relaxed)
 }
 
-/// The mock's stream behind a handle (`CUstream`, `cudaStream_t`, `hipStream_t`) that is used on
-/// `device`.
+/// The stream behind a handle (`CUstream`, `cudaStream_t`, `hipStream_t`) that is used on `device`,
+/// ready for work. `last` is the one that was found before, as it may well be the same.
 ///
 /// # Errors
 /// [`InvalidArgument`](ErrorKind::InvalidArgument) for a handle that is no stream.
-pub(crate) fn stream(handle: *mut std::ffi::c_void, device: usize) -> Result<RawStream> {
-    crate::cuda::stream(handle, device)
+pub(crate) fn stream(
+    handle: *mut std::ffi::c_void,
+    device: usize,
+    last: Option<Arc<Stream>>,
+) -> Result<Arc<Stream>> {
+    crate::cuda::stream(handle, device, last)
 }
 
 /// Runs the body of an exported function. A panic ends here: it becomes `on_panic`, and one line on

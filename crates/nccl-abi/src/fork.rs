@@ -19,10 +19,10 @@ pub fn in_forked_child() -> bool {
 
 /// Notices forks from now on. Loading a library calls this; calling it again does nothing.
 ///
-/// Where there is no fork, as on Windows, it does nothing at all.
+/// Where there is no fork, as on Windows and under Miri, it does nothing at all.
 pub fn arm() {
     ARMED.call_once(|| {
-        #[cfg(unix)]
+        #[cfg(all(unix, not(miri)))]
         {
             // SAFETY: the handler has the right signature, lives as long as the process, and only
             // stores to an atomic, which is async-signal-safe.
@@ -37,7 +37,7 @@ pub fn arm() {
 }
 
 /// Runs in the child, on its only thread, where nothing but async-signal-safe calls is allowed.
-#[cfg(unix)]
+#[cfg(all(unix, not(miri)))]
 extern "C" fn note_fork() {
     FORKED.store(true, Ordering::Relaxed);
 }

@@ -3,7 +3,8 @@
 //! A machine often has several copies of NCCL, and to load one only to ask its version runs its
 //! code: a copy that is broken takes the process with it, and a copy that isn't keeps a place in
 //! it for ever. But the answers lie in the file. The release stands in a line that the library
-//! prints (`NCCL version 2.28.9+cuda12.9`), the functions in the table of dynamic symbols, and the
+//! prints (`NCCL version 2.28.9+cuda12.9`, `RCCL version 2.27.7 compiled with ROCm "7.2.4.0…"`), the
+//! functions in the table of dynamic symbols, and the
 //! names of the variables that it reads among the constants. Only headers and those three sections
 //! are read; the files are hundreds of megabytes.
 
@@ -79,11 +80,13 @@ fn read_constants(data: &[u8]) -> Constants {
     constants
 }
 
-/// `NCCL version 2.28.9+cuda12.9` is 22809 and (12, 9); RCCL has its own name and `+hip`.
+/// `NCCL version 2.28.9+cuda12.9` is 22809 and (12, 9). RCCL has its own name and `+hip`; later
+/// releases write it only when asked for their version, and then name ROCm.
 fn release(text: &str) -> Option<(c_int, Option<(u32, u32)>)> {
     let rest =
         ["NCCL version ", "RCCL version "].iter().find_map(|start| text.strip_prefix(start))?;
-    let (version, build) = rest.split_once('+')?;
+    let (version, build) =
+        rest.split_once('+').or_else(|| rest.split_once(" compiled with ROCm \""))?;
     let numbers: Option<Vec<c_int>> = version.split('.').map(|part| part.parse().ok()).collect();
     let &[major, minor, patch] = numbers?.as_slice() else { return None };
     // Codes have two digits for the patch, and three for the minor number since 2.9.
@@ -95,7 +98,8 @@ fn release(text: &str) -> Option<(c_int, Option<(u32, u32)>)> {
 }
 
 fn toolkit(build: &str) -> Option<(u32, u32)> {
-    let version = build.strip_prefix("cuda").or_else(|| build.strip_prefix("hip"))?;
+    let version = ["cuda", "hip"].iter().find_map(|name| build.strip_prefix(name));
+    let version = version.unwrap_or(build);
     let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
@@ -117,6 +121,10 @@ mod tests {
             ("NCCL version 2.32.3+cuda13.0", Some((23_203, Some((13, 0))))),
             ("NCCL version 2.8.4+cuda11.2", Some((2804, Some((11, 2))))),
             ("RCCL version 2.13.4+hip5.4 HEAD:1234", Some((21_304, Some((5, 4))))),
+            (
+                "RCCL version 2.27.7 compiled with ROCm \"7.2.4.0-9999\"",
+                Some((22_707, Some((7, 2)))),
+            ),
             ("NCCL version 2.27.3+source", Some((22_703, None))),
             ("NCCL version 2.25.1 compiled with CUDA 12.2", None),
             ("NCCL version information", None),

@@ -8,9 +8,10 @@
 //! call, with every version:
 //! * **Write null to out pointers first.** NCCL 2.18.3 and 2.21.5 dereference a stale `*newcomm` on
 //!   the error path of `ncclCommInitRankConfig`.
-//! * **Never pass a null communicator.** It crashes `ncclCommShrink` (NCCL 2.27.3 and later),
-//!   `ncclRedOpDestroy` (NCCL 2.16.5, RCCL 2.13.4), `ncclRedOpCreatePreMulSum` (RCCL 2.13.4) and
-//!   `ncclAllReduce` (RCCL 2.27.7 and 2.28.3; there also reduce-scatter and all-to-all).
+//! * **Never pass a null communicator.** It crashes `ncclCommShrink` (NCCL 2.27.3 and later, RCCL
+//!   2.27.7), `ncclRedOpDestroy` (NCCL 2.16.5, RCCL 2.13.4), `ncclRedOpCreatePreMulSum` (RCCL
+//!   2.13.4), `ncclAllToAll` (RCCL 2.13.4 and 2.27.7) and `ncclAllReduce` (RCCL 2.27.7 and 2.28.3;
+//!   there also all-gather and reduce-scatter).
 //! * **Give `ncclCommShrink` a copy of the excluded ranks**: it sorts the caller's list in place.
 //! * **Never finalize a revoked communicator**, or revoke it twice: NCCL 2.28.7 and later answer
 //!   `ncclInvalidArgument`. Destroying and aborting it is fine.
@@ -42,16 +43,16 @@ pub const fn rejects_undefined_blocking(_: Flavour, code: c_int) -> bool {
 }
 
 /// Whether `ncclCommInitRankConfig` and `ncclCommInitRankScalable` leave the calling thread inside
-/// a group when they fail at `cudaGetDevice`, which is before everything else.
+/// a group when they fail at `cudaGetDevice` (`hipGetDevice`), which is before everything else.
 ///
 /// NCCL 2.23.4 to 2.32.3, the newest release that was tried; later ones are taken to be the same.
-/// Every later call of the thread would be queued and never run. The guard: ask the driver for the
+/// RCCL's code is that of the NCCL release it follows; seen with RCCL 2.27.7. Every later call of the thread would be queued and never run. The guard: ask the driver for the
 /// current device *before* the call, which leaves only failures that don't leak. Where that can't
 /// be done, one `ncclGroupEnd` after an `ncclUnhandledCudaError` closes the level, unless the
 /// failure came later: then it answers `ncclInvalidUsage` or, worse, closes a group of the
 /// caller's.
-pub const fn leaks_group_level_on_failed_init(flavour: Flavour, code: c_int) -> bool {
-    matches!(flavour, Flavour::Nccl) && code >= 22_304
+pub const fn leaks_group_level_on_failed_init(_: Flavour, code: c_int) -> bool {
+    code >= 22_304
 }
 
 /// Whether `ncclCommInitRankConfig` reads through a stale `*newcomm` on its error path: NCCL 2.17.1
@@ -242,6 +243,18 @@ pub const KNOWN_BAD: &[KnownIssue] = &[
         "use 2.29.7",
         "https://github.com/NVIDIA/TensorRT-LLM/pull/17160",
     ),
+    KnownIssue {
+        guarded: true,
+        ..issue(
+            (Flavour::Rccl, 22_707, 22_707),
+            (
+                "ncclCommInitRankConfig fails for want of a device",
+                "the thread stays inside a group",
+            ),
+            "ask HIP for the current device before the call",
+            "https://github.com/ROCm/rocm-systems",
+        )
+    },
     issue(
         (Flavour::Rccl, 21_505, 23_004),
         ("non-blocking init while a rank is missing", "blocks"),
@@ -289,7 +302,7 @@ mod tests {
 
         let rccl = |quirk| having(quirk, Flavour::Rccl, &RCCL);
         assert_eq!(rccl(rejects_undefined_blocking), [21304, 21505]);
-        assert!(rccl(leaks_group_level_on_failed_init).is_empty());
+        assert_eq!(rccl(leaks_group_level_on_failed_init), [22707, 22803, 23004]);
         assert!(rccl(dereferences_stale_newcomm).is_empty());
         assert!(rccl(abort_hangs).is_empty());
         assert_eq!(rccl(crashes_on_null_communicator), [22707, 22803]);

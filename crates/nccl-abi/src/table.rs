@@ -71,6 +71,7 @@ macro_rules! function_table {
                 $( Symbol {
                     field: stringify!($required),
                     names: &[c_name(concat!($required_name, "\0"))],
+                    signature: stringify!(fn($($required_type),*) $(-> $required_return)?),
                     required: true,
                     nccl: since!($required_nccl),
                     rccl: since!($required_rccl),
@@ -78,6 +79,7 @@ macro_rules! function_table {
                 $( Symbol {
                     field: stringify!($optional),
                     names: &[$(c_name(concat!($optional_name, "\0"))),+],
+                    signature: stringify!(fn($($optional_type),*) $(-> $optional_return)?),
                     required: false,
                     nccl: since!($optional_nccl),
                     rccl: since!($optional_rccl),
@@ -555,6 +557,7 @@ function_table! {
 pub struct Symbol {
     field: &'static str,
     names: &'static [&'static CStr],
+    signature: &'static str,
     required: bool,
     nccl: Option<c_int>,
     rccl: Option<c_int>,
@@ -580,6 +583,12 @@ impl Symbol {
     /// All C names, in the order in which they are tried.
     pub const fn names(&self) -> &'static [&'static CStr] {
         self.names
+    }
+
+    /// The types that the table gives it, as Rust writes them: `fn(*mut c_int) -> ncclResult_t`. For
+    /// tests against a C header; spaces are the compiler's choice.
+    pub const fn signature(&self) -> &'static str {
+        self.signature
     }
 
     /// Whether a library without it is refused.

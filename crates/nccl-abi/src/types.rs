@@ -42,6 +42,9 @@ macro_rules! open_enum {
                 pub const $constant: Self = Self($value);
             )*
 
+            /// Every value that has a name here, in the header's order.
+            pub const NAMED: &'static [Self] = &[$(Self::$constant),*];
+
             /// Its name in `nccl.h`; `None` for a value that the header doesn't name.
             pub const fn name(self) -> Option<&'static str> {
                 match self {

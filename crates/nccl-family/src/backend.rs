@@ -1,12 +1,20 @@
 //! A loaded library: the control plane.
 
-use std::{ffi::c_void, marker::PhantomData, path::Path, sync::Arc, sync::OnceLock};
+use std::{
+    ffi::{CStr, c_char, c_void},
+    marker::PhantomData,
+    path::Path,
+    ptr,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+};
 
 use collectives_core::{
     Backend, Capabilities, Error, ErrorKind, GroupEnd, JoinAllConfig, JoinConfig, LibraryInfo,
     Rank, Result, UniqueId,
 };
-use collectives_nccl_abi::{self as abi, Flavour, Table, fork, ncclComm_t, ncclUniqueId, quirks};
+use collectives_nccl_abi::{
+    self as abi, Flavour, Table, fork, ncclComm_t, ncclResult_t, ncclUniqueId, quirks,
+};
 
 use crate::{
     Comm, Vendor,
@@ -104,6 +112,22 @@ impl<V: Vendor> Library<V> {
         self.inner.checks_pointers
     }
 
+    /// Says once in a process what is known against this release; `collectives doctor` has the same.
+    pub(crate) fn warn_of_known_bugs(&self) {
+        static SAID: Mutex<Vec<(Flavour, i32)>> = Mutex::new(Vec::new());
+        let release = (self.inner.abi.flavour(), self.inner.abi.version());
+        let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.contains(&release) {
+            return;
+        }
+        said.push(release);
+        drop(said);
+        for issue in quirks::known_bad(release.0, release.1).filter(|issue| !issue.guarded) {
+            let path = self.inner.info.path.as_deref().map(Path::display);
+            tracing::warn!(path = path.map(tracing::field::display), "known bug of {issue}");
+        }
+    }
+
     pub(crate) fn parent_policy(&self) -> ParentPolicy {
         self.inner.parent_policy
     }
@@ -160,14 +184,54 @@ impl<V: Vendor> Backend for Library<V> {
         Err(self.refuse("unique_id", error))
     }
 
+    /// `ncclParamGetAllParameterKeys` and `ncclParamGetParameter` (2.30.4).
+    fn parameters(&self) -> Result<Vec<(String, String)>> {
+        const OPERATION: &str = "parameters";
+        self.refuse_in_child(OPERATION)?;
+        let named = |error| self.refuse(OPERATION, error);
+        self.inner.capabilities.parameters.require(OPERATION).map_err(named)?;
+        let table = self.inner.abi.table();
+        let (Some(list), Some(read)) =
+            (table.param_get_all_parameter_keys, table.param_get_parameter)
+        else {
+            // Not reached: the capability was asked for.
+            return Ok(Vec::new());
+        };
+        let answer = |result: ncclResult_t| match result.is_success() {
+            true => Ok(()),
+            false => Err(named(error::from_result(self.inner.abi, result).with_poison(false))),
+        };
+        let (mut keys, mut count) = (ptr::null_mut(), 0);
+        // SAFETY: both outlive the call.
+        answer(unsafe { list(&mut keys, &mut count) })?;
+        let count = if keys.is_null() { 0 } else { usize::try_from(count).unwrap_or(0) };
+        let mut parameters = Vec::with_capacity(count);
+        for index in 0..count {
+            // SAFETY: the library's list is as long as it says.
+            let place = unsafe { keys.add(index) };
+            // SAFETY: as above; it lives as long as the library.
+            let key = unsafe { place.read() };
+            let (mut value, mut length) = (ptr::null(), 0);
+            // SAFETY: a key of the library; the others outlive the call.
+            answer(unsafe { read(key, &mut value, &mut length) })?;
+            // SAFETY: null, or text of the library.
+            let (key, value) = (unsafe { text(key) }, unsafe { text(value) });
+            parameters.push((key, value));
+        }
+        Ok(parameters)
+    }
+
     /// `ncclCommInitRankConfig` (2.14.3), before that `ncclCommInitRank`; with a deadline
-    /// `ncclCommSplit` (2.18.1) as well. Makes the device current on this thread, and leaves it so.
+    /// `ncclCommSplit` (2.18.1) as well, on a helper thread: what begins cannot be given up in older
+    /// releases, and is ended when it comes about too late. Makes the device current on this thread,
+    /// and leaves it so.
     fn join(&self, id: &UniqueId, config: JoinConfig) -> Result<Comm<V>> {
         self.join_one(id, config)
     }
 
     /// `ncclCommGrow` (2.29.2), as a new rank. Makes the device current on this thread, and leaves
-    /// it so. There is no deadline.
+    /// it so. What is not done by the deadline goes on in the background, and is ended when it comes
+    /// about.
     fn join_grown(&self, id: &UniqueId, config: JoinConfig) -> Result<Comm<V>> {
         self.join_grown_one(id, config)
     }
@@ -240,6 +304,18 @@ impl<V: Vendor> std::fmt::Debug for Library<V> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Library").field(&self.inner.info).finish()
     }
+}
+
+/// A copy of a library's text.
+///
+/// # Safety
+/// It is null or a C string.
+unsafe fn text(text: *const c_char) -> String {
+    if text.is_null() {
+        return String::new();
+    }
+    // SAFETY: not null, so a C string.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
 /// Whether `COLLECTIVES_CHECK` asks for pointer checks; read once.

@@ -17,10 +17,8 @@ pub fn capabilities_of(flavour: Flavour, code: c_int, table: &Table) -> Capabili
     let abort = from.symbol("comm_abort", table.comm_abort.is_some());
     let config = from.symbol("comm_init_rank_config", table.comm_init_rank_config.is_some());
     let polls = from.symbol("comm_get_async_error", table.comm_get_async_error.is_some());
-    let waits = match quirks::nonblocking_init_blocks(flavour, code) {
-        true => Support::Unsupported { since: None },
-        false => Support::Native,
-    };
+    let polled = [split, config, polls, abort].into_iter().all(Support::is_available)
+        && !quirks::nonblocking_init_blocks(flavour, code);
     let fp8 = from.since(Since { nccl: 22_403, rccl: 22_005 });
     Capabilities {
         all_gather: Support::Native,
@@ -53,8 +51,20 @@ pub fn capabilities_of(flavour: Flavour, code: c_int, table: &Table) -> Capabili
         revoke: from.symbol("comm_revoke", table.comm_revoke.is_some()),
         finalize: from.symbol("comm_finalize", table.comm_finalize.is_some()),
         abort,
-        join_deadline: split.and(config).and(polls).and(abort).and(waits),
+        // Else a thread is left to it that nobody can call back.
+        join_deadline: if polled { Support::Native } else { Support::Emulated },
         join_all: Support::Native,
+        join_many_ids: from
+            .symbol("comm_init_rank_scalable", table.comm_init_rank_scalable.is_some()),
+        config,
+        group_simulate: from.symbol("group_simulate_end", table.group_simulate_end.is_some()),
+        parameters: from
+            .symbol("param_get_all_parameter_keys", table.param_get_all_parameter_keys.is_some())
+            .and(from.symbol("param_get_parameter", table.param_get_parameter.is_some())),
+        suspend: from
+            .symbol("comm_suspend", table.comm_suspend.is_some())
+            .and(from.symbol("comm_resume", table.comm_resume.is_some())),
+        memory_use: from.symbol("comm_mem_stats", table.comm_mem_stats.is_some()),
         mem_alloc: from
             .symbol("mem_alloc", table.mem_alloc.is_some())
             .and(from.symbol("mem_free", table.mem_free.is_some())),

@@ -5,15 +5,18 @@ use std::{
     ffi::{CStr, CString, c_int, c_void},
     ptr,
     sync::Arc,
+    time::Duration,
 };
 
 use collectives_core::{
     AbortHandle, Backend, Capabilities, Collectives, CommInfo, DType, Error, ErrorKind, GroupEnd,
-    GrowConfig, Launch, PreMulSum, Rank, RawRegistration, RecvBuf, ReduceOp, Result, Scalar,
-    SendBuf, ShrinkConfig, Split, SplitConfig, UniqueId, shape,
+    GrowConfig, Launch, MemoryUse, PreMulSum, Rank, RawRegistration, RecvBuf, ReduceOp, Result,
+    Scalar, SendBuf, ShrinkConfig, Split, SplitConfig, UniqueId, shape,
 };
 use collectives_nccl_abi::{
-    Table, cudaStream_t, ncclComm_t, ncclRedOp_t, ncclResult_t, ncclScalarResidence_t, ncclUniqueId,
+    Table, cudaStream_t, ncclComm_t, ncclRedOp_t, ncclResult_t, ncclScalarResidence_t,
+    ncclUniqueId,
+    types::{self, ncclCommMemStat_t},
 };
 
 use crate::{
@@ -612,6 +615,15 @@ impl<V: Vendor> Collectives for Comm<V> {
         group::end(self.line.library(), self.library.info(), GroupEnd::Launch)
     }
 
+    /// `ncclGroupSimulateEnd` (2.22.3).
+    fn group_simulate(&self) -> Result<Option<Duration>> {
+        let outcome = group::simulate(self.line.library(), self.library.info());
+        outcome.map_err(|error| match self.capabilities.group_simulate.require("group_simulate") {
+            Err(missing) => self.refuse("group_simulate", missing),
+            Ok(()) => error,
+        })
+    }
+
     #[inline]
     fn in_group(&self) -> bool {
         group::is_open(self.line.library())
@@ -756,10 +768,67 @@ impl<V: Vendor> Collectives for Comm<V> {
         self.line.revoke()
     }
 
+    /// `ncclCommSuspend` (2.29.7).
+    fn suspend(&self) -> Result<()> {
+        const OPERATION: &str = "suspend";
+        self.require(OPERATION, self.capabilities.suspend, OPERATION)?;
+        let _call = self.line.enter(OPERATION)?;
+        let suspend = self.function(OPERATION, self.table.comm_suspend)?;
+        self.refuse_in_group(OPERATION)?;
+        self.bind_device(OPERATION)?;
+        // SAFETY: inside a call, so the communicator is not freed.
+        let result = unsafe { suspend(self.line.raw(), types::NCCL_SUSPEND_MEM) };
+        self.answer(OPERATION, result)?;
+        self.line.set_suspended(true);
+        Ok(())
+    }
+
+    /// `ncclCommResume` (2.29.7).
+    fn resume(&self) -> Result<()> {
+        const OPERATION: &str = "resume";
+        self.require(OPERATION, self.capabilities.suspend, "suspend")?;
+        let _call = self.line.enter_revoked(OPERATION)?;
+        let resume = self.function(OPERATION, self.table.comm_resume)?;
+        self.refuse_in_group(OPERATION)?;
+        if !self.line.is_suspended() {
+            let error = Error::new(ErrorKind::InvalidUsage, "the communicator is not suspended");
+            return Err(self.refuse(OPERATION, error));
+        }
+        self.bind_device(OPERATION)?;
+        // SAFETY: inside a call, so the communicator is not freed.
+        let result = unsafe { resume(self.line.raw()) };
+        self.answer(OPERATION, result)?;
+        self.line.set_suspended(false);
+        Ok(())
+    }
+
+    /// `ncclCommMemStats` (2.29.7), once for each number.
+    fn memory_use(&self) -> Result<MemoryUse> {
+        const OPERATION: &str = "memory_use";
+        self.require(OPERATION, self.capabilities.memory_use, OPERATION)?;
+        let _call = self.line.enter_revoked(OPERATION)?;
+        let ask = self.function(OPERATION, self.table.comm_mem_stats)?;
+        let number = |which| {
+            let mut value = 0;
+            // SAFETY: inside a call, so the communicator is not freed; `value` outlives the call.
+            let result = unsafe { ask(self.line.raw(), which, &mut value) };
+            self.answer(OPERATION, result).map(|()| value)
+        };
+        let mut memory = MemoryUse::default();
+        memory.total = number(ncclCommMemStat_t::GPU_MEM_TOTAL)?;
+        memory.suspendable = number(ncclCommMemStat_t::GPU_MEM_SUSPEND)?;
+        memory.persistent = number(ncclCommMemStat_t::GPU_MEM_PERSIST)?;
+        memory.is_suspended = number(ncclCommMemStat_t::GPU_MEM_SUSPENDED)? != 0;
+        Ok(memory)
+    }
+
     /// `ncclCommGetAsyncError` (2.4.2); a failure that a call has met stays one.
     fn poll_error(&self) -> Result<()> {
         const OPERATION: &str = "poll_error";
-        drop(self.line.enter(OPERATION)?);
+        drop(match self.line.is_suspended() {
+            true => self.line.enter_revoked(OPERATION)?,
+            false => self.line.enter(OPERATION)?,
+        });
         match self.line.poll() {
             Some(failure) => Err(failure),
             None => Ok(()),
@@ -775,7 +844,8 @@ impl<V: Vendor> Collectives for Comm<V> {
         if self.line.is_alive() { self.line.raw().0 } else { ptr::null_mut() }
     }
 
-    /// `ncclCommFinalize` (2.14.3) where there is one, then `ncclCommDestroy`, on this thread.
+    /// `ncclCommFinalize` (2.14.3) where there is one, then `ncclCommDestroy`, on a helper thread. The
+    /// first lasts as long as it does, unless the communicator is aborted; the second ten seconds.
     fn finalize(self: Box<Self>) -> Result<()> {
         self.line.finalize()
     }
@@ -788,6 +858,15 @@ impl<V: Vendor> Collectives for Comm<V> {
 }
 
 impl<V: Vendor> Comm<V> {
+    /// What blocks, or changes the communicator, has no place among collected calls.
+    fn refuse_in_group(&self, operation: &'static str) -> Result<()> {
+        if !group::is_open(self.line.library()) {
+            return Ok(());
+        }
+        let error = Error::new(ErrorKind::InvalidUsage, "a group is open on this thread");
+        Err(self.refuse(operation, error.with_hint("end or drop the group first")))
+    }
+
     /// The library's number of an operator that was made on this communicator.
     fn operator(&self, operation: &'static str, op: PreMulSum) -> Result<ncclRedOp_t> {
         let slot = self.operators.borrow().get(op.id() as usize).copied().flatten();

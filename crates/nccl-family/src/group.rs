@@ -18,10 +18,13 @@ use std::{
     cell::{Cell, RefCell},
     ptr,
     sync::Arc,
+    time::Duration,
 };
 
 use collectives_core::{Error, ErrorKind, GroupEnd, LibraryInfo, Result};
-use collectives_nccl_abi::{self as abi, fork, ncclDataType_t, ncclRedOp_t, ncclResult_t};
+use collectives_nccl_abi::{
+    self as abi, fork, ncclDataType_t, ncclRedOp_t, ncclResult_t, ncclSimInfo_t,
+};
 
 use crate::{
     error,
@@ -173,6 +176,32 @@ pub(crate) fn end(library: &'static abi::Library, info: &LibraryInfo, how: Group
     }
 }
 
+/// Ends a group without launching it, and asks the library how long it would take.
+pub(crate) fn simulate(
+    library: &'static abi::Library,
+    info: &LibraryInfo,
+) -> Result<Option<Duration>> {
+    const OPERATION: &str = "group_simulate";
+    let misuse = |message| {
+        let error = Error::new(ErrorKind::InvalidUsage, message).with_library(info);
+        error.with_operation(OPERATION)
+    };
+    if fork::in_forked_child() {
+        return Err(error::forked(OPERATION, info));
+    }
+    match leave(library) {
+        None => Err(misuse("no group is open on this thread")),
+        Some(Some(group)) => group.simulate(info).map_err(|error| error.with_operation(OPERATION)),
+        Some(None) => {
+            let nested = || misuse("a group is open around the one that is simulated");
+            note_refusal(library, nested);
+            // SAFETY: takes nothing; an inner end launches nothing.
+            let _inner_ends_always_succeed = unsafe { (library.table().group_end)() };
+            Err(nested())
+        }
+    }
+}
+
 /// Leaves a level: `None` if there is none, the group if it was the outermost.
 fn leave(library: &'static abi::Library) -> Option<Option<Group>> {
     GROUPS.with_borrow_mut(|groups| {
@@ -197,15 +226,47 @@ impl Group {
 
     /// The outermost end.
     fn end(mut self, info: &LibraryInfo, how: GroupEnd) -> Result<()> {
-        let cleanup = std::mem::take(&mut self.cleanup);
         let outcome = self.end_launches(info, how);
-        for call in cleanup {
+        self.clean_up();
+        outcome
+    }
+
+    fn simulate(mut self, info: &LibraryInfo) -> Result<Option<Duration>> {
+        let outcome = self.estimate(info);
+        self.clean_up();
+        outcome
+    }
+
+    fn clean_up(&mut self) {
+        for call in std::mem::take(&mut self.cleanup) {
             let result = call();
             if !result.is_success() {
                 tracing::debug!(?result, "a reduce op was not destroyed behind its group");
             }
         }
-        outcome
+    }
+
+    fn estimate(&mut self, info: &LibraryInfo) -> Result<Option<Duration>> {
+        let refusal = self.refusal.take().or_else(|| self.aborted()).or_else(|| self.unpaired());
+        // Copies of one rank, which the library never hears of.
+        self.deferred.clear();
+        if let Some(refusal) = refusal {
+            return self.discard(info).and(Err(refusal));
+        }
+        let Some(simulate) = self.library.table().group_simulate_end else {
+            let message = "this library has no function for group_simulate";
+            let error = Error::new(ErrorKind::Unsupported, message).with_library(info);
+            return self.discard(info).and(Err(error));
+        };
+        let mut answer = ncclSimInfo_t::undefined();
+        // SAFETY: `answer` outlives the call, and nothing is launched.
+        let result = unsafe { simulate(&mut answer) };
+        if !result.is_success() {
+            let error = error::from_result(self.library, result).with_poison(false);
+            return Err(error.with_library(info));
+        }
+        // Microseconds; -1 where it cannot say.
+        Ok(Duration::try_from_secs_f64(f64::from(answer.estimatedTime) * 1e-6).ok())
     }
 
     fn end_launches(&mut self, info: &LibraryInfo, how: GroupEnd) -> Result<()> {

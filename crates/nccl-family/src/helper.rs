@@ -6,11 +6,12 @@
 //! process waits for helpers too, for a bounded time.
 
 use std::{
-    sync::{Mutex, Once, PoisonError, mpsc},
+    sync::{Arc, Mutex, Once, PoisonError, mpsc},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
+use collectives_core::Result;
 use collectives_nccl_abi::fork;
 
 /// Runs `work` on a helper thread and waits for its answer at most `limit`. Afterwards it goes on
@@ -36,6 +37,102 @@ pub(crate) fn bounded<R: Send + 'static>(
     }
 }
 
+/// Runs `work`, which keeps a deadline by itself as well as it can, on a helper thread, and waits for
+/// its answer a little longer than that. What succeeds too late is given to `undo`, on the helper.
+///
+/// Without a thread the work is done here.
+pub(crate) fn within<R: Send + 'static>(
+    deadline: Duration,
+    work: impl FnOnce() -> Result<R> + Send + 'static,
+    undo: impl FnOnce(R) + Send + 'static,
+) -> Option<Result<R>> {
+    // Without room, so that an answer is either taken or comes back.
+    let (done, answer) = mpsc::sync_channel(0);
+    let work = Shared::new(work);
+    let taken = work.clone();
+    let on_helper = move || {
+        if let Some(work) = taken.take()
+            && let Err(mpsc::SendError(Ok(late))) = done.send(work())
+        {
+            undo(late);
+        }
+    };
+    if !start("collectives-join", on_helper) {
+        return work.take().map(|work| work());
+    }
+    match deadline.checked_add(GRACE) {
+        Some(limit) => answer.recv_timeout(limit).ok(),
+        // Past the end of time.
+        None => answer.recv().ok(),
+    }
+}
+
+/// Runs `work` on a helper thread and waits for its answer, unless `given_up` becomes true: then it is
+/// left alone. Without a thread the work is done here.
+pub(crate) fn unless<R: Send + 'static>(
+    work: impl FnOnce() -> R + Send + 'static,
+    given_up: impl Fn() -> bool,
+) -> Option<R> {
+    let (done, answer) = mpsc::sync_channel(1);
+    let work = Shared::new(work);
+    let taken = work.clone();
+    let on_helper = move || {
+        if let Some(work) = taken.take() {
+            // Nobody listens any more if it was given up.
+            let _ = done.send(work());
+        }
+    };
+    if !start("collectives-end", on_helper) {
+        return work.take().map(|work| work());
+    }
+    loop {
+        match answer.recv_timeout(LOOK) {
+            Ok(answer) => return Some(answer),
+            Err(mpsc::RecvTimeoutError::Timeout) if !given_up() => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// Starts a helper; tells whether there is one.
+fn start(name: &str, work: impl FnOnce() + Send + 'static) -> bool {
+    match thread::Builder::new().name(name.into()).spawn(work) {
+        Ok(helper) => {
+            keep(helper);
+            true
+        }
+        Err(error) => {
+            tracing::warn!(%error, "no thread for a call that may last: it cannot be given up");
+            false
+        }
+    }
+}
+
+/// Work for a thread that may not come about.
+struct Shared<W>(Arc<Mutex<Option<W>>>);
+
+impl<W> Shared<W> {
+    fn new(work: W) -> Self {
+        Self(Arc::new(Mutex::new(Some(work))))
+    }
+
+    fn take(&self) -> Option<W> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl<W> Clone for Shared<W> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+/// How often somebody who waits looks whether that is still wanted.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How much longer than its deadline a helper may take to clean up.
+const GRACE: Duration = Duration::from_millis(500);
+
 /// Helpers that have not been seen to end.
 static HELPERS: Mutex<Vec<JoinHandle<()>>> = Mutex::new(Vec::new());
 
@@ -44,8 +141,9 @@ fn keep(helper: JoinHandle<()>) {
     // Functions run in the reverse order of their registration, and the libraries have registered
     // theirs: there is a communicator to end.
     AT_EXIT.call_once(|| {
+        // Miri has no `atexit`.
         // SAFETY: the function lives as long as the program, takes nothing and does not unwind.
-        if unsafe { libc::atexit(wait_for_helpers) } != 0 {
+        if !cfg!(miri) && unsafe { libc::atexit(wait_for_helpers) } != 0 {
             tracing::warn!("the exit of the process will not wait for calls in the background");
         }
     });
@@ -91,6 +189,22 @@ mod tests {
         let late = bounded(Duration::ZERO, move || gone.recv().is_ok());
         assert_eq!(late, None);
         drop(go);
+    }
+
+    #[test]
+    fn what_comes_too_late_is_undone_and_what_comes_in_time_is_not() {
+        let minute = Duration::from_secs(60);
+        let never = |_| panic!("it was taken");
+        assert!(matches!(within(minute, || Ok(1), never), Some(Ok(1))));
+        let (go, gone) = mpsc::channel::<()>();
+        let (undo, undone) = mpsc::channel();
+        let work = move || {
+            let _ = gone.recv();
+            Ok(2)
+        };
+        assert!(within(Duration::ZERO, work, move |late| undo.send(late).unwrap()).is_none());
+        drop(go);
+        assert_eq!(undone.recv(), Ok(2));
     }
 
     #[test]

@@ -8,6 +8,11 @@
 //! one color for all makes a *blocking* child, and is itself polled and given up in the same way.
 //!
 //! What becomes of the parent is a [`ParentPolicy`].
+//!
+//! All of this runs on a helper thread, since a library may block where it promised not to. Older ones
+//! have no split or no non-blocking communicators: there the helper makes the one blocking call. Either
+//! way the caller is told in time. Nobody can end a blocking join from outside, so a helper that is
+//! late is left to it; should it ever come back with a communicator, that is aborted.
 
 use std::{
     ffi::{CStr, c_int, c_void},
@@ -20,15 +25,18 @@ use std::{
 };
 
 use collectives_core::{
-    Backend, Error, ErrorKind, JoinAllConfig, JoinConfig, Rank, Result, Support, UniqueId,
+    Backend, Collectives, Error, ErrorKind, JoinAllConfig, JoinConfig, Rank, Result, Support,
+    UniqueId,
 };
 use collectives_nccl_abi::{Table, ncclComm_t, ncclConfig_t, ncclResult_t, ncclUniqueId, quirks};
 
 use crate::{
     Comm, Library, Vendor,
     comm::c_name,
+    config::Settings,
     error,
     group::{self, worse},
+    helper::within,
     state::{Backoff, end_stray, is_under_way},
 };
 
@@ -49,51 +57,43 @@ impl ParentPolicy {
 impl<V: Vendor> Library<V> {
     /// See [`Backend::join`].
     pub(crate) fn join_one(&self, id: &UniqueId, config: JoinConfig) -> Result<Comm<V>> {
-        let join = Join::check(self, Way::Init, id, config)?;
-        match join.deadline {
-            None => join.blocking(),
-            Some(deadline) => join.with_deadline(deadline),
-        }
+        Join::check(self, Way::Init, id, config)?.run()
     }
 
     /// See [`Backend::join_grown`].
     pub(crate) fn join_grown_one(&self, id: &UniqueId, config: JoinConfig) -> Result<Comm<V>> {
-        Join::check(self, Way::Grow, id, config)?.blocking()
+        Join::check(self, Way::Grow, id, config)?.run()
     }
 
     /// See [`Backend::join_all`]: `ncclCommInitRankConfig` for each device, in one group.
     pub(crate) fn join_devices(&self, config: JoinAllConfig) -> Result<Vec<Comm<V>>> {
         const OPERATION: &str = "join_all";
-        let JoinAllConfig { devices, name, .. } = config;
+        let JoinAllConfig { devices, name, deadline, config: settings, .. } = config;
         self.refuse_in_child(OPERATION)?;
         self.refuse_in_group(OPERATION)?;
         self.check_devices(&devices).map_err(|error| self.refuse(OPERATION, error))?;
         let size = devices.len();
-        let id = self.unique_id()?;
-        let joins: Vec<Join<'_, V>> = devices
+        let id = self.unique_id().map_err(|error| error.with_operation(OPERATION))?;
+        let joins: Vec<_> = devices
             .iter()
             .enumerate()
             .map(|(rank, device)| {
                 let mut config = JoinConfig::new(Rank::new(rank as u32), size).with_device(*device);
                 config.name.clone_from(&name);
+                config.config.clone_from(&settings);
                 Join::check(self, Way::Init, &id, config)
             })
             .collect::<Result<_>>()?;
 
-        // Each device once before the group is open, so that init cannot fail for want of one.
-        joins.iter().try_for_each(Join::bind_device)?;
-        let mut raws = vec![ncclComm_t::NULL; size];
-        match init_in_group(&joins, &mut raws) {
-            Ok(()) => {
-                Ok(joins.into_iter().zip(raws).map(|(join, raw)| join.adopt(raw, None)).collect())
-            }
-            Err(error) => {
-                for (join, raw) in joins.iter().zip(raws) {
-                    join.give_up(raw);
-                }
-                Err(self.refuse(OPERATION, error))
-            }
-        }
+        self.warn_of_known_bugs();
+        let Some(deadline) = deadline else { return join_together(joins) };
+        let library = self.clone();
+        let late = || {
+            let message = format!("not all {size} devices joined within {deadline:?}");
+            library.refuse(OPERATION, Error::new(ErrorKind::Timeout, message))
+        };
+        within(deadline, move || join_together(joins), |comms| comms.into_iter().for_each(abort))
+            .unwrap_or_else(|| Err(late()))
     }
 
     fn check_devices(&self, devices: &[usize]) -> Result<()> {
@@ -120,8 +120,33 @@ impl<V: Vendor> Library<V> {
     }
 }
 
+/// Joins all ranks of a communicator on this thread.
+fn join_together<V: Vendor>(joins: Vec<Join<V>>) -> Result<Vec<Comm<V>>> {
+    // Each device once before the group is open, so that init cannot fail for want of one.
+    joins.iter().try_for_each(Join::bind_device)?;
+    let mut raws = vec![ncclComm_t::NULL; joins.len()];
+    match init_in_group(&joins, &mut raws) {
+        Ok(()) => {
+            Ok(joins.into_iter().zip(raws).map(|(join, raw)| join.adopt(raw, None)).collect())
+        }
+        Err(error) => {
+            for (join, raw) in joins.iter().zip(raws) {
+                join.give_up(raw);
+            }
+            Err(error.with_operation("join_all"))
+        }
+    }
+}
+
+/// Ends a communicator for which nobody waits any more.
+fn abort<V: Vendor>(comm: Comm<V>) {
+    if let Err(error) = Box::new(comm).abort() {
+        tracing::warn!(%error, "a communicator that came about too late did not end well");
+    }
+}
+
 /// `ncclCommInitRankConfig` for every rank of this process, in one group.
-fn init_in_group<V: Vendor>(joins: &[Join<'_, V>], raws: &mut [ncclComm_t]) -> Result<()> {
+fn init_in_group<V: Vendor>(joins: &[Join<V>], raws: &mut [ncclComm_t]) -> Result<()> {
     let Some(first) = joins.first() else { return Ok(()) };
     let table = first.table();
     // SAFETY: takes nothing.
@@ -184,25 +209,27 @@ impl Way {
 }
 
 /// A join whose arguments have been checked.
-struct Join<'a, V: Vendor> {
-    library: &'a Library<V>,
+struct Join<V: Vendor> {
+    library: Library<V>,
     way: Way,
-    id: ncclUniqueId,
+    /// The first of them is there.
+    ids: Vec<ncclUniqueId>,
     rank: Rank,
     size: usize,
     device: usize,
     name: Option<Arc<CStr>>,
+    settings: Settings,
     deadline: Option<Duration>,
     /// Why no device can be made current.
     missing_runtime: Option<Error>,
 }
 
-impl<'a, V: Vendor> Join<'a, V> {
-    fn check(library: &'a Library<V>, way: Way, id: &UniqueId, config: JoinConfig) -> Result<Self> {
+impl<V: Vendor> Join<V> {
+    fn check(library: &Library<V>, way: Way, id: &UniqueId, config: JoinConfig) -> Result<Self> {
         let operation = way.operation();
         library.refuse_in_child(operation)?;
         library.refuse_in_group(operation)?;
-        let JoinConfig { rank, size, device, name, deadline, .. } = config;
+        let JoinConfig { rank, size, device, name, deadline, config, more_ids, .. } = config;
         let refuse = |error: Error| library.refuse(operation, error.with_rank(rank.get(), size));
         let invalid = |message| refuse(Error::new(ErrorKind::InvalidArgument, message));
         if c_int::try_from(size).is_err() {
@@ -211,17 +238,25 @@ impl<'a, V: Vendor> Join<'a, V> {
         if rank.index() >= size {
             return Err(invalid(format!("rank is {rank}, want less than the size {size}")));
         }
-        let id = ncclUniqueId { internal: id.to_array().map_err(refuse)? };
+        let ids = std::iter::once(id).chain(&more_ids);
+        let ids =
+            ids.map(|id| Ok(ncclUniqueId { internal: id.to_array()? })).collect::<Result<_>>();
+        let ids: Vec<_> = ids.map_err(refuse)?;
+        if ids.len() > 1 {
+            let many = match way {
+                Way::Init => library.capabilities().join_many_ids,
+                Way::Grow => Support::Unsupported { since: None },
+            };
+            many.require("join with many ids").map_err(refuse)?;
+        }
+        if ids.len() > size {
+            return Err(invalid(format!("{} ids were given, want at most {size}", ids.len())));
+        }
         let name = c_name(name).map_err(refuse)?;
+        let settings = Settings::new(config, library.abi().version(), library.capabilities());
+        let settings = settings.map_err(refuse)?;
         if way == Way::Grow {
             library.capabilities().grow.require("grow").map_err(refuse)?;
-        }
-        if deadline.is_some() {
-            let support = match way {
-                Way::Grow => Support::Unsupported { since: None },
-                Way::Init => library.capabilities().join_deadline,
-            };
-            support.require(&format!("deadline on {operation}")).map_err(refuse)?;
         }
         let missing_runtime = V::runtime().err();
         if missing_runtime.is_none() {
@@ -231,7 +266,35 @@ impl<'a, V: Vendor> Join<'a, V> {
                     .with_hint("set the device in the JoinConfig; unset, it is the rank"));
             }
         }
-        Ok(Self { library, way, id, rank, size, device, name, deadline, missing_runtime })
+        let library = library.clone();
+        Ok(Self {
+            library,
+            way,
+            ids,
+            rank,
+            size,
+            device,
+            name,
+            settings,
+            deadline,
+            missing_runtime,
+        })
+    }
+
+    /// Joins, at once or on a helper that is not waited for past the deadline.
+    fn run(self) -> Result<Comm<V>> {
+        self.library.warn_of_known_bugs();
+        let Some(deadline) = self.deadline else { return self.blocking() };
+        // The communicator's device is this thread's afterwards, as without a deadline.
+        self.bind_device()?;
+        let late = self.late(deadline);
+        let polls =
+            self.way == Way::Init && self.library.capabilities().join_deadline == Support::Native;
+        let join = move || match polls {
+            true => self.with_deadline(deadline),
+            false => self.blocking(),
+        };
+        within(deadline, join, abort).unwrap_or(Err(late))
     }
 
     /// `ncclCommInitRankConfig`, blocking.
@@ -311,11 +374,11 @@ impl<'a, V: Vendor> Join<'a, V> {
             let mut config = self.config();
             config.blocking = 1;
             // SAFETY: as below; a new rank has no communicator to give, and null says so.
-            return unsafe { grow(ncclComm_t::NULL, size, &self.id, rank, raw, &mut config) };
+            return unsafe { grow(ncclComm_t::NULL, size, &self.ids[0], rank, raw, &mut config) };
         }
         let Some(init) = self.table().comm_init_rank_config else {
             // SAFETY: the caller's promise; `raw` holds null, as some releases read it.
-            return unsafe { (self.table().comm_init_rank)(raw, size, self.id, rank) };
+            return unsafe { (self.table().comm_init_rank)(raw, size, self.ids[0], rank) };
         };
         let mut config = self.config();
         config.blocking = c_int::from(how.is_none());
@@ -323,9 +386,16 @@ impl<'a, V: Vendor> Join<'a, V> {
             config.splitShare =
                 c_int::from(self.library.parent_policy() == ParentPolicy::KeepShared);
         }
+        if let (Some(scalable), 2..) = (self.table().comm_init_rank_scalable, self.ids.len()) {
+            let mut ids = self.ids.clone();
+            // Not more than the size, which is a C int.
+            let (count, ids) = (ids.len() as c_int, ids.as_mut_ptr());
+            // SAFETY: as below; the library copies the ids, which are as many as said.
+            return unsafe { scalable(raw, size, rank, count, ids, &mut config) };
+        }
         // SAFETY: as above; the library copies the configuration, and the name that it keeps
         // outlives the communicator.
-        unsafe { init(raw, size, self.id, rank, &mut config) }
+        unsafe { init(raw, size, self.ids[0], rank, &mut config) }
     }
 
     /// Calls `ncclCommSplit` for a blocking child with all ranks, in their order.
@@ -348,6 +418,7 @@ impl<'a, V: Vendor> Join<'a, V> {
 
     fn config(&self) -> ncclConfig_t {
         let mut config = ncclConfig_t::for_version(self.library.abi().version());
+        self.settings.write(&mut config);
         config.commName = self.name.as_deref().map_or(ptr::null(), |name| name.as_ptr());
         config
     }
@@ -379,13 +450,15 @@ impl<'a, V: Vendor> Join<'a, V> {
             }
             Some(ncclResult_t::SUCCESS) => Ok(()),
             Some(failure) => Err(self.failed(failure)),
-            None => {
-                let message = format!("not all {} ranks joined within {deadline:?}", self.size);
-                let error = Error::new(ErrorKind::Timeout, message)
-                    .with_hint("see whether every rank runs and was given this unique id");
-                Err(self.refuse(error))
-            }
+            None => Err(self.late(deadline)),
         }
+    }
+
+    fn late(&self, deadline: Duration) -> Error {
+        let message = format!("not all {} ranks joined within {deadline:?}", self.size);
+        let error = Error::new(ErrorKind::Timeout, message)
+            .with_hint("see whether every rank runs and was given this unique id");
+        self.refuse(error)
     }
 
     /// Ends a communicator that did not come about; null is none. Tells whether it has ended.

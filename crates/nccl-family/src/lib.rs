@@ -30,6 +30,7 @@
 mod backend;
 mod capabilities;
 mod comm;
+mod config;
 mod conv;
 pub mod device;
 mod error;

@@ -12,13 +12,15 @@ use std::{
 };
 
 use collectives_core::{
-    Error, ErrorKind, GrowConfig, Rank, Result, ShrinkConfig, Split, SplitConfig, UniqueId, shape,
+    CommConfig, Error, ErrorKind, GrowConfig, Rank, Result, ShrinkConfig, Split, SplitConfig,
+    UniqueId, shape,
 };
 use collectives_nccl_abi::{ncclComm_t, ncclConfig_t, ncclResult_t, ncclUniqueId, types};
 
 use crate::{
     Comm, Vendor,
     comm::c_name,
+    config::Settings,
     error, group,
     join::{Out, poll},
     state::{Call, end_stray},
@@ -36,7 +38,7 @@ impl<V: Vendor> Split for Comm<V> {
             // Checked to fit.
             Some(color) => color as c_int,
         };
-        let making = Making::begin(self, OPERATION, call, config.name)?;
+        let making = Making::begin(self, OPERATION, call, config.name, config.config)?;
         let mut raw_config = making.config();
         let (raw, child) = (self.line.raw(), making.out.as_ptr());
         // SAFETY: inside a call, so the communicator is not freed; out pointer and configuration
@@ -61,7 +63,7 @@ impl<V: Vendor> Split for Comm<V> {
             let failure = failure.with_operation(OPERATION);
             return Err(failure.with_hint("revoke the communicator first, or shrink with abort"));
         }
-        let making = Making::begin(self, OPERATION, call, config.name)?;
+        let making = Making::begin(self, OPERATION, call, config.name, config.config)?;
         let mut excluded: Vec<c_int> =
             config.exclude.iter().map(|rank| rank.get() as c_int).collect();
         let flags = match config.abort {
@@ -86,7 +88,7 @@ impl<V: Vendor> Split for Comm<V> {
         self.rules().grow(&config)?;
         let call = self.line.enter(OPERATION)?;
         let grow = self.function(OPERATION, self.table.comm_grow)?;
-        let making = Making::begin(self, OPERATION, call, config.name)?;
+        let making = Making::begin(self, OPERATION, call, config.name, config.config)?;
         let id = self.grow_id.take();
         if id.is_none() && self.line.info().size == 1 {
             let error = Error::new(ErrorKind::InvalidUsage, "no id was made for the new ranks");
@@ -166,6 +168,7 @@ struct Making<'a, V: Vendor> {
     parent: &'a Comm<V>,
     operation: &'static str,
     name: Option<Arc<CStr>>,
+    settings: Settings,
     out: Out,
     _call: Call<'a>,
 }
@@ -177,6 +180,7 @@ impl<'a, V: Vendor> Making<'a, V> {
         operation: &'static str,
         call: Call<'a>,
         name: Option<String>,
+        config: CommConfig,
     ) -> Result<Self> {
         if group::is_open(parent.line.library()) {
             let error = Error::new(ErrorKind::InvalidUsage, "a group is open on this thread")
@@ -184,8 +188,11 @@ impl<'a, V: Vendor> Making<'a, V> {
             return Err(parent.refuse(operation, error));
         }
         let name = c_name(name).map_err(|error| parent.refuse(operation, error))?;
+        let code = parent.line.library().version();
+        let settings = Settings::new(config, code, &parent.capabilities);
+        let settings = settings.map_err(|error| parent.refuse(operation, error))?;
         parent.bind_device(operation)?;
-        Ok(Self { parent, operation, name, out: Out::new(), _call: call })
+        Ok(Self { parent, operation, name, settings, out: Out::new(), _call: call })
     }
 
     fn config(&self) -> ncclConfig_t {
@@ -193,13 +200,14 @@ impl<'a, V: Vendor> Making<'a, V> {
         config.blocking = 1;
         config.splitShare = 0;
         config.shrinkShare = 0;
+        self.settings.write(&mut config);
         config.commName = self.name.as_deref().map_or(ptr::null(), |name| name.as_ptr());
         config
     }
 
     /// Takes the new communicator over, or ends it where the call failed.
     fn end(self, outcome: Result<()>) -> Result<Comm<V>> {
-        let Self { parent, operation, name, out, _call } = self;
+        let Self { parent, operation, name, settings: _, out, _call } = self;
         let raw = out.get();
         let outcome = match outcome {
             Err(error) if !parent.line.is_alive() => {

@@ -39,7 +39,12 @@ use std::{
 use collectives_core::{AbortControl, CommInfo, Error, ErrorKind, Result};
 use collectives_nccl_abi::{self as abi, Table, fork, ncclComm_t, ncclResult_t, types};
 
-use crate::{error, fence::Fence, group, helper::bounded};
+use crate::{
+    error,
+    fence::Fence,
+    group,
+    helper::{bounded, unless},
+};
 
 /// See the [module](self).
 pub(crate) struct Lifeline {
@@ -56,6 +61,8 @@ pub(crate) struct Lifeline {
     info: CommInfo,
     /// The first failure, which stays true for ever.
     failure: OnceLock<Error>,
+    /// What somebody outside found wrong with it, and maybe ended it for.
+    reason: OnceLock<Error>,
     /// [`REVOKED`] or [`DRAINED`] from when it became so, also after its end; else [`LIVE`].
     last_stop: AtomicU32,
 }
@@ -96,6 +103,7 @@ impl Lifeline {
             library,
             info,
             failure: OnceLock::new(),
+            reason: OnceLock::new(),
             last_stop: AtomicU32::new(LIVE),
         })
     }
@@ -215,9 +223,15 @@ impl Lifeline {
     /// The error of a communicator that has come to its end.
     #[cold]
     pub(crate) fn gone(&self) -> Error {
-        let error = match self.state.load(Ordering::SeqCst) {
+        let state = self.state.load(Ordering::SeqCst);
+        if let Some(reason) = self.reason.get().filter(|_| state == ABORTED) {
+            return reason.copy();
+        }
+        let error = match state {
             CLOSED => Error::new(ErrorKind::InvalidUsage, "the communicator is finalized"),
             REVOKED | DRAINED => revoked(),
+            SUSPENDED => Error::new(ErrorKind::InvalidUsage, "the communicator is suspended")
+                .with_hint("resume it first"),
             _ => Error::new(ErrorKind::Aborted, "the communicator was aborted")
                 .with_hint("join a new one"),
         };
@@ -231,6 +245,9 @@ impl Lifeline {
         }
         if self.is_revoked() {
             return Some(revoked().with_comm(&self.info).with_operation("poll_error"));
+        }
+        if let Some(reason) = self.reason.get() {
+            return Some(reason.copy());
         }
         let get_async_error = self.table().comm_get_async_error?;
         let _hold = self.hold()?;
@@ -328,6 +345,17 @@ impl Lifeline {
         }
     }
 
+    /// Whether it has given its memory back.
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == SUSPENDED
+    }
+
+    /// Has operations turned back, or not any more. An end or revoke that came first stays.
+    pub(crate) fn set_suspended(&self, suspended: bool) {
+        let (from, to) = if suspended { (LIVE, SUSPENDED) } else { (SUSPENDED, LIVE) };
+        let _ended = self.state.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
     /// Has operations turned back from now on, since what is in flight is about to be dropped.
     pub(crate) fn drain(&self) {
         self.turn(DRAINED);
@@ -342,8 +370,9 @@ impl Lifeline {
         Some(before)
     }
 
-    /// Flushes and frees the communicator on this thread, however long that takes. A revoked one has
-    /// nothing to flush, and the library would refuse to (`ncclInvalidArgument`).
+    /// Flushes and frees the communicator. Flushing waits for other ranks and for captured graphs, as
+    /// long as that takes; an abort by handle ends the wait, even where the library stays inside. A
+    /// revoked one has nothing to flush, and the library would refuse to (`ncclInvalidArgument`).
     pub(crate) fn finalize(self: &Arc<Self>) -> Result<()> {
         let call = self.enter_revoked("finalize")?;
         if group::is_open(self.library) {
@@ -356,10 +385,19 @@ impl Lifeline {
         let mut flushed = ncclResult_t::SUCCESS;
         let flush = self.table().comm_finalize.filter(|_| !self.is_revoked());
         if let Some(finalize) = flush {
-            // SAFETY: inside a call, so the communicator is not freed.
-            flushed = unsafe { finalize(self.raw) };
-            if flushed == ncclResult_t::IN_PROGRESS {
-                flushed = self.settle();
+            let hold = self.hold_on();
+            let work = move || {
+                let line = hold.line();
+                line.bind_device();
+                // SAFETY: the hold keeps the communicator from being freed.
+                match unsafe { finalize(line.raw) } {
+                    ncclResult_t::IN_PROGRESS => line.settle(),
+                    result => result,
+                }
+            };
+            match unless(work, || !self.is_alive()) {
+                Some(result) => flushed = result,
+                None => return Err(self.gone().with_operation("finalize")),
             }
         }
         drop(call);
@@ -374,11 +412,25 @@ impl Lifeline {
             self.leak("a group or handle of another thread does not let go of it");
             return outcome;
         }
-        let freed = self.free();
-        outcome.and_then(|()| match is_under_way(freed) {
-            true => Ok(()),
-            false => Err(self.failed(freed).with_operation("finalize")),
+        let line = Arc::clone(self);
+        let freed = bounded(FLUSH_PATIENCE, move || line.free());
+        outcome.and_then(|()| match freed {
+            Some(freed) if is_under_way(freed) => Ok(()),
+            Some(freed) => Err(self.failed(freed).with_operation("finalize")),
+            None => Err(self.still_held()),
         })
+    }
+
+    #[cold]
+    fn still_held(&self) -> Error {
+        let message =
+            format!("flushed, but the library does not let go of it in {FLUSH_PATIENCE:?}");
+        Error::new(ErrorKind::Timeout, message)
+            .with_comm(&self.info)
+            .with_operation("finalize")
+            .with_hint(
+                "captured graphs may hold it: destroy them first; it goes on in the background",
+            )
     }
 
     /// Frees the communicator, in bounded time: what dropping does.
@@ -426,6 +478,7 @@ impl Lifeline {
         self.bind_device();
         let table = self.table();
         let failed = self.failure.get().is_some()
+            || self.reason.get().is_some()
             || match self.last_stop.load(Ordering::SeqCst) {
                 LIVE => self.has_async_error(),
                 stop => stop == DRAINED,
@@ -538,6 +591,10 @@ impl AbortControl for Control {
         }
         self.0.poll()
     }
+
+    fn condemn(&self, reason: Error) {
+        let _first_stays = self.0.reason.set(reason.with_poison(true));
+    }
 }
 
 /// What abort handles share.
@@ -630,12 +687,14 @@ impl Backoff {
 }
 
 const LIVE: u32 = 0;
+/// It has given its memory back for a time.
+const SUSPENDED: u32 = 1;
 /// Its operations were dropped by a shrink; the library may yet be asked to revoke it.
-const DRAINED: u32 = 1;
+const DRAINED: u32 = 2;
 /// The library was asked to revoke it.
-const REVOKED: u32 = 2;
-const ABORTED: u32 = 3;
-const CLOSED: u32 = 4;
+const REVOKED: u32 = 3;
+const ABORTED: u32 = 4;
+const CLOSED: u32 = 5;
 
 /// Whether a state is one after the end has begun.
 const fn has_ended(state: u32) -> bool {
@@ -649,7 +708,7 @@ fn revoked() -> Error {
 
 /// How long an end waits for others to leave, and for the library's abort.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
-/// How long dropping waits for the library to flush what is enqueued.
+/// How long dropping waits for the library to flush what is enqueued, and finalizing for it to free.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
@@ -753,6 +812,7 @@ mod tests {
             library: library.expect("it tells a version"),
             info: CommInfo::new(Rank::new(0), 1, 0, None, described),
             failure: OnceLock::new(),
+            reason: OnceLock::new(),
             last_stop: AtomicU32::new(LIVE),
         }
     }

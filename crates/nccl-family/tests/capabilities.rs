@@ -56,36 +56,60 @@ const LATE: [(&str, &str); 3] = [SHRINK_SINCE_2_27, GROW_SINCE_2_29, REVOKE_SINC
 const EMULATED: [(&str, &str); 3] =
     [("all_to_all", "emulated"), ("gather", "emulated"), ("scatter", "emulated")];
 
+const SIMULATE_SINCE_2_22: (&str, &str) = ("group_simulate", "needs 2.22.3");
+const SUSPEND_SINCE_2_29: [(&str, &str); 3] =
+    [("parameters", "needs 2.30.4"), ("suspend", "needs 2.29.7"), ("memory_use", "needs 2.29.7")];
+const MANY_IDS_SINCE_2_23: (&str, &str) = ("join_many_ids", "needs 2.23.4");
+
 #[test]
 fn nccl_2_16_5() {
     let memory = [("mem_alloc", "needs 2.19.1"), ("register", "needs 2.19.1")];
-    let (split, deadline) = ([("split", "needs 2.18.1")], [("join_deadline", "needs 2.18.1")]);
-    let expected = [&EMULATED[..], &FP8_SINCE_2_24, &split, &LATE, &deadline, &memory].concat();
+    let (split, deadline) = ([("split", "needs 2.18.1")], [("join_deadline", "emulated")]);
+    let late = [MANY_IDS_SINCE_2_23, SIMULATE_SINCE_2_22];
+    let expected = [
+        &EMULATED[..],
+        &FP8_SINCE_2_24,
+        &split,
+        &LATE,
+        &deadline,
+        &late,
+        &SUSPEND_SINCE_2_29,
+        &memory,
+    ]
+    .concat();
     lacks(Flavour::Nccl, 21605, exports!("nccl-2.16.5"), &expected);
 }
 
 #[test]
 fn nccl_2_18_3() {
     let memory = [("mem_alloc", "needs 2.19.1"), ("register", "needs 2.19.1")];
-    let expected = [&EMULATED[..], &FP8_SINCE_2_24, &LATE, &memory].concat();
+    let late = [MANY_IDS_SINCE_2_23, SIMULATE_SINCE_2_22];
+    let expected =
+        [&EMULATED[..], &FP8_SINCE_2_24, &LATE, &late, &SUSPEND_SINCE_2_29, &memory].concat();
     lacks(Flavour::Nccl, 21803, exports!("nccl-2.18.3"), &expected);
 }
 
 #[test]
 fn nccl_2_21_5() {
-    let expected = [&EMULATED[..], &FP8_SINCE_2_24, &LATE].concat();
+    let late = [MANY_IDS_SINCE_2_23, SIMULATE_SINCE_2_22];
+    let expected = [&EMULATED[..], &FP8_SINCE_2_24, &LATE, &late, &SUSPEND_SINCE_2_29].concat();
     lacks(Flavour::Nccl, 22105, exports!("nccl-2.21.5"), &expected);
 }
 
 #[test]
 fn nccl_2_25_1() {
-    let expected = [&EMULATED[..], &LATE].concat();
+    let expected = [&EMULATED[..], &LATE, &SUSPEND_SINCE_2_29].concat();
     lacks(Flavour::Nccl, 22501, exports!("nccl-2.25.1"), &expected);
 }
 
 #[test]
 fn nccl_2_28_9() {
-    lacks(Flavour::Nccl, 22809, exports!("nccl-2.28.9"), &[GROW_SINCE_2_29]);
+    lacks(
+        Flavour::Nccl,
+        22809,
+        exports!("nccl-2.28.9"),
+        &[&[GROW_SINCE_2_29][..], &SUSPEND_SINCE_2_29].concat(),
+    );
 }
 
 #[test]
@@ -105,7 +129,13 @@ fn rccl_2_13_4() {
         ("grow", "needs 2.30.4"),
         ("revoke", "needs 2.30.4"),
         ("finalize", "needs 2.15.5"),
-        ("join_deadline", "needs 2.18.3"),
+        ("join_deadline", "emulated"),
+        ("join_many_ids", "needs 2.23.4"),
+        ("config", "needs 2.15.5"),
+        ("group_simulate", "needs 2.22.3"),
+        ("parameters", "no"),
+        ("suspend", "needs 2.30.4"),
+        ("memory_use", "needs 2.30.4"),
         ("mem_alloc", "needs 2.20.5"),
         ("register", "needs 2.20.5"),
     ];
@@ -115,6 +145,13 @@ fn rccl_2_13_4() {
 #[test]
 fn rccl_2_27_7() {
     // Its non-blocking init blocks while a rank is missing.
-    let expected = [("grow", "needs 2.30.4"), ("revoke", "needs 2.30.4"), ("join_deadline", "no")];
+    let expected = [
+        ("grow", "needs 2.30.4"),
+        ("revoke", "needs 2.30.4"),
+        ("join_deadline", "emulated"),
+        ("parameters", "no"),
+        ("suspend", "needs 2.30.4"),
+        ("memory_use", "needs 2.30.4"),
+    ];
     lacks(Flavour::Rccl, 22707, exports!("rccl-2.27.7"), &expected);
 }

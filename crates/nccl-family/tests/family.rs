@@ -10,9 +10,9 @@ use std::{
 };
 
 use collectives_core::{
-    Backend, BackendExt, Collectives, CollectivesExt, DType, ErrorKind, GrowConfig, JoinAllConfig,
-    JoinConfig, Launch, Rank, RawStream, RecvBuf, ReduceOp, Scalar, SendBuf, ShrinkConfig, Split,
-    SplitConfig, Support, Version,
+    Backend, BackendExt, Collectives, CollectivesExt, DType, Error, ErrorKind, GrowConfig,
+    JoinAllConfig, JoinConfig, Launch, Rank, RawStream, RecvBuf, ReduceOp, Scalar, SendBuf,
+    ShrinkConfig, Split, SplitConfig, Support,
 };
 use collectives_nccl_family::{Comm, ParentPolicy};
 use static_assertions::{assert_impl_all, assert_not_impl_any};
@@ -342,11 +342,78 @@ fn a_library_of_2_16_gets_an_explicit_blocking_and_has_no_split() {
         error.to_string(),
         "NCCL split (rank 0 of 2): this library has no split; needs version 2.18.1 or newer"
     );
-    let config = JoinConfig::new(Rank::new(0), 2).with_deadline(Duration::from_secs(1));
-    let error = library.join(&id, config).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unsupported);
-    let since = Some(Version::new(2, 18, 1));
-    assert_eq!(library.capabilities().join_deadline, Support::Unsupported { since });
+}
+
+#[test]
+fn where_nothing_can_be_polled_a_thread_is_left_to_the_join() {
+    let world = World::enter(21605);
+    let library = world.library_without(&["ncclCommSplit"]);
+    assert_eq!(library.capabilities().join_deadline, Support::Emulated);
+    let id = library.unique_id().unwrap();
+    world.log();
+    let minute = JoinConfig::new(Rank::new(0), 2).with_deadline(Duration::from_secs(60));
+    drop(library.join(&id, minute).unwrap());
+    assert_eq!(world.log(), ["init_config(0 of 2, blocking 1, share -1)", "destroy(comm)"]);
+
+    world.hang("init");
+    let short = JoinConfig::new(Rank::new(0), 2).with_deadline(Duration::from_millis(20));
+    let error = library.join(&id, short).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert_eq!(
+        error.to_string(),
+        "NCCL join (rank 0 of 2): not all 2 ranks joined within 20ms; see whether every rank runs \
+         and was given this unique id"
+    );
+    // The others come after all, and nobody wants the communicator any more.
+    world.release("init");
+    world.wait_for("abort(comm)");
+    assert_eq!(world.log(), ["init_config(0 of 2, blocking 1, share -1)", "abort(comm)"]);
+}
+
+#[test]
+fn what_blocks_although_it_should_not_is_left_to_its_thread() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let id = library.unique_id().unwrap();
+    world.hang("init");
+    let short = JoinConfig::new(Rank::new(1), 2).with_deadline(Duration::from_millis(20));
+    assert_eq!(library.join(&id, short).unwrap_err().kind(), ErrorKind::Timeout);
+    let grown = JoinConfig::new(2, 3).with_deadline(Duration::from_millis(20));
+    world.hang("grow");
+    assert_eq!(library.join_grown(&id, grown).unwrap_err().kind(), ErrorKind::Timeout);
+    let all = JoinAllConfig::new([0, 1]).with_deadline(Duration::from_millis(20));
+    let error = library.join_all(all).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert_eq!(error.to_string(), "NCCL join_all: not all 2 devices joined within 20ms");
+    world.log();
+    world.release("grow");
+    world.wait_for("abort(grown)");
+    world.release("init");
+    world.wait_for("abort(comm)");
+    assert_eq!(group_depth(), 0, "the group was open on another thread");
+}
+
+#[test]
+fn a_reason_is_what_calls_and_waits_are_told_after_the_abort() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    let handle = comm.abort_handle();
+    let late = Error::new(ErrorKind::Timeout, "not done").with_operation("all_reduce");
+    handle.condemn(late);
+    handle.condemn(Error::new(ErrorKind::Remote, "the second"));
+    let failure = handle.failure().unwrap();
+    assert_eq!((failure.kind(), failure.poisons_communicator()), (ErrorKind::Timeout, true));
+    assert!(!handle.is_aborted());
+    sum(&comm, 4).unwrap();
+    handle.abort().unwrap();
+    assert_eq!(sum(&comm, 4).unwrap_err().message(), "not done");
+    assert_eq!(handle.failure().unwrap().kind(), ErrorKind::Timeout);
+    // One that failed by itself says so until it is aborted.
+    let comm = world.comm(&world.library(), 1, 2);
+    world.set_state(6);
+    assert_eq!(comm.poll_error().unwrap_err().kind(), ErrorKind::Remote);
+    comm.abort_handle().condemn(Error::new(ErrorKind::Timeout, "not done"));
+    assert_eq!(comm.poll_error().unwrap_err().kind(), ErrorKind::Remote);
 }
 
 #[test]
@@ -1070,14 +1137,8 @@ fn what_cannot_be_shrunk_or_grown_never_reaches_the_library() {
     in_group(&|| comm.shrink(without(&[0])).map(drop));
     in_group(&|| comm.grow(GrowConfig::new(4)).map(drop));
     in_group(&|| comm.revoke());
-    let deadline = JoinConfig::new(3, 4).with_deadline(Duration::from_secs(1));
     let id = library.unique_id().unwrap();
     world.log();
-    let error = library.join_grown(&id, deadline).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "NCCL join_grown (rank 3 of 4): this library has no deadline on join_grown"
-    );
     let error = library.join_grown(&id, JoinConfig::new(4, 4)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
     assert!(world.log().is_empty());
@@ -1217,6 +1278,98 @@ fn an_abort_frees_a_rank_that_waits_in_a_shrink() {
         world.log(),
         ["shrink([1], flags 0, blocking 1, share 0)", "revoke(comm)", "abort(comm)"]
     );
+}
+
+#[test]
+fn an_abort_frees_a_rank_whose_finalize_never_returns() {
+    let world = World::enter(NEWEST);
+    // Without a revoke nothing makes a call leave: older than 2.28.7.
+    let comm = world.comm(&world.library_without(&["ncclCommRevoke"]), 0, 2);
+    let handle = comm.abort_handle();
+    world.hang("finalize");
+    let owner = thread::spawn(move || Box::new(comm).finalize());
+    world.wait_for("finalize");
+    let aborter = thread::spawn(move || handle.abort());
+    let error = owner.join().unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Aborted);
+    aborter.join().unwrap().unwrap();
+    assert_eq!(world.log(), ["finalize(comm)"], "what is inside is leaked");
+    world.release("finalize");
+}
+
+#[test]
+fn finalizing_does_not_wait_for_ever_for_captured_graphs() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    world.hang("destroy");
+    let error = Box::new(comm).finalize().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert_eq!(
+        error.to_string(),
+        "NCCL finalize (rank 0 of 2): flushed, but the library does not let go of it in 10s; \
+         captured graphs may hold it: destroy them first; it goes on in the background"
+    );
+    assert_eq!(world.log(), ["finalize(comm)", "destroy(comm)"]);
+    world.release("destroy");
+}
+
+#[test]
+fn a_suspended_communicator_turns_operations_back() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    comm.suspend().unwrap();
+    let error = sum(&comm, 4).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidUsage);
+    assert_eq!(
+        error.to_string(),
+        "NCCL all_reduce (rank 0 of 2): the communicator is suspended; resume it first"
+    );
+    comm.poll_error().unwrap();
+    assert_eq!(comm.suspend().unwrap_err().kind(), ErrorKind::InvalidUsage);
+    comm.resume().unwrap();
+    assert_eq!(comm.resume().unwrap_err().kind(), ErrorKind::InvalidUsage);
+    sum(&comm, 4).unwrap();
+    let memory = comm.memory_use().unwrap();
+    assert_eq!((memory.total, memory.suspendable, memory.persistent), (103, 100, 102));
+    assert!(memory.is_suspended, "any number but 0");
+    assert_eq!(
+        world.log(),
+        [
+            "suspend(1)",
+            "resume()",
+            SUM,
+            "mem_stats(3)",
+            "mem_stats(0)",
+            "mem_stats(2)",
+            "mem_stats(1)"
+        ]
+    );
+    // An abort meanwhile stays one.
+    comm.suspend().unwrap();
+    comm.abort_handle().abort().unwrap();
+    assert_eq!(comm.resume().unwrap_err().kind(), ErrorKind::Aborted);
+}
+
+#[test]
+fn many_ids_go_to_the_function_for_them() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let (one, two) = (library.unique_id().unwrap(), library.unique_id().unwrap());
+    world.log();
+    let config = JoinConfig::new(1, 2).with_more_ids([two]);
+    drop(library.join(&one, config.clone()).unwrap());
+    assert_eq!(world.log(), ["init_scalable(1 of 2, 2 ids)", "destroy(comm)"]);
+    let old = world.library_without(&["ncclCommInitRankScalable"]);
+    let error = old.join(&one, config.clone()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "NCCL join (rank 1 of 2): this library has no join with many ids; needs version 2.23.4 or \
+         newer"
+    );
+    let three = config.with_more_ids([one.clone(), one.clone()]);
+    let error = library.join(&one, three).unwrap_err();
+    assert_eq!(error.message(), "3 ids were given, want at most 2");
+    assert!(world.log().is_empty());
 }
 
 #[test]

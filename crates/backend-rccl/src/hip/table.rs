@@ -57,6 +57,19 @@ macro_rules! function_table {
             /// The names of the functions that older releases lack.
             pub const OPTIONAL: &'static [&'static str] = &[$(stringify!($optional_name)),*];
 
+            /// Every function with the types that the table gives it, as Rust writes them. For tests
+            /// against a C header; spaces are the compiler's choice.
+            pub const SIGNATURES: &'static [(&'static str, &'static str)] = &[
+                $((
+                    stringify!($required_name),
+                    stringify!(fn($($required_type),*) -> $required_return),
+                ),)*
+                $((
+                    stringify!($optional_name),
+                    stringify!(fn($($optional_type),*) -> $optional_return),
+                ),)*
+            ];
+
             /// Fills the table from `find`, which answers null for a name that the library lacks.
             ///
             /// `find` is asked once for each name: the required ones, then the optional ones, in

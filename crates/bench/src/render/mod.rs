@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
-    gpu,
+    gpu, library,
     operation::Series,
     overhead::{self, Overhead},
     peers,
@@ -43,6 +43,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         overhead: Overhead::read(&folder.join(overhead::FILE))?,
         nccl: Report::read(&folder.join(gpu::FILE))?,
         mock: Report::read(&folder.join(peers::FILE))?,
+        library: Report::read(&folder.join(library::FILE))?,
     };
     let files = sources.files()?;
     let strangers = figures_beside(&folder, &files)?;
@@ -64,12 +65,13 @@ struct Sources {
     overhead: Overhead,
     nccl: Report,
     mock: Report,
+    library: Report,
 }
 
 impl Sources {
     /// All files, by their path below `docs`.
     fn files(&self) -> Result<BTreeMap<String, String>> {
-        let Self { overhead, nccl, mock } = self;
+        let Self { overhead, nccl, mock, library } = self;
         let mut figures = figures::of(nccl, Style::Nccl);
         figures.extend(figures::of(mock, Style::Mock));
         figures.extend(figures::readme(nccl, mock));
@@ -88,6 +90,8 @@ impl Sources {
             ("mock-summary", tables::summary(mock, Style::Mock)),
             ("mock-limit", if limit { figures::limit_link() } else { String::new() }),
             ("mock-operations", tables::operations(mock, Style::Mock, &figures)),
+            ("library-about", tables::about(library)),
+            ("library-tables", tables::library(library)),
         ]);
         let mut files: BTreeMap<_, _> = figures
             .into_iter()
@@ -259,6 +263,7 @@ mod tests {
             },
             nccl: samples::report(nccl.into()),
             mock: samples::report(mock.into()),
+            library: samples::report(vec![]),
         }
     }
 

@@ -9,6 +9,7 @@ use collectives_plot::Figure;
 
 use super::{Style, figures, operations as operations_of, ranks as ranks_of};
 use crate::{
+    library::{PLAIN, THROUGH},
     operation::Series,
     overhead::{Layer, Measured},
     report::{Case, Configuration, OURS, PROCESSES, Report, Role, Row, Side, Spread},
@@ -53,6 +54,43 @@ pub(super) fn overhead(Measured { layers, .. }: &Measured) -> String {
         row(&mut table, &[name.clone(), format!("{ns:.1}"), format!("{:.1}", ns - raw)]);
     }
     table
+}
+
+/// The mock through its C library, held against the mock itself.
+pub(super) fn library(report: &Report) -> String {
+    let mut text = String::new();
+    for known in &report.configurations {
+        let ratio = |row: &Row, side| row.processes_ratio.get(side).copied().map(inverse);
+        let ratios = known.rows.iter().filter_map(|row| Some(ratio(row, THROUGH)?.median));
+        let ratios = middle_of(&ratios.collect::<Vec<_>>(), Style::Mock.decimals());
+        let ratios = ratios.unwrap_or_else(nothing);
+        let rounds = counted(known.rounds, "round");
+        text += &format!("**{}**, {rounds}; median of the ratios: {ratios}:\n\n", known.case());
+
+        let mut head = vec!["size".to_owned(), format!("{PROCESSES} µs")];
+        for side in [THROUGH, PLAIN] {
+            head.extend([format!("`{side}` µs"), "÷ that".to_owned()]);
+        }
+        let mut lines = table(&head);
+        for size in &known.rows {
+            let time = |side| size.sides.get(side).map(|figures| digits(figures.median_us));
+            let mut cells = vec![sizes::text(size.bytes), time(PROCESSES).unwrap_or_else(nothing)];
+            for side in [THROUGH, PLAIN] {
+                cells.push(time(side).unwrap_or_else(nothing));
+                let ratio = ratio(size, side);
+                let text = |ratio| with_range(ratio, Style::Mock.decimals());
+                cells.push(ratio.map_or_else(nothing, text));
+            }
+            row(&mut lines, &cells);
+        }
+        text += &format!("{lines}\n");
+    }
+    text
+}
+
+/// Times the other way round.
+fn inverse(Spread { median, min, max }: Spread) -> Spread {
+    Spread { median: median.recip(), min: max.recip(), max: min.recip() }
 }
 
 /// The median over the small sizes, and that over the large ones, of the ratio to one peer.
@@ -307,9 +345,12 @@ fn in_bold(Spread { median, min, max }: Spread, decimals: usize) -> String {
 }
 
 fn middle_of(ratios: &[f64], decimals: usize) -> Option<String> {
-    let Spread { median, min, max } = crate::statistics::spread(ratios)?;
+    crate::statistics::spread(ratios).map(|spread| with_range(spread, decimals))
+}
+
+fn with_range(Spread { median, min, max }: Spread, decimals: usize) -> String {
     let text = |ratio| ratio_text(ratio, decimals);
-    Some(format!("{} ({}–{})", text(median), text(min), text(max)))
+    format!("{} ({}–{})", text(median), text(min), text(max))
 }
 
 /// So many decimals around 1; what is far from it has about as many digits.
@@ -405,6 +446,23 @@ mod tests {
         // A report of before has none.
         let text = summary(&samples::report(vec![loop_of(2)]), Style::Mock);
         assert!(!text.contains("processes"), "{text}");
+    }
+
+    #[test]
+    fn the_library_is_held_against_ranks_as_processes() {
+        let mut known = loop_of(2);
+        for row in &mut known.rows {
+            let figures = row.sides[OURS];
+            row.sides.insert(PROCESSES.into(), figures);
+            row.sides.insert(THROUGH.into(), figures);
+            let spread = Spread { median: 0.5, min: 0.4, max: 0.8 };
+            row.processes_ratio.insert(THROUGH.into(), spread);
+        }
+        let text = library(&samples::report(vec![known]));
+        let head =
+            "**all_reduce, 2 ranks, loop**, 3 rounds; median of the ratios: 2.00 (2.00–2.00)";
+        assert!(text.contains(head), "{text}");
+        assert!(text.contains("| 8 B | 1.00 | 1.00 | 2.00 (1.25–2.50) | – | – |"), "{text}");
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! What a backend says of itself.
 
+use std::collections::BTreeSet;
+
 use collectives_core::{
     Backend, Collectives, DType, ErrorKind, GrowConfig, JoinConfig, ShrinkConfig, Support,
 };
 
 use crate::{
-    check::{Outcome, check_eq, refused},
+    check::{Outcome, check, check_eq, refused},
     ctx::{Ctx, rank},
     inputs::Reduction,
     number::with_element,
@@ -17,6 +19,14 @@ pub(super) fn backend_and_communicator_agree<B: Backend>(ctx: &Ctx<'_, B>) -> Ou
     check_eq("library", &ctx.comm.info().library, ctx.backend.info())?;
     let clone = ctx.backend.clone();
     check_eq("library of a clone", clone.info(), ctx.backend.info())
+}
+
+pub(super) fn parameters_have_distinct_names<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    let parameters = ctx.backend.parameters()?;
+    check(!parameters.is_empty(), "there are some")?;
+    let names: BTreeSet<&str> = parameters.iter().map(|(name, _)| name.as_str()).collect();
+    check_eq("distinct names", names.len(), parameters.len())?;
+    check(names.iter().all(|name| !name.is_empty()), "they are named")
 }
 
 pub(super) fn what_is_missing_is_refused<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
@@ -57,6 +67,25 @@ pub(super) fn what_is_missing_is_refused<B: Backend>(ctx: &Ctx<'_, B>) -> Outcom
         refused(ErrorKind::Unsupported, "grow_id", ctx.comm.grow_id())?;
         refused(ErrorKind::Unsupported, "grow", ctx.grow(ctx.comm, GrowConfig::new(size)))?;
         refused(ErrorKind::Unsupported, "join_grown", ctx.join_grown(&id, config))?;
+    }
+    if !has.group_simulate.is_available() {
+        ctx.comm.group_start()?;
+        refused(ErrorKind::Unsupported, "group_simulate", ctx.comm.group_simulate())?;
+    }
+    if !has.parameters.is_available() {
+        refused(ErrorKind::Unsupported, "parameters", ctx.backend.parameters())?;
+    }
+    if !has.suspend.is_available() {
+        refused(ErrorKind::Unsupported, "suspend", ctx.comm.suspend())?;
+        refused(ErrorKind::Unsupported, "resume", ctx.comm.resume())?;
+    }
+    if !has.memory_use.is_available() {
+        refused(ErrorKind::Unsupported, "memory_use", ctx.comm.memory_use())?;
+    }
+    if !has.join_many_ids.is_available() && ctx.size > 1 {
+        let id = ctx.backend.unique_id()?;
+        let config = ctx.join_config().with_more_ids([id.clone()]);
+        refused(ErrorKind::Unsupported, "join", ctx.join(&id, config))?;
     }
     if !has.revoke.is_available() {
         refused(ErrorKind::Unsupported, "revoke", ctx.revoke(ctx.comm))?;

@@ -42,6 +42,24 @@ pub(super) fn an_empty_group_does_nothing<B: Backend>(ctx: &Ctx<'_, B>) -> Outco
     works(ctx)
 }
 
+pub(super) fn a_simulated_group_launches_nothing<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    let (mix, comm) = (Mix::new(ctx, ctx.lane())?, ctx.lane().comm);
+    comm.group_start()?;
+    mix.issue(ctx.lane())?;
+    comm.group_simulate()?;
+    check(!comm.in_group(), "the group is over")?;
+    mix.check_not_run(ctx)?;
+    fails(ErrorKind::InvalidUsage, "no group", comm.group_simulate())?;
+    // Only the outermost group is one that could be launched.
+    comm.group_start()?;
+    comm.group_start()?;
+    mix.issue(ctx.lane())?;
+    fails(ErrorKind::InvalidUsage, "an inner group", comm.group_simulate())?;
+    fails(ErrorKind::InvalidUsage, "the group around it", comm.group_end())?;
+    mix.check_not_run(ctx)?;
+    works(ctx)
+}
+
 pub(super) fn a_failing_closure_launches_nothing<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
     let mix = Mix::new(ctx, ctx.lane())?;
     let outcome: Result<()> = ctx.group(|| {

@@ -2,6 +2,7 @@
 
 mod capabilities;
 mod capture;
+mod config;
 mod data;
 mod device;
 mod ext;
@@ -17,6 +18,7 @@ mod revoke;
 mod shrink;
 mod split;
 mod streams;
+mod suspend;
 
 use collectives_core::Backend;
 
@@ -160,6 +162,7 @@ pub(crate) fn cases<B: Backend>() -> Vec<Case<B>> {
         group::a_dropped_group_of_two_communicators_launches_nothing;
         group::an_end_without_a_start_is_refused;
         group::two_communicators_share_a_group;
+        group::a_simulated_group_launches_nothing [GROUP_SIMULATE];
         group::an_operator_may_be_destroyed_before_the_group_ends [PRE_MUL_SUM];
         group::composites_of_a_dropped_group_launch_nothing;
 
@@ -279,11 +282,22 @@ pub(crate) fn cases<B: Backend>() -> Vec<Case<B>> {
         device::an_impossible_allocation_is_out_of_memory;
         device::an_ordinal_out_of_range_is_refused;
 
+        config::each_field_works_or_is_refused_by_name [CONFIG];
+        config::impossible_values_are_refused [CONFIG];
+        config::a_part_has_a_configuration_of_its_own [CONFIG, SPLIT];
+        config::several_ids_make_one_communicator [JOIN_MANY_IDS, Ranks(2)];
+
+        suspend::a_suspended_communicator_resumes_and_works [SUSPEND];
+        suspend::operations_meanwhile_are_refused [SUSPEND];
+        suspend::inside_a_group_it_is_refused [SUSPEND];
+        suspend::memory_use_adds_up [MEMORY_USE];
+
         memory::memory_of_the_library_works_unregistered [MEM_ALLOC];
         memory::registered_memory_works [MEM_ALLOC, REGISTER];
         memory::memory_of_the_device_can_be_registered [REGISTER];
 
         capabilities::backend_and_communicator_agree;
+        capabilities::parameters_have_distinct_names [PARAMETERS];
         capabilities::what_is_missing_is_refused;
     }
     list
@@ -294,16 +308,22 @@ const ALL_TO_ALL: Need = Capability("all_to_all");
 const AVG: Need = Capability("reduce_avg");
 const BF16: Need = Capability("dtype_bf16");
 const CAPTURE: Need = Capability("capture");
+const CONFIG: Need = Capability("config");
 const F8E4M3: Need = Capability("dtype_f8e4m3");
 const F8E5M2: Need = Capability("dtype_f8e5m2");
 const GATHER: Need = Capability("gather");
+const GROUP_SIMULATE: Need = Capability("group_simulate");
 const GROW: Need = Capability("grow");
 const JOIN_ALL: Need = Capability("join_all");
 const JOIN_DEADLINE: Need = Capability("join_deadline");
+const JOIN_MANY_IDS: Need = Capability("join_many_ids");
+const MEMORY_USE: Need = Capability("memory_use");
 const MEM_ALLOC: Need = Capability("mem_alloc");
+const PARAMETERS: Need = Capability("parameters");
 const PRE_MUL_SUM: Need = Capability("reduce_pre_mul_sum");
 const REGISTER: Need = Capability("register");
 const REVOKE: Need = Capability("revoke");
 const SCATTER: Need = Capability("scatter");
+const SUSPEND: Need = Capability("suspend");
 const SHRINK: Need = Capability("shrink");
 const SPLIT: Need = Capability("split");

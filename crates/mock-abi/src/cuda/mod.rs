@@ -17,7 +17,7 @@ pub mod stubs;
 
 use std::{ffi::c_void, sync::Arc};
 
-use collectives_core::{Error, ErrorKind, RawStream, Result};
+use collectives_core::{Error, ErrorKind, Result};
 
 use crate::gpu::{
     Code, Reply,
@@ -64,20 +64,28 @@ pub type CUmemoryPool = usize;
 /// `CUhostFn`.
 pub type CUhostFn = Option<unsafe extern "C" fn(*mut c_void)>;
 
-/// The mock's stream behind a handle that is used on `device`, ready for work to be enqueued: what
-/// it has to wait for as a blocking stream, or as the legacy default stream, comes first.
+/// The stream behind a handle that is used on `device`, ready for work to be enqueued: what it has to
+/// wait for as a blocking stream, or as the legacy default stream, comes first. `last` is one that was
+/// found for this device before, as it may well be the same.
 ///
 /// # Errors
 /// [`InvalidArgument`](ErrorKind::InvalidArgument) for a handle that is no stream, or one of another
 /// device; [`InvalidUsage`](ErrorKind::InvalidUsage) where captures forbid its use.
-pub(crate) fn stream(handle: *mut c_void, device: usize) -> Result<RawStream> {
+pub(crate) fn stream(
+    handle: *mut c_void,
+    device: usize,
+    last: Option<Arc<Stream>>,
+) -> Result<Arc<Stream>> {
     let entered = || {
-        let stream = Stream::find(handle.addr(), || Ok(Context::primary(device)))?;
+        let stream = match last.filter(|last| last.is_behind(handle.addr())) {
+            Some(last) => last,
+            None => Stream::find(handle.addr(), || Ok(Context::primary(device)))?,
+        };
         stream.enter()?;
         Ok::<_, Code>(stream)
     };
     match entered() {
-        Ok(stream) if stream.device_ordinal() == device => Ok(stream.raw),
+        Ok(stream) if stream.device_ordinal() == device => Ok(stream),
         Ok(stream) => {
             let owner = stream.device_ordinal();
             let message = format!("the stream belongs to device {owner}, want one of {device}");

@@ -127,10 +127,7 @@ impl Stream {
 
     fn created(handle: usize) -> Reply<Arc<Self>> {
         LAST.with_borrow_mut(|last| {
-            let is_it = |stream: &&mut Arc<Self>| {
-                stream.raw.bits() == handle && !stream.is_destroyed.load(Ordering::Acquire)
-            };
-            if let Some(stream) = last.as_mut().filter(is_it) {
+            if let Some(stream) = last.as_ref().filter(|stream| stream.is_behind(handle)) {
                 return Ok(Arc::clone(stream));
             }
             let streams = lock(&STREAMS);
@@ -139,6 +136,11 @@ impl Stream {
             *last = Some(Arc::clone(&found));
             Ok(found)
         })
+    }
+
+    /// Whether this is what a handle means: a created stream, or the null one of its device.
+    pub(crate) fn is_behind(&self, handle: usize) -> bool {
+        self.raw.bits() == handle && !self.is_destroyed.load(Ordering::Acquire)
     }
 
     /// The calling thread's default stream of a device.

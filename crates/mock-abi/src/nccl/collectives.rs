@@ -90,6 +90,7 @@ impl Call {
         let name = self.kind.name();
         let comm = Comm::of(name, self.comm)?;
         let mut state = comm.lock();
+        let last = state.stream.take();
         let mock = state.live(name)?;
         if state.suspended {
             return Err(Refusal::usage(format!("{name} : the communicator is suspended")));
@@ -99,14 +100,15 @@ impl Call {
         let dtype = dtype(name, self.datatype)?;
         let op = self.operator(&state, dtype)?;
         self.tell(state.calls, size);
-        let stream = runtime::stream(self.stream, mock.info().device)?;
+        let stream = runtime::stream(self.stream, mock.info().device, last)?;
         group::collect(comm, state.config.blocking)?;
-        self.dispatch(mock, dtype, op, root, Launch::at(stream, site))?;
+        self.dispatch(mock, dtype, op, root, Launch::at(stream.raw, site))?;
         if runtime::is_without_devices() && !group::is_open() {
             // Whoever has no device polls memory, and calls nothing that would move work on.
             mock.poll_error()?;
         }
         state.calls += 1;
+        state.stream = Some(stream);
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use std::{
     ffi::{c_int, c_void},
     mem,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, TryRecvError},
     },
@@ -27,7 +27,7 @@ use super::{
     config::Config,
     refusal::{Refusal, Result, code_of},
 };
-use crate::runtime;
+use crate::{gpu::stream::Stream, runtime};
 
 /// One rank's end of a communicator.
 #[repr(C)]
@@ -51,6 +51,8 @@ pub(super) struct State {
     pub(super) suspended: bool,
     /// Calls so far, for logs.
     pub(super) calls: u64,
+    /// The stream of the last call: programs rarely change streams.
+    pub(super) stream: Option<Arc<Stream>>,
     /// The live PreMulSum operators, by the numbers that the program knows.
     pub(super) operators: BTreeMap<c_int, PreMulSum>,
     pub(super) operators_made: u32,
@@ -96,6 +98,7 @@ impl State {
         revoked: false,
         suspended: false,
         calls: 0,
+        stream: None,
         operators: BTreeMap::new(),
         operators_made: 0,
         windows: BTreeMap::new(),

@@ -4,7 +4,12 @@
 //! What makes communicators is kept here and done by the outermost end, after them; one thread can
 //! so make several, which wait for one another.
 
-use std::{cell::RefCell, ffi::c_void, mem, thread, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    ffi::c_void,
+    mem, thread,
+    time::Duration,
+};
 
 use collectives_backend_mock::{Mock, MockComm};
 use collectives_core::{Backend, GroupEnd, JoinConfig, UniqueId};
@@ -18,9 +23,9 @@ use super::{
 };
 use crate::runtime;
 
+/// What the open group of a thread holds.
 #[derive(Default)]
 struct Group {
-    depth: usize,
     /// The last error of a call in it.
     error: Option<ncclResult_t>,
     /// Whether the mock's group is open.
@@ -59,6 +64,8 @@ pub(super) struct Make {
 }
 
 thread_local! {
+    /// How many groups are open. Apart from the rest, since every call asks.
+    static DEPTH: Cell<usize> = const { Cell::new(0) };
     static GROUP: RefCell<Group> = RefCell::default();
 }
 
@@ -68,33 +75,29 @@ fn with<R>(act: impl FnOnce(&mut Group) -> R) -> R {
 
 /// Opens a group, or goes one deeper.
 pub(super) fn start() {
-    with(|group| group.depth += 1);
+    DEPTH.set(DEPTH.get() + 1);
 }
 
 /// Whether a group is open on this thread.
 pub(super) fn is_open() -> bool {
-    with(|group| group.depth > 0)
+    DEPTH.get() > 0
 }
 
 /// Runs a call that passes the group check: its error is also the group's.
 pub(super) fn checked(body: impl FnOnce() -> Result<ncclResult_t>) -> ncclResult_t {
     let code = answer(body);
-    if code != ncclResult_t::SUCCESS && code != ncclResult_t::IN_PROGRESS {
-        with(|group| {
-            if group.depth > 0 {
-                group.error = Some(code);
-            }
-        });
+    if code != ncclResult_t::SUCCESS && code != ncclResult_t::IN_PROGRESS && is_open() {
+        with(|group| group.error = Some(code));
     }
     code
 }
 
 /// Notes a collective in the open group, and sees to it that the mock collects it.
 pub(super) fn collect(comm: &'static Comm, blocking: bool) -> Result<()> {
+    if !is_open() {
+        return Ok(());
+    }
     let opens = with(|group| {
-        if group.depth == 0 {
-            return false;
-        }
         group.calls += 1;
         if !group.comms.iter().any(|&other| std::ptr::eq(other, comm)) {
             group.comms.push(comm);
@@ -123,16 +126,15 @@ pub(super) fn submit(job: Job) -> Result<ncclResult_t> {
 /// Ends a group; the outermost end does what it holds. `estimate`: the end only asks how long that
 /// would take, and drops it.
 pub(super) fn end(estimate: Option<*mut ncclSimInfo_t>) -> ncclResult_t {
-    let closed = with(|group| {
-        if group.depth == 0 {
+    answer(|| {
+        let Some(depth) = DEPTH.get().checked_sub(1) else {
             return Err(Refusal::usage("ncclGroupEnd: not in a group call."));
+        };
+        DEPTH.set(depth);
+        match depth {
+            0 => with(mem::take).close(estimate),
+            _ => Ok(ncclResult_t::SUCCESS),
         }
-        group.depth -= 1;
-        Ok((group.depth == 0).then(|| mem::take(group)))
-    });
-    answer(|| match closed? {
-        None => Ok(ncclResult_t::SUCCESS),
-        Some(group) => group.close(estimate),
     })
 }
 

@@ -1,7 +1,7 @@
 //! How communicators come to be.
 #![expect(non_snake_case, reason = "C names stay C names, as in nccl.h")]
 
-use std::{env, ffi::c_int};
+use std::{cell::Cell, env, ffi::c_int};
 
 use collectives_core::{
     Backend, Collectives, GrowConfig, JoinAllConfig, JoinConfig, Rank, ShrinkConfig, Split,
@@ -17,7 +17,7 @@ use super::{
     comm::{Comm, place_of},
     config::Config,
     group::{self, Job, Join, Make, checked},
-    log,
+    log::{self, Subsystem},
     refusal::{Refusal, Result, answer, tell},
 };
 use crate::runtime;
@@ -31,8 +31,11 @@ export! {
             if unique_id.is_null() {
                 return Err(Refusal::null("GetUniqueId", "out"));
             }
-            check_comm_id(env::var("NCCL_COMM_ID").ok().as_deref())?;
-            let internal = runtime::mock()?.unique_id()?.to_array()?;
+            let id = match comm_id() {
+                None => runtime::mock()?.unique_id()?,
+                Some(address) => id_of_address(&address)?,
+            };
+            let internal = id.to_array()?;
             tell("GetUniqueId", "out", unique_id, ncclUniqueId { internal })
         })
     }
@@ -173,6 +176,11 @@ export! {
             if unique_id.is_null() {
                 return Err(Refusal::null(CALL, "uniqueId"));
             }
+            if comm_id().is_some() {
+                return Err(Refusal::usage(format!(
+                    "{CALL} should not be called when {COMM_ID} is set"
+                )));
+            }
             let internal = mock.grow_id()?.to_array()?;
             tell(CALL, "uniqueId", unique_id, ncclUniqueId { internal })
         })
@@ -211,20 +219,42 @@ export! {
     }
 }
 
-/// Refuses a malformed `NCCL_COMM_ID`. One that is well-formed has no effect: ids of the mock do not
-/// come from an address.
-fn check_comm_id(address: Option<&str>) -> Result<()> {
-    let is_address = |text: &str| {
-        let (host, port) = text.rsplit_once(':')?;
-        (!host.is_empty()).then(|| port.parse::<u16>().ok()).flatten()
-    };
-    match address {
-        Some(text) if is_address(text).is_none() => Err(Refusal::argument(format!(
-            "Invalid NCCL_COMM_ID, please use format: <ipv4>:<port> or [<ipv6>]:<port> or \
-             <hostname>:<port>, not {text}"
-        ))),
-        _ => Ok(()),
+/// The address that all ranks have in common, where they do.
+fn comm_id() -> Option<String> {
+    env::var(COMM_ID).ok()
+}
+
+/// Where to find the address of rank 0.
+const COMM_ID: &str = "NCCL_COMM_ID";
+
+/// The id under which all ranks meet that have this address: nobody listens there, it is but a name.
+///
+/// An id of the mock makes one communicator, while an address serves for any number. So the `n`th id
+/// of a thread is the one that others get as their `n`th.
+///
+/// # Errors
+/// NCCL's where it is no address.
+fn id_of_address(address: &str) -> Result<UniqueId> {
+    thread_local! {
+        static ASKED: Cell<u64> = const { Cell::new(0) };
     }
+    if !is_address(address) {
+        return Err(Refusal::argument(format!(
+            "Invalid {COMM_ID}, please use format: <ipv4>:<port> or [<ipv6>]:<port> or \
+             <hostname>:<port>, not {address}"
+        )));
+    }
+    log::info(Subsystem::Env, format_args!("{COMM_ID} set by environment to {address}"));
+    let number = ASKED.replace(ASKED.get() + 1);
+    // SAFETY: takes nothing and cannot fail.
+    let user = unsafe { libc::geteuid() };
+    let name = format!("{COMM_ID} {address} {user} {number}");
+    Ok(runtime::mock()?.unique_id_named(&name)?)
+}
+
+fn is_address(text: &str) -> bool {
+    let parts = text.rsplit_once(':');
+    parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 
 /// NCCL's checks of a rank that joins, in its order.
@@ -384,11 +414,10 @@ mod tests {
     #[test]
     fn an_address_has_a_host_and_a_port() {
         for good in ["10.0.0.1:5000", "[::1]:80", "node:1"] {
-            assert!(check_comm_id(Some(good)).is_ok(), "{good}");
+            assert!(is_address(good), "{good}");
         }
         for bad in ["", "node", ":80", "node:", "node:99999"] {
-            assert!(check_comm_id(Some(bad)).is_err(), "{bad}");
+            assert!(!is_address(bad), "{bad}");
         }
-        assert!(check_comm_id(None).is_ok());
     }
 }

@@ -52,6 +52,7 @@ impl Level {
 pub(crate) enum Subsystem {
     Init = 0x1,
     Coll = 0x2,
+    Env = 0x80,
 }
 
 /// The names of `NCCL_DEBUG_SUBSYS`, in the order of their bits.

@@ -2,11 +2,12 @@
 
 It binds what SGLang's and vLLM's wrappers bind, by hand and with nothing but the standard library:
 
-    python3 client.py LIBRARY [RANKS] [--maker-exits] [--poll]
+    python3 client.py LIBRARY [RANKS] [--maker-exits | --comm-id] [--poll]
 
 Without more arguments it starts RANKS (4) copies of itself and hands them the unique id in an
 environment variable, as a launcher would. `--maker-exits`: the process that made the id is gone
-before the first rank starts. `--poll`: ranks look at their memory for results, and call nothing.
+before the first rank starts. `--comm-id`: nobody hands an id on, each rank has it from NCCL_COMM_ID.
+`--poll`: ranks look at their memory for results, and call nothing.
 """
 
 import base64
@@ -89,8 +90,14 @@ class Nccl:
 
 def rank_main(library, rank, size, polls):
     nccl = Nccl(library)
-    made = UniqueId.from_buffer_copy(base64.b64decode(os.environ["CLIENT_ID"]))
     comm = comm_t()
+    if "NCCL_COMM_ID" in os.environ:
+        # An address is good for more than one communicator.
+        nccl.CommInitRank(byref(comm), size, nccl.unique_id(), rank)
+        nccl.CommDestroy(comm)
+        made = nccl.unique_id()
+    else:
+        made = UniqueId.from_buffer_copy(base64.b64decode(os.environ["CLIENT_ID"]))
     nccl.CommInitRank(byref(comm), size, made, rank)
     value = c_int()
     nccl.CommCount(comm, byref(value))
@@ -225,7 +232,12 @@ def main():
     if "CLIENT_MAKER" in os.environ:
         print(base64.b64encode(bytes(Nccl(library).unique_id())).decode())
         return
-    if "--maker-exits" in flags:
+    environment = dict(os.environ)
+    if "--comm-id" in flags:
+        # The launcher's process number stands for the port, so that two runs do not meet.
+        environment["NCCL_COMM_ID"] = f"127.0.0.1:{1024 + os.getpid() % 60000}"
+        made = ""
+    elif "--maker-exits" in flags:
         maker = dict(os.environ, CLIENT_MAKER="1")
         made = subprocess.run(again, env=maker, check=True, stdout=subprocess.PIPE, text=True)
         made = made.stdout.strip()
@@ -233,8 +245,8 @@ def main():
         made = base64.b64encode(bytes(Nccl(library).unique_id())).decode()
     ranks = []
     for rank in range(size):
-        environment = dict(os.environ, CLIENT_ID=made, CLIENT_RANK=str(rank))
-        ranks.append(subprocess.Popen(again, env=environment))
+        own = dict(environment, CLIENT_ID=made, CLIENT_RANK=str(rank))
+        ranks.append(subprocess.Popen(again, env=own))
     codes = [rank.wait(120) for rank in ranks]
     if any(codes):
         sys.exit(f"exit codes {codes}")

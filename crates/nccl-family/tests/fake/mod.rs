@@ -19,7 +19,7 @@ use collectives_core::{
 };
 use collectives_nccl_abi::{
     self as abi, Table, cudaStream_t, ncclComm_t, ncclConfig_t, ncclDataType_t, ncclRedOp_t,
-    ncclResult_t, ncclScalarResidence_t, ncclUniqueId, quirks,
+    ncclResult_t, ncclScalarResidence_t, ncclUniqueId, quirks, types::ncclCommMemStat_t,
 };
 use collectives_nccl_family::{Comm, Library, Vendor};
 
@@ -42,6 +42,7 @@ impl World {
     pub(crate) fn enter(version: c_int) -> Arc<Self> {
         let world = Arc::new(Self { version, ..Self::default() });
         CURRENT.set(Some(Arc::clone(&world)));
+        WORLDS.lock().unwrap().push(Arc::clone(&world));
         DEPTH.set(0);
         GROUP_ERROR.set(0);
         QUEUED.take();
@@ -163,6 +164,27 @@ struct FakeComm {
     kind: &'static str,
 }
 
+/// Every world there was, by the number that its ids hold.
+static WORLDS: Mutex<Vec<Arc<World>>> = Mutex::new(Vec::new());
+
+/// The world whose library made an id, on any thread; which is then that of the thread.
+fn world_of(id: &ncclUniqueId) -> Arc<World> {
+    let [.., a, b, c, d] = id.internal;
+    let number = u32::from_le_bytes([a, b, c, d]);
+    let world = Arc::clone(&WORLDS.lock().unwrap()[number as usize]);
+    CURRENT.set(Some(Arc::clone(&world)));
+    world
+}
+
+/// An id of a world: so many times a byte, then the world's number.
+fn id_of(world: &Arc<World>, byte: u8) -> [u8; 128] {
+    let worlds = WORLDS.lock().unwrap();
+    let number = worlds.iter().position(|known| Arc::ptr_eq(known, world)).unwrap() as u32;
+    let mut id = [byte; 128];
+    id[124..].copy_from_slice(&number.to_le_bytes());
+    id
+}
+
 fn current() -> Arc<World> {
     CURRENT.with_borrow(|world| world.clone()).expect("the thread has a world")
 }
@@ -221,18 +243,20 @@ extern "C" fn get_last_error(_: ncclComm_t) -> *const c_char {
 }
 
 extern "C" fn get_unique_id(id: *mut ncclUniqueId) -> ncclResult_t {
+    let world = current();
+    let internal = id_of(&world, 7);
     // SAFETY: the caller's out pointer.
-    unsafe { *id = ncclUniqueId { internal: [7; 128] } };
-    current().note("get_unique_id", "get_unique_id()".into())
+    unsafe { *id = ncclUniqueId { internal } };
+    world.note("get_unique_id", "get_unique_id()".into())
 }
 
 extern "C" fn comm_init_rank(
     comm: *mut ncclComm_t,
     size: c_int,
-    _: ncclUniqueId,
+    id: ncclUniqueId,
     rank: c_int,
 ) -> ncclResult_t {
-    let world = current();
+    let world = world_of(&id);
     let result = world.note("init", format!("init({rank} of {size})"));
     if result.is_success() {
         // SAFETY: the caller's out pointer.
@@ -244,7 +268,7 @@ extern "C" fn comm_init_rank(
 extern "C" fn comm_init_rank_config(
     comm: *mut ncclComm_t,
     size: c_int,
-    _: ncclUniqueId,
+    id: ncclUniqueId,
     rank: c_int,
     config: *mut ncclConfig_t,
 ) -> ncclResult_t {
@@ -253,7 +277,7 @@ extern "C" fn comm_init_rank_config(
     // SAFETY: the caller's out pointer.
     let before = unsafe { *comm };
     assert!(before.is_null(), "the out pointer holds null");
-    let world = current();
+    let world = world_of(&id);
     let blocking = config.blocking;
     let share = config.splitShare.max(-1);
     let line = format!("init_config({rank} of {size}, blocking {blocking}, share {share})");
@@ -277,6 +301,44 @@ extern "C" fn comm_init_rank_config(
         unsafe { *comm = ncclComm_t::NULL };
     }
     result
+}
+
+extern "C" fn comm_init_rank_scalable(
+    comm: *mut ncclComm_t,
+    size: c_int,
+    rank: c_int,
+    count: c_int,
+    ids: *mut ncclUniqueId,
+    config: *mut ncclConfig_t,
+) -> ncclResult_t {
+    // SAFETY: the caller's ids, of which there is one at least.
+    let world = world_of(unsafe { &*ids });
+    // SAFETY: the caller's configuration.
+    let name = unsafe { (*config).commName };
+    let line = format!("init_scalable({rank} of {size}, {count} ids)");
+    let result = world.note("init", line);
+    // SAFETY: the caller's out pointer.
+    unsafe { *comm = world.named(rank, size, name, "comm") };
+    result
+}
+
+extern "C" fn comm_suspend(comm: ncclComm_t, flags: c_int) -> ncclResult_t {
+    of(comm).world.note("suspend", format!("suspend({flags})"))
+}
+
+extern "C" fn comm_resume(comm: ncclComm_t) -> ncclResult_t {
+    of(comm).world.note("resume", "resume()".into())
+}
+
+/// Each number is 100 and its selector.
+extern "C" fn comm_mem_stats(
+    comm: ncclComm_t,
+    stat: ncclCommMemStat_t,
+    value: *mut u64,
+) -> ncclResult_t {
+    // SAFETY: the caller's out pointer.
+    unsafe { *value = 100 + stat.0 as u64 };
+    of(comm).world.note("mem_stats", format!("mem_stats({})", stat.0))
 }
 
 extern "C" fn comm_split(
@@ -335,7 +397,7 @@ extern "C" fn comm_shrink(
 
 extern "C" fn comm_get_unique_id(comm: ncclComm_t, id: *mut ncclUniqueId) -> ncclResult_t {
     // SAFETY: the caller's out pointer.
-    unsafe { *id = ncclUniqueId { internal: [9; 128] } };
+    unsafe { *id = ncclUniqueId { internal: id_of(&of(comm).world, 9) } };
     of(comm).world.note("grow_id", "grow_id()".into())
 }
 
@@ -351,7 +413,8 @@ extern "C" fn comm_grow(
     // SAFETY: the caller's configuration.
     let config = unsafe { *config };
     let (world, own) = match comm.is_null() {
-        true => (current(), rank),
+        // SAFETY: a new rank gives an id.
+        true => (world_of(unsafe { &*id }), rank),
         false => (Arc::clone(&of(comm).world), of(comm).rank),
     };
     let id = match id.is_null() {
@@ -641,6 +704,10 @@ fn find(name: &CStr, absent: &[&str]) -> *const c_void {
         "ncclCommSplit" => comm_split as *const c_void,
         "ncclCommShrink" => comm_shrink as *const c_void,
         "ncclCommGetUniqueId" => comm_get_unique_id as *const c_void,
+        "ncclCommInitRankScalable" => comm_init_rank_scalable as *const c_void,
+        "ncclCommSuspend" => comm_suspend as *const c_void,
+        "ncclCommResume" => comm_resume as *const c_void,
+        "ncclCommMemStats" => comm_mem_stats as *const c_void,
         "ncclCommGrow" => comm_grow as *const c_void,
         "ncclCommFinalize" => comm_finalize as *const c_void,
         "ncclCommDestroy" => comm_destroy as *const c_void,

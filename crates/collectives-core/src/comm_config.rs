@@ -1,0 +1,252 @@
+//! How a library is to run a communicator.
+
+use std::ops::{BitOr, RangeInclusive};
+
+use crate::{Error, ErrorKind, Result};
+
+/// The settings that NCCL and RCCL take for one communicator. What is not set is the library's choice,
+/// or its environment variables'.
+///
+/// Every rank gives the same. A library that is too old for a field would ignore it without a word; so
+/// it is refused with the release that has it. The mock checks the values, and does as it always does.
+///
+/// ```
+/// use collectives_core::{CommConfig, CtaPolicy, GraphUsage, JoinConfig};
+///
+/// let config = CommConfig::new()
+///     .with_ctas(4..=16)
+///     .with_cta_policy(CtaPolicy::EFFICIENCY)
+///     .with_graph_usage(GraphUsage::Only);
+/// let join = JoinConfig::new(0, 8).with_config(config);
+/// # let _ = join;
+/// ```
+#[doc(alias = "ncclConfig_t")]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct CommConfig {
+    /// Thread blocks in a cluster, on GPUs that have clusters; 0 for none.
+    pub cga_cluster_size: Option<u32>,
+    /// Thread blocks that an operation may use, at least and at most. They are set together, since
+    /// the library compares a minimum with a maximum that is not there.
+    pub ctas: Option<RangeInclusive<u32>>,
+    /// The network by its name: `Socket`, `IB`, or a plugin's.
+    pub network: Option<String>,
+    /// Whether parts that are [split](crate::Split::split) off share resources with this one. Then
+    /// ends and aborts of one concern the others, and none of them can be revoked or suspended.
+    pub split_share: Option<bool>,
+    /// The traffic class of the network.
+    pub traffic_class: Option<i32>,
+    /// Whether switches may reduce (CollNet).
+    pub collnet: Option<bool>,
+    /// What to save thread blocks for.
+    pub cta_policy: Option<CtaPolicy>,
+    /// As [`split_share`](Self::split_share), for [shrinks](crate::Split::shrink).
+    pub shrink_share: Option<bool>,
+    /// Thread blocks for operations in NVLink switches.
+    pub nvls_ctas: Option<u32>,
+    /// Channels for each peer across the network.
+    pub channels_per_net_peer: Option<u32>,
+    /// Whether to schedule for NVLink first.
+    pub nvlink_centric_schedule: Option<bool>,
+    /// How graphs use the communicator.
+    pub graph_usage: Option<GraphUsage>,
+    /// Contexts of one-sided operations.
+    pub rma_contexts: Option<u32>,
+    /// Peers with which messages are exchanged at the same time, at most.
+    pub max_p2p_peers: Option<u32>,
+    /// Whether operations that are captured on different streams of one graph are ordered.
+    pub graph_stream_ordering: Option<bool>,
+    /// Whether the library orders the launches of several communicators by itself.
+    pub launch_order_implicit: Option<bool>,
+    /// Signals of one-sided operations.
+    pub rma_signals: Option<u32>,
+    /// Whether one-sided operations are set up at once, and not when they are first used.
+    pub rma_eager_init: Option<bool>,
+    /// Whether the host uses counted writes (CFT).
+    pub host_cft: Option<HostCft>,
+    /// What of NVLink SHARP the host uses.
+    pub nvls_host: Option<NvlsHost>,
+}
+
+macro_rules! setters {
+    ($($field:ident: $type:ty, $setter:ident;)*) => {$(
+        #[doc = concat!("Sets [`", stringify!($field), "`](Self::", stringify!($field), ").")]
+        #[must_use]
+        pub fn $setter(mut self, value: impl Into<$type>) -> Self {
+            self.$field = Some(value.into());
+            self
+        }
+    )*};
+}
+
+impl CommConfig {
+    /// Leaves everything to the library.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    setters! {
+        cga_cluster_size: u32, with_cga_cluster_size;
+        ctas: RangeInclusive<u32>, with_ctas;
+        network: String, with_network;
+        split_share: bool, with_split_share;
+        traffic_class: i32, with_traffic_class;
+        collnet: bool, with_collnet;
+        cta_policy: CtaPolicy, with_cta_policy;
+        shrink_share: bool, with_shrink_share;
+        nvls_ctas: u32, with_nvls_ctas;
+        channels_per_net_peer: u32, with_channels_per_net_peer;
+        nvlink_centric_schedule: bool, with_nvlink_centric_schedule;
+        graph_usage: GraphUsage, with_graph_usage;
+        rma_contexts: u32, with_rma_contexts;
+        max_p2p_peers: u32, with_max_p2p_peers;
+        graph_stream_ordering: bool, with_graph_stream_ordering;
+        launch_order_implicit: bool, with_launch_order_implicit;
+        rma_signals: u32, with_rma_signals;
+        rma_eager_init: bool, with_rma_eager_init;
+        host_cft: HostCft, with_host_cft;
+        nvls_host: NvlsHost, with_nvls_host;
+    }
+
+    /// Refuses values that no library takes. Backends call it before theirs.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) naming the field, its value, and what is
+    /// wanted.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |message: String| Err(Error::new(ErrorKind::InvalidArgument, message));
+        let counts = [
+            ("cga_cluster_size", self.cga_cluster_size, 0),
+            ("the least of ctas", self.ctas.as_ref().map(|ctas| *ctas.start()), 1),
+            ("the most of ctas", self.ctas.as_ref().map(|ctas| *ctas.end()), 1),
+            ("nvls_ctas", self.nvls_ctas, 1),
+            ("channels_per_net_peer", self.channels_per_net_peer, 1),
+            ("rma_contexts", self.rma_contexts, 0),
+            ("max_p2p_peers", self.max_p2p_peers, 1),
+            ("rma_signals", self.rma_signals, 0),
+        ];
+        for (name, count, least) in counts {
+            if let Some(count) =
+                count.filter(|&count| count < least || i32::try_from(count).is_err())
+            {
+                return refuse(format!("{name} is {count}, want {least} to {}", i32::MAX));
+            }
+        }
+        if let Some(ctas) = self.ctas.as_ref().filter(|ctas| ctas.is_empty()) {
+            let (least, most) = (ctas.start(), ctas.end());
+            return refuse(format!("ctas is {least} at least and {most} at most, want a range"));
+        }
+        if self.traffic_class == Some(i32::MIN) {
+            return refuse(format!("traffic_class is {}, which means none is set", i32::MIN));
+        }
+        if let Some(network) = self.network.as_ref().filter(|network| network.contains('\0')) {
+            return refuse(format!("network is {network:?}, want no NUL byte"));
+        }
+        let mixed = self.graph_usage.is_none_or(|usage| usage == GraphUsage::Mixed);
+        if self.graph_stream_ordering == Some(false) && mixed {
+            let text = "graph_stream_ordering is off, want graph_usage to be Never or Only with it";
+            return refuse(text.to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// How graphs use a communicator.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum GraphUsage {
+    /// It is never captured.
+    Never,
+    /// It is only used inside graphs, after a warm-up. Spares each captured operation its ordering
+    /// against calls outside.
+    Only,
+    /// Both, in any order: what libraries do unless told otherwise.
+    Mixed,
+}
+
+/// What thread blocks are to be saved for. Policies can be combined with `|`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct CtaPolicy(u8);
+
+impl CtaPolicy {
+    /// As fast as possible.
+    pub const DEFAULT: Self = Self(0);
+    /// As few as the bandwidth allows. NCCL 2.27.3.
+    pub const EFFICIENCY: Self = Self(1);
+    /// None, where copy engines can do it. NCCL 2.28.3.
+    pub const ZERO: Self = Self(2);
+
+    /// The bits, as the libraries have them.
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+}
+
+impl BitOr for CtaPolicy {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// Whether the host uses counted writes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum HostCft {
+    /// It does, or the join fails.
+    Enable,
+    /// It does not.
+    Disable,
+    /// It does where that is possible.
+    Fallback,
+}
+
+/// What of NVLink SHARP the host uses.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum NvlsHost {
+    /// All of it.
+    Enable,
+    /// Not the transport.
+    WithoutTransport,
+    /// Not the multicast of symmetric memory.
+    WithoutSymmetricMulticast,
+    /// Nothing.
+    Disable,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impossible_values_are_named() {
+        let new = CommConfig::new;
+        #[expect(clippy::reversed_empty_ranges, reason = "it is what is refused")]
+        let reversed = new().with_ctas(4..=2);
+        for (config, message) in [
+            (new().with_ctas(0..=4), "the least of ctas is 0, want 1 to 2147483647"),
+            (reversed, "ctas is 4 at least and 2 at most, want a range"),
+            (new().with_nvls_ctas(0_u32), "nvls_ctas is 0, want 1 to 2147483647"),
+            (
+                new().with_rma_contexts(1_u32 << 31),
+                "rma_contexts is 2147483648, want 0 to 2147483647",
+            ),
+            (new().with_network("a\0b"), "network is \"a\\0b\", want no NUL byte"),
+            (
+                new().with_graph_stream_ordering(false),
+                "graph_stream_ordering is off, want graph_usage to be Never or Only with it",
+            ),
+        ] {
+            let error = config.check().unwrap_err();
+            assert_eq!((error.kind(), error.message()), (ErrorKind::InvalidArgument, message));
+        }
+        let ordered = new().with_graph_stream_ordering(false).with_graph_usage(GraphUsage::Only);
+        for config in [new(), ordered, new().with_ctas(1..=1).with_cga_cluster_size(0_u32)] {
+            config.check().unwrap();
+        }
+    }
+
+    #[test]
+    fn policies_combine() {
+        assert_eq!((CtaPolicy::EFFICIENCY | CtaPolicy::ZERO).bits(), 3);
+    }
+}

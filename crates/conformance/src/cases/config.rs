@@ -1,0 +1,99 @@
+//! Configurations of communicators, and several ids for one of them.
+
+use collectives_core::{
+    Backend, Collectives, CommConfig, CtaPolicy, DType, ErrorKind, GraphUsage, HostCft,
+    ShrinkConfig, SplitConfig, UniqueId,
+};
+
+use crate::{
+    check::{Outcome, check, check_eq, fails},
+    ctx::{Ctx, rank},
+    plan::{Collective, Plan},
+};
+
+/// Each field for itself: a library either knows it, or refuses it by name, on all ranks alike.
+pub(super) fn each_field_works_or_is_refused_by_name<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    let new = CommConfig::new;
+    let fields = [
+        ("cga_cluster_size", new().with_cga_cluster_size(2_u32)),
+        ("ctas", new().with_ctas(1..=4)),
+        ("collnet", new().with_collnet(false)),
+        ("cta_policy", new().with_cta_policy(CtaPolicy::EFFICIENCY)),
+        ("channels_per_net_peer", new().with_channels_per_net_peer(1_u32)),
+        ("nvlink_centric_schedule", new().with_nvlink_centric_schedule(true)),
+        ("graph_usage", new().with_graph_usage(GraphUsage::Mixed)),
+        ("max_p2p_peers", new().with_max_p2p_peers(8_u32)),
+        ("launch_order_implicit", new().with_launch_order_implicit(false)),
+        ("host_cft", new().with_host_cft(HostCft::Disable)),
+    ];
+    for (field, config) in fields {
+        let id = ctx.shared_id()?;
+        let join = ctx.join_config().with_name(field).with_config(config);
+        match ctx.join(&id, join) {
+            Ok(comm) => {
+                let sum = Plan::new(Collective::AllReduce, DType::F32, 33);
+                sum.run_on(ctx, ctx.lane_of(&comm, ctx.here.stream))?;
+                ctx.finalize(comm)?;
+            }
+            Err(error) => {
+                check_eq(field, error.kind(), ErrorKind::Unsupported)?;
+                check(error.message().contains(field), format!("{error} names {field}"))?;
+                check(!error.poisons_communicator(), "nothing happened")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn impossible_values_are_refused<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    let wrong = || CommConfig::new().with_ctas(0..=4);
+    let refused = |name: &str, outcome: Result<(), collectives_core::Error>| -> Outcome {
+        let error = fails(ErrorKind::InvalidArgument, name, outcome)?;
+        check(error.message().contains("ctas is 0"), format!("{error} names the value"))
+    };
+    let id = ctx.shared_id()?;
+    let join = ctx.join_config().with_config(wrong());
+    refused("join", ctx.join(&id, join).map(drop))?;
+    if ctx.backend.capabilities().split.is_available() {
+        let split = SplitConfig::new(0).with_config(wrong());
+        refused("split", ctx.split(ctx.comm, split).map(drop))?;
+    }
+    if ctx.backend.capabilities().shrink.is_available() && ctx.size > 1 {
+        let other = rank((ctx.rank + 1) % ctx.size);
+        let shrink = ShrinkConfig::new([other]).with_config(wrong());
+        refused("shrink", ctx.shrink(ctx.comm, shrink).map(drop))?;
+    }
+    Plan::new(Collective::AllReduce, DType::F32, 5).run(ctx)
+}
+
+pub(super) fn a_part_has_a_configuration_of_its_own<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    let config = CommConfig::new().with_ctas(1..=2);
+    let split = SplitConfig::new(0).with_name("small").with_config(config);
+    let part = ctx.split(ctx.comm, split);
+    let part = match part {
+        // Older than the field.
+        Err(error) if error.kind() == ErrorKind::Unsupported => return Ok(()),
+        part => part?,
+    };
+    let Some(part) = part else { return check(false, "every rank has the colour") };
+    check_eq("name", part.info().name.as_deref(), Some("small"))?;
+    let sum = Plan::new(Collective::AllReduce, DType::F32, 33);
+    sum.run_on(ctx, ctx.lane_of(&part, ctx.here.stream))?;
+    Ok(ctx.finalize(part)?)
+}
+
+/// The ranks `0` and `size - 1` make an id each.
+pub(super) fn several_ids_make_one_communicator<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    let own = ctx.backend.unique_id()?;
+    let ids = ctx.exchange(own.as_bytes())?;
+    let id = |maker: usize| UniqueId::from_bytes(&*ids[maker]);
+    let (first, last) = (id(0), id(ctx.size - 1));
+    let join = ctx.join_config().with_more_ids([last.clone()]);
+    let comm = ctx.join(&first, join)?;
+    let sum = Plan::new(Collective::AllReduce, DType::F32, 33);
+    sum.run_on(ctx, ctx.lane_of(&comm, ctx.here.stream))?;
+    ctx.finalize(comm)?;
+    let many = ctx.join_config().with_more_ids(vec![last; ctx.size]);
+    let error = fails(ErrorKind::InvalidArgument, "join", ctx.join(&first, many).map(drop))?;
+    check(error.message().contains("ids were given"), format!("{error} says what is wrong"))
+}

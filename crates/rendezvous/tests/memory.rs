@@ -1,0 +1,160 @@
+//! What clients cost the server. Apart from other tests, which take and give back memory of the
+//! same process; and one after the other.
+#![cfg(target_os = "linux")]
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use collectives_rendezvous::{Deadline, Store, TcpStore, TcpStoreServer};
+use proptest::prelude::*;
+
+const HELLO: [u8; 5] = [0, 0xce, 0xf7, 0x85, 0x3c];
+
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn long() -> Deadline {
+    Deadline::after(Duration::from_secs(60))
+}
+
+fn server() -> TcpStoreServer {
+    TcpStoreServer::bind("127.0.0.1:0").unwrap()
+}
+
+fn client(server: &TcpStoreServer) -> TcpStore {
+    TcpStore::connect(&server.address().to_string(), long()).unwrap()
+}
+
+fn stranger(server: &TcpStoreServer) -> TcpStream {
+    let stream = TcpStream::connect(server.address()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream
+}
+
+fn greeted(server: &TcpStoreServer) -> TcpStream {
+    let mut stream = stranger(server);
+    stream.write_all(&HELLO).unwrap();
+    stream
+}
+
+/// A text with its length.
+fn text(bytes: &[u8]) -> Vec<u8> {
+    [&(bytes.len() as u64).to_le_bytes(), bytes].concat()
+}
+
+fn is_well(store: &TcpStore) {
+    let before = store.add("well", 0, long()).unwrap();
+    assert_eq!(store.add("well", 1, long()).unwrap(), before + 1);
+}
+
+/// What the process holds in memory.
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() << 10
+}
+
+/// A thousand clients that all wait, and are all told.
+#[test]
+fn a_thousand_clients() {
+    let _alone = alone();
+    const CLIENTS: usize = 1000;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let wanted = CLIENTS as u64 * 2 + 100;
+    if limit.maximum.is_some_and(|maximum| maximum < wanted) {
+        eprintln!(
+            "skipped: a process may open {:?} files here, this needs {wanted}",
+            limit.maximum
+        );
+        return;
+    }
+    let raised = rustix::process::Rlimit { current: limit.current.max(Some(wanted)), ..limit };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
+
+    let server = server();
+    let store = client(&server);
+    let before = resident();
+    let mut streams: Vec<_> = (0..CLIENTS).map(|_| greeted(&server)).collect();
+    for stream in &mut streams {
+        stream.write_all(&[13, 4, 3, 2, 1]).unwrap();
+        let mut nonce = [0; 4];
+        stream.read_exact(&mut nonce).unwrap();
+        assert_eq!(nonce, [4, 3, 2, 1]);
+    }
+    let grown = resident().saturating_sub(before);
+    println!("{} bytes for each idle client, both ends", grown / CLIENTS);
+    assert!(grown / CLIENTS < 16 << 10, "{} bytes for each idle client", grown / CLIENTS);
+
+    let wait = [&[6][..], &2_u64.to_le_bytes(), &text(b"/a"), &text(b"/b")].concat();
+    for stream in &mut streams {
+        stream.write_all(&wait).unwrap();
+    }
+    store.set("a", b"", long()).unwrap();
+    is_well(&store);
+    store.set("b", b"", long()).unwrap();
+    for stream in &mut streams {
+        let mut answer = [9];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(answer, [0]);
+    }
+}
+
+/// What comes out of a random stream: nothing that lasts.
+fn babble() -> impl Strategy<Value = Vec<u8>> {
+    let query = (0..24_u8, prop::collection::vec(piece(), 0..5))
+        .prop_map(|(kind, pieces)| [vec![kind], pieces.concat()].concat());
+    let start = prop_oneof![Just(HELLO.to_vec()), Just(Vec::new())];
+    (start, prop::collection::vec(query, 0..8), prop::collection::vec(any::<u8>(), 0..40))
+        .prop_map(|(start, queries, end)| [start, queries.concat(), end].concat())
+}
+
+/// What a query could be made of.
+fn piece() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..20).prop_map(|bytes| text(&bytes)),
+        (0..5_u64).prop_map(|number| number.to_le_bytes().to_vec()),
+        any::<u64>().prop_map(|number| number.to_le_bytes().to_vec()),
+        (0..40_u64).prop_map(|power| (1_u64 << power).to_le_bytes().to_vec()),
+        prop::collection::vec(any::<u8>(), 0..20),
+    ]
+}
+
+/// `COLLECTIVES_BABBLE` says how many streams; CI has some hundred, `just babble` 10,000.
+#[test]
+fn random_bytes_do_no_harm() {
+    let _alone = alone();
+    let streams = std::env::var("COLLECTIVES_BABBLE").map_or(300, |count| count.parse().unwrap());
+    let server = server();
+    let store = client(&server);
+    store.set("fixed", b"value", long()).unwrap();
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+        cases: streams,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
+    let before = resident();
+    runner
+        .run(&babble(), |bytes| {
+            let mut stream = stranger(&server);
+            stream.set_nonblocking(true).unwrap();
+            // The server may hang up in the midst of it.
+            let _ = stream.write_all(&bytes);
+            let _ = stream.read(&mut [0; 4096]);
+            drop(stream);
+            is_well(&store);
+            Ok(())
+        })
+        .unwrap();
+    let grown = resident().saturating_sub(before);
+    println!("{grown} bytes more after {streams} streams");
+    assert!(grown < 32 << 20, "{grown} bytes more after {streams} streams");
+    let keys = store.list_keys(long()).unwrap();
+    println!("{} keys were set by chance", keys.len());
+    assert_eq!(store.get("fixed", long()).unwrap(), b"value");
+}
