@@ -80,6 +80,10 @@ gpu-bench *options:
 bench-overhead:
     cargo run --release --package collectives-bench -- overhead --out docs/performance
 
+# Count what verdicts cost a small operation of the mock, in instructions; needs valgrind
+verdict-cost:
+    scripts/verdict-cost
+
 # Write docs/performance.md and its figures from docs/performance/*.json (--check: compare)
 perf-docs *options:
     cargo run --package collectives-bench -- render {{ options }}
