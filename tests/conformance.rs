@@ -279,7 +279,7 @@ fn instances<V: Vendor>(path: &str) -> Result<[OnLibrary<V>; 2]> {
 fn nccl_over_mock() -> Vec<Trial> {
     let Some(folder) = env::var_os(MOCK_ABI) else { return Vec::new() };
     let library = Library::<Cuda>::load_from(Path::new(&folder).join("libnccl.so.2"));
-    over_mock("nccl over mock-abi", library, &[1, 2, 3], &[2])
+    over_mock("nccl over mock-abi", library, &[1, 2, 3, 4, 8], &[2, 4])
 }
 
 /// The trials of the RCCL backend over the library that stands for one release of RCCL, and for HIP.
