@@ -54,8 +54,9 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, all).exit()
 }
 
-/// What runs under Miri: each function of the table that the backend calls, with little data.
-const UNDER_MIRI: [&str; 22] = [
+/// What runs under Miri, in about two minutes. Splits, shrinks, grows and revokes have not been tried
+/// there, and `group::an_ignored_refusal_launches_nothing` did not end within three minutes.
+const UNDER_MIRI: [&str; 13] = [
     "all_reduce::nan_loses_against_a_number",
     "reduce::nan_loses_against_a_number",
     "reduce_scatter::nan_loses_against_a_number",
@@ -67,15 +68,6 @@ const UNDER_MIRI: [&str; 22] = [
     "ext::no_elements_at_all_are_fine",
     "group::nested_groups_start_at_the_outermost_end",
     "group::a_failing_closure_launches_nothing",
-    "group::an_ignored_refusal_launches_nothing",
-    "group::two_communicators_share_a_group",
-    "one_thread::drives_all_ranks",
-    "split::keys_reverse_the_order",
-    "split::children_outlive_their_parent",
-    "shrink::the_ranks_that_stay_close_the_gaps",
-    "grow::by_one_rank",
-    "revoke::pending_operations_end",
-    "revoke::a_revoked_communicator_can_be_shrunk",
     "data::buffers_given_off_root_are_ignored",
     "data::null_pointers_are_fine_for_no_elements",
 ];
