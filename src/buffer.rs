@@ -46,6 +46,7 @@ impl<T: Element> Buffer<T> {
     #[track_caller]
     pub fn zeros(stream: &Stream, len: usize) -> Result<Self> {
         let bytes = bytes_of::<T>(len)?;
+        stream.not_captured("alloc")?;
         let ptr = stream.device().alloc(bytes)?;
         let buffer = Self::over(Allocation::new(stream, ptr, bytes, Home::Device), len);
         buffer.memory.clear(stream)?;
@@ -59,6 +60,7 @@ impl<T: Element> Buffer<T> {
     #[track_caller]
     pub fn from_slice(stream: &Stream, values: &[T]) -> Result<Self> {
         let bytes = bytes_of::<T>(values.len())?;
+        stream.not_captured("alloc")?;
         let ptr = stream.device().alloc(bytes)?;
         let memory = Allocation::new(stream, ptr, bytes, Home::Device);
         let mut buffer = Self::over(memory, values.len());
@@ -268,6 +270,7 @@ impl<'a, T: Element> Slice<'a, T> {
     #[track_caller]
     pub fn copy_to_slice(self, values: &mut [T], stream: &Stream) -> Result<()> {
         same_len(self.len, values.len())?;
+        stream.not_captured("copy")?;
         // Waited for first, since a copy to pageable host memory blocks in the driver, where no
         // failed communicator can end it.
         drop(order_all(&[Some(self.memory)], stream)?);
@@ -374,6 +377,7 @@ impl<'a, T: Element> SliceMut<'a, T> {
     #[track_caller]
     pub fn copy_from_slice(&mut self, values: &[T], stream: &Stream) -> Result<()> {
         same_len(self.len, values.len())?;
+        stream.not_captured("copy")?;
         // As in the other direction.
         drop(order_all(&[Some(self.memory)], stream)?);
         stream.synchronize()?;
@@ -401,6 +405,7 @@ impl<'a, T: Element> SliceMut<'a, T> {
     pub fn copy_from<'b>(&mut self, from: impl Into<Slice<'b, T>>, stream: &Stream) -> Result<()> {
         let from = from.into();
         same_len(self.len, from.len)?;
+        stream.not_captured_by_others("copy")?;
         let _locked = order_all(&[Some(self.memory), Some(from.memory)], stream)?;
         // SAFETY: both are as long; `self` is borrowed mutably, so they do not overlap; both are
         // kept until the stream has passed them, since their memory is freed in its order.

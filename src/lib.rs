@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod aligned;
 mod any;
 mod buffer;
 mod communicator;
@@ -14,6 +15,7 @@ mod select;
 mod stream;
 mod watchdog;
 
+pub use aligned::AlignedGraph;
 pub use any::{AnyBackend, AnyComm, AnyDevice, OtherComm};
 pub use buffer::{Buffer, Slice, SliceMut};
 pub use communicator::{Communicator, On};

@@ -78,8 +78,10 @@ impl Stream {
     /// Wraps a stream that other code owns. It is not destroyed with the result.
     ///
     /// # Safety
-    /// `raw` is a stream of `device`, which outlives the result and all its clones and is not
-    /// captured by other code while they enqueue on it. Other code that uses memory of a
+    /// `raw` is a stream of `device`, which outlives the result and all its clones: buffers keep one
+    /// of their last stream, and communicators that of the last [`Graph`](crate::Graph) they launched.
+    /// It is not captured by other code while they enqueue on it: that is looked for, but another
+    /// thread may begin a capture right then. Other code that uses memory of a
     /// [`Buffer`](crate::Buffer) on it orders itself after what was enqueued through this crate.
     pub unsafe fn from_raw(device: &AnyDevice, raw: RawStream) -> Self {
         Self::wrap(device.clone(), raw, false)
@@ -306,6 +308,30 @@ impl Stream {
         let theirs = other.users().clone();
         self.remember(theirs);
         Ok(())
+    }
+
+    /// Refuses a stream that is being captured, for what would not be in the graph or has to wait.
+    pub(crate) fn not_captured(&self, operation: &'static str) -> Result<()> {
+        // SAFETY: the stream is alive, and of this device.
+        if !unsafe { self.0.device.is_capturing(self.0.raw) }? {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::InvalidUsage, "the stream is being captured")
+            .with_operation(operation)
+            .with_hint(
+                "use another stream, or end the capture first; Communicator::capture captures \
+                 operations, and Collectives enqueues on streams that other code captures",
+            ))
+    }
+
+    /// As [`not_captured`](Self::not_captured), for the path of every operation: streams of our own
+    /// are captured by nobody else.
+    #[inline]
+    pub(crate) fn not_captured_by_others(&self, operation: &'static str) -> Result<()> {
+        match self.0.owned {
+            true => Ok(()),
+            false => self.not_captured(operation),
+        }
     }
 
     /// The failure of a communicator that this stream answers for.

@@ -202,6 +202,10 @@ impl<'a, T: Value> Worker<'a, T> {
     }
 
     fn warm_up(&mut self) -> Result<()> {
+        if self.plan.graph {
+            // What is captured wants all connections, not only those of the calls below.
+            self.comm.on(&self.stream).warm_up()?;
+        }
         for &Repeated { count, repeats } in &self.plan.warmup {
             let call = Call::new(self.plan, self.comm.rank(), count, false);
             for at in call.places(self.plan, repeats) {
