@@ -207,8 +207,7 @@ impl Scope {
         let body = |group: &Group<'env>| body(CaptureGroup { group, stream: &self.stream });
         let keep = |comm: &Communicator, operation: &Operation<'_>| {
             comm.inner().check_connected(&operation.call)?;
-            self.kept.borrow_mut().add(comm, operation);
-            Ok(())
+            self.kept.borrow_mut().add(comm, operation)
         };
         self.refusal.noting(group::capture(body, keep))
     }
@@ -316,8 +315,7 @@ impl Scope {
             let error = Error::new(ErrorKind::InvalidArgument, text).with_operation("capture");
             return self.refusal.noting(Err(error));
         }
-        self.kept.borrow_mut().add_memory(memory);
-        Ok(())
+        self.refusal.noting(self.kept.borrow_mut().add_memory(memory))
     }
 
     #[track_caller]
@@ -381,7 +379,7 @@ impl CaptureOn<'_> {
             comm.same_places(&operation)?;
             comm.not_in_raw_group()?;
             comm.inner().check_connected(&operation.call)?;
-            scope.kept.borrow_mut().add(comm, &operation);
+            scope.kept.borrow_mut().add(comm, &operation)?;
             // SAFETY: all that the operation uses is kept by the graph, whose launches are ordered
             // after every other use.
             unsafe { operation.issue(comm.as_comm(), &scope.stream) }
@@ -401,20 +399,23 @@ struct Kept {
 }
 
 impl Kept {
-    fn add(&mut self, comm: &Communicator, operation: &Operation<'_>) {
+    fn add(&mut self, comm: &Communicator, operation: &Operation<'_>) -> Result<()> {
         keep(&mut self.comms, comm.inner());
         for memory in operation.memory.iter().flatten() {
-            self.add_memory(memory);
+            self.add_memory(memory)?;
         }
         if let Some(op) = &operation.op {
             keep(&mut self.ops, op);
         }
+        Ok(())
     }
 
     /// While it is borrowed, so that no use of its buffer is under way.
-    fn add_memory(&mut self, memory: &Arc<Allocation>) {
+    fn add_memory(&mut self, memory: &Arc<Allocation>) -> Result<()> {
+        memory.not_lent()?;
         memory.share();
         keep(&mut self.memory, memory);
+        Ok(())
     }
 }
 

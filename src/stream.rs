@@ -1,6 +1,7 @@
 //! Streams that remember whose work they carry.
 
 use std::{
+    any::Any,
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -42,6 +43,8 @@ struct StreamInner {
     /// The communicator noted last, or 0; spares the common case the lock.
     last_user: AtomicU64,
     users: Mutex<Vec<User>>,
+    /// Whose stream it is, where that can be kept alive.
+    _owner: Option<Arc<dyn Any + Send + Sync>>,
     /// For the watchdog, where a communicator that uses the stream is watched.
     gate: OnceLock<Arc<Gate>>,
 }
@@ -87,7 +90,25 @@ impl Stream {
         Self::wrap(device.clone(), raw, false)
     }
 
+    /// A stream of other code that lives as long as `owner`.
+    pub(crate) fn kept_by(
+        device: AnyDevice,
+        raw: RawStream,
+        owner: Arc<dyn Any + Send + Sync>,
+    ) -> Self {
+        Self::over(device, raw, false, Some(owner))
+    }
+
     fn wrap(device: AnyDevice, raw: RawStream, owned: bool) -> Self {
+        Self::over(device, raw, owned, None)
+    }
+
+    fn over(
+        device: AnyDevice,
+        raw: RawStream,
+        owned: bool,
+        owner: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self(Arc::new(StreamInner {
             place: Place::of(&device),
@@ -98,6 +119,7 @@ impl Stream {
             enqueued: AtomicU64::new(0),
             last_user: AtomicU64::new(0),
             users: Mutex::new(Vec::new()),
+            _owner: owner,
             gate: OnceLock::new(),
         }))
     }
