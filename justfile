@@ -36,6 +36,10 @@ ci:
 soak:
     cargo run --release --package collectives-soak
 
+# Lose ranks of a job of processes, and see whether the others go on (--backend, -n, --one-gpu, --json)
+drill *options:
+    cargo run --release --package collectives-drill -- {{ options }}
+
 # Throw 10,000 random byte streams at the store's server
 babble:
     COLLECTIVES_BABBLE=10000 cargo test --release --package collectives-rendezvous --test memory \
