@@ -54,7 +54,7 @@ pub mod unique_id;
 
 pub use deadline::Deadline;
 pub use environment::{Environment, Launcher};
-pub use exchange::{barrier, exchange, share};
+pub use exchange::{barrier, exchange, list_ranks, share};
 pub use file::FileStore;
 pub use hosts::parse_host_list;
 pub use memory::MemoryStore;
