@@ -61,6 +61,11 @@ struct RecoveryGuide;
 #[doc = include_str!("../docs/reliability.md")]
 struct ReliabilityGuide;
 
+/// How ranks find each other, so that its code is tested.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/rendezvous.md")]
+struct RendezvousGuide;
+
 /// The guide on tests without GPUs, so that its code is tested.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/testing.md")]

@@ -11,9 +11,7 @@ use std::{
 };
 
 use collectives_core::{Error, ErrorKind, Result};
-use collectives_rendezvous::Environment;
-
-use super::place::rank_variable;
+use collectives_rendezvous::{Environment, Launcher};
 
 /// The file of this job's meeting that is called `run`.
 pub(super) fn meeting_file(environment: &Environment, run: &str) -> Result<PathBuf> {
@@ -77,6 +75,17 @@ fn status(path: &Path) -> Option<(u32, u64)> {
     let parent = fields.nth(1)?.parse().ok()?;
     let start = fields.nth(17)?.parse().ok()?;
     Some((parent, start))
+}
+
+/// The variable by which a launcher says which rank a process is.
+fn rank_variable(launcher: Launcher) -> &'static str {
+    match launcher {
+        Launcher::OpenMpi => "OMPI_COMM_WORLD_RANK",
+        Launcher::Mpich => "PMI_RANK",
+        Launcher::Pmix => "PMIX_RANK",
+        Launcher::Slurm => "SLURM_PROCID",
+        _ => "RANK",
+    }
 }
 
 /// A folder for temporary files that nobody else may enter.

@@ -93,8 +93,8 @@ enum Ways {
         /// How many communicators of a name there were.
         names: Mutex<HashMap<String, u32>>,
         file: Option<PathBuf>,
-        /// Dropped last.
-        _attendance: Option<Attendance>,
+        /// Where rank 0 keeps the store up. Dropped last.
+        attendance: Option<Attendance>,
     },
     /// They have one, for one communicator.
     Id(Mutex<Option<UniqueId>>),
@@ -234,7 +234,8 @@ impl WorldConfig {
             None => Environment::from_env()?,
         };
         let (rank, size) = (environment.rank(), environment.size());
-        self.open_in(&environment).map_err(|error| named(error, rank, size))
+        let kept = matches!(self.meets, Meets::AsEnvironmentSays) && !environment.store_is_served();
+        self.open_in(&environment).map_err(|error| named(error, rank, size, kept))
     }
 
     fn open_in(self, environment: &Environment) -> Result<World> {
@@ -284,7 +285,7 @@ impl WorldConfig {
         let roll = Meeting::of_world(&store, "roll", rank, size);
         let differing = self.differing_variables;
         let met = roll.call_roll(&me, deadline, |peers| peer::compare(peers, differing).map(drop));
-        let ways = Ways::Store { store, names: Mutex::default(), file, _attendance: attendance };
+        let ways = Ways::Store { store, names: Mutex::default(), file, attendance };
         // Our own error says more than what the others were told of it.
         let world = world(place?, ways, met?);
         if rank == 0 {
@@ -353,7 +354,8 @@ impl World {
             .with_device(self.device_ordinal())
             .with_name(name)
             .with_config(self.config.clone());
-        self.join(name, config).map_err(|error| named(error, self.rank, self.size))
+        let kept = matches!(&self.ways, Ways::Store { attendance: Some(_), .. });
+        self.join(name, config).map_err(|error| named(error, self.rank, self.size, kept))
     }
 
     /// This rank.
@@ -379,6 +381,32 @@ impl World {
     /// What all ranks said of themselves, in their order; nothing where they joined by a given id.
     pub fn peers(&self) -> &[Peer] {
         &self.peers
+    }
+
+    /// The store in which the ranks met, for what else they have to tell each other; `None` where they
+    /// joined by a given id. Its keys are apart from ours. Where rank 0 serves it, it is there for as long
+    /// as all ranks have their `World`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use collectives::{WorldConfig, rendezvous::{Deadline, Environment, exchange}};
+    ///
+    /// # fn main() -> collectives::Result<()> {
+    /// # let world = WorldConfig::new()
+    /// #     .with_backend(collectives::backend_named("mock")?)
+    /// #     .with_environment(Environment::from_variables(|_| None)?)
+    /// #     .open()?;
+    /// let store = world.store().expect("no id was given");
+    /// let deadline = Deadline::after(Duration::from_secs(30));
+    /// let seeds = exchange(&store, "seeds", world.rank(), world.size(), b"7", deadline)?;
+    /// # assert_eq!(seeds, [b"7"]);
+    /// # Ok(()) }
+    /// ```
+    pub fn store(&self) -> Option<PrefixStore<&dyn Store>> {
+        match &self.ways {
+            Ways::Store { store, .. } => Some(PrefixStore::new("program", &**store)),
+            Ways::Id(_) => None,
+        }
     }
 
     fn device_ordinal(&self) -> usize {
@@ -496,14 +524,20 @@ fn device_of(environment: &Environment, devices: usize) -> Result<usize> {
     }
 }
 
-fn named(error: Error, rank: u32, size: usize) -> Error {
-    let error = match (error.kind(), error.hint()) {
-        // Whatever the meetings find has one.
-        (ErrorKind::Remote, None) => error.with_hint(
-            "the store has ended, or cannot be reached: see whether who serves it runs (rank 0, or the \
-             launcher's agent)",
-        ),
-        _ => error,
+/// Whose error it is. `kept` says whether rank 0 serves the store.
+fn named(error: Error, rank: u32, size: usize, kept: bool) -> Error {
+    let lost = error.kind() == ErrorKind::Remote && error.message().starts_with("TCP store at ");
+    let error = if lost && kept && rank != 0 {
+        let message = format!(
+            "rank 0 of {size}, which serves the store, has ended or cannot be reached: {}",
+            error.message()
+        );
+        Error::new(ErrorKind::Remote, message)
+            .with_hint("look for the last words of rank 0")
+            .with_poison(false)
+            .with_source(error)
+    } else {
+        error
     };
     match error.rank() {
         Some(_) => error,

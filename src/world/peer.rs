@@ -415,8 +415,8 @@ mod tests {
     #[test]
     fn what_is_not_said_is_not_compared() {
         let mut peers = peers(3);
-        let said = format!(r#"{{"protocol": 1, "rank": 2, "size": 3, "pid": 7, "novelty": [1]}}"#);
-        peers[2] = serde_json::from_str(&said).unwrap();
+        let said = r#"{"protocol": 1, "rank": 2, "size": 3, "pid": 7, "novelty": [1]}"#;
+        peers[2] = serde_json::from_str(said).unwrap();
         assert!(compare(&peers, false).unwrap().is_empty());
     }
 

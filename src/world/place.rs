@@ -23,7 +23,7 @@ use std::{
 
 use collectives_core::{Error, ErrorKind, Result};
 use collectives_rendezvous::{
-    Deadline, Environment, FileStore, Launcher, MemoryStore, Store, TcpStore, TcpStoreServer,
+    Deadline, Environment, FileStore, MemoryStore, Store, TcpStore, TcpStoreServer,
 };
 
 use super::launcher;
@@ -113,16 +113,18 @@ impl Place {
                 true => format!("rank 0 of {}", environment.size()),
                 false => "the launcher's agent".to_owned(),
             };
-            let message = format!(
-                "{who}, which serves the store, did not come within {:?}: {}",
-                deadline.given(),
-                error.message()
-            );
-            let hint = error.hint().map_or_else(
-                || format!("see whether it runs, and whether this host reaches {reached_at}"),
-                ToOwned::to_owned,
-            );
-            Error::new(ErrorKind::Timeout, message).with_hint(hint).with_source(error)
+            let message =
+                format!("{who}, which serves the store, was not reached: {}", error.message());
+            let kind = match deadline.remaining() {
+                Some(_) => error.kind(),
+                None => ErrorKind::Timeout,
+            };
+            let new = Error::new(kind, message).with_poison(false);
+            match error.hint().map(ToOwned::to_owned) {
+                Some(hint) => new.with_hint(hint),
+                None => new,
+            }
+            .with_source(error)
         })?;
         Ok(Self { store: Arc::new(store), kept_by_rank_0: serves, file: None })
     }
@@ -248,14 +250,3 @@ const PRESENT: &str = "present";
 const LEFT: &str = "left";
 /// How long rank 0 waits at the end for those who have not left.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// The variable by which a launcher says which rank a process is.
-pub(super) fn rank_variable(launcher: Launcher) -> &'static str {
-    match launcher {
-        Launcher::OpenMpi => "OMPI_COMM_WORLD_RANK",
-        Launcher::Mpich => "PMI_RANK",
-        Launcher::Pmix => "PMIX_RANK",
-        Launcher::Slurm => "SLURM_PROCID",
-        _ => "RANK",
-    }
-}

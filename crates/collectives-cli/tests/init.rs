@@ -46,7 +46,7 @@ mod linux {
                 }
             };
         }
-        let tests: [(&str, Test); 22] = [
+        let tests: [(&str, Test); 24] = [
             ("eight_ranks_by_collectives_launch", eight_ranks_by_collectives_launch),
             ("eight_ranks_by_variables_of_slurm", eight_ranks_by_variables_of_slurm),
             ("eight_ranks_by_variables_of_mpich", eight_ranks_by_variables_of_mpich),
@@ -66,6 +66,11 @@ mod linux {
             ("who_has_no_library_tells_the_others", who_has_no_library_tells_the_others),
             ("two_ranks_on_one_device_are_told", two_ranks_on_one_device_are_told),
             ("who_ends_before_a_join_is_named", who_ends_before_a_join_is_named),
+            (
+                "rank_0_is_named_where_it_takes_the_store_along",
+                rank_0_is_named_where_it_takes_the_store_along,
+            ),
+            ("who_ends_within_a_join_of_nccl_is_named", who_ends_within_a_join_of_nccl_is_named),
             ("who_ends_within_a_join_is_named", who_ends_within_a_join_is_named),
             ("half_an_environment_is_refused", half_an_environment_is_refused),
             ("more_ranks_than_devices_are_refused", more_ranks_than_devices_are_refused),
@@ -158,7 +163,7 @@ mod linux {
 
     fn ends_before_join() -> Result<()> {
         let world = config().open()?;
-        if world.rank() == 2 {
+        if env::var("TEST_KILLED") == Ok(world.rank().to_string()) {
             kill_process(getpid(), Signal::KILL).expect("it is this process");
         }
         say_sum(&world.communicator("train")?)
@@ -303,7 +308,7 @@ mod linux {
         let outputs = ranks([0, 1, 3], "configured", |rank, command| {
             torchrun(command, rank, 4, port).env("TEST_DEADLINE_MS", "1500");
         })?;
-        all_fail(&outputs, ": rank 2 of 4 did not come within 1.5s, says rank ")
+        all_say_alike(&outputs, ": rank 2 of 4 did not come within 1.5s, says rank ")
     }
 
     fn rank_0_is_named() -> Outcome {
@@ -311,7 +316,7 @@ mod linux {
         let outputs = ranks(1..3, "configured", |rank, command| {
             torchrun(command, rank, 3, port).env("TEST_DEADLINE_MS", "500");
         })?;
-        all_fail(&outputs, ": rank 0 of 3, which serves the store, did not come within 500ms: ")
+        all_fail(&outputs, ": rank 0 of 3, which serves the store, was not reached: ")
     }
 
     fn two_of_one_rank_are_told() -> Outcome {
@@ -319,7 +324,7 @@ mod linux {
         let outputs = ranks([0, 1, 1], "configured", |rank, command| {
             torchrun(command, rank, 3, port);
         })?;
-        all_fail(&outputs, ": two processes are rank 1: pid ")
+        all_say_alike(&outputs, ": two processes are rank 1: pid ")
     }
 
     fn other_world_sizes_are_told() -> Outcome {
@@ -328,7 +333,7 @@ mod linux {
             torchrun(command, rank, if rank == 1 { 4 } else { 3 }, port);
         })?;
         all_fail(&outputs, ": world sizes differ: ")?;
-        all_fail(&outputs, "rank 1: 4")
+        all_say_alike(&outputs, "rank 1: 4")
     }
 
     fn other_versions_are_told_by_rank() -> Outcome {
@@ -340,7 +345,7 @@ mod linux {
                 command.env("COLLECTIVES_MOCK_FAULTS", plan);
             }
         })?;
-        all_fail(
+        all_say_alike(
             &outputs,
             ": libraries differ: ranks 0, 1 and 3: mock 2.32.3; rank 2: mock 2.18.3; one release on all ranks",
         )
@@ -354,7 +359,7 @@ mod linux {
                 command.env("NCCL_ALGO", "Ring").env("NCCL_DEBUG", "WARN");
             }
         })?;
-        all_fail(
+        all_say_alike(
             &outputs,
             "variables differ that ranks must agree on: NCCL_ALGO (ranks 0 and 2: not set; rank 1: RING)",
         )
@@ -380,25 +385,55 @@ mod linux {
             over_mock_abi(command).expect("the library can be laid out");
             command.env("TEST_DEVICE", if rank == 1 { "1" } else { "0" });
         })?;
-        all_fail(&outputs, ": ranks 0 and 2 are all on device 0000:")
+        all_say_alike(&outputs, ": ranks 0 and 2 are all on device 0000:")
     }
 
     fn who_ends_before_a_join_is_named() -> Outcome {
         let port = free_port()?;
         let outputs = ranks(0..4, "ends_before_join", |rank, command| {
-            torchrun(command, rank, 4, port).env("TEST_DEADLINE_MS", "2000");
+            torchrun(command, rank, 4, port)
+                .env("TEST_DEADLINE_MS", "2000")
+                .env("TEST_KILLED", "2");
         })?;
-        survivors_say(&outputs, "rank 2 of 4 did not come within 2s, says rank ")
+        survivors_say(
+            &outputs,
+            2,
+            ": communicator 'train': rank 2 of 4 did not come within 2s, says rank ",
+        )
+    }
+
+    fn rank_0_is_named_where_it_takes_the_store_along() -> Outcome {
+        let port = free_port()?;
+        let outputs = ranks(0..3, "ends_before_join", |rank, command| {
+            torchrun(command, rank, 3, port).env("TEST_KILLED", "0");
+        })?;
+        survivors_say(
+            &outputs,
+            0,
+            ": rank 0 of 3, which serves the store, has ended or cannot be reached: ",
+        )
     }
 
     fn who_ends_within_a_join_is_named() -> Outcome {
+        ends_within_a_join(|command| Ok(command))
+    }
+
+    fn who_ends_within_a_join_of_nccl_is_named() -> Outcome {
+        ends_within_a_join(|command| over_mock_abi(command.env("COLLECTIVES_BACKEND", "nccl")))
+    }
+
+    fn ends_within_a_join(equip: fn(&mut Command) -> Result<&mut Command, Failed>) -> Outcome {
         let port = free_port()?;
         let late = "[[rule]]\nrank = 2\naction = { join_late = \"60s\" }";
         let outputs = ranks(0..4, "ends_within_join", |rank, command| {
             torchrun(command, rank, 4, port).env("TEST_DEADLINE_MS", "2000");
-            command.env("COLLECTIVES_MOCK_FAULTS", late);
+            equip(command.env("COLLECTIVES_MOCK_FAULTS", late)).expect("what a rank needs");
         })?;
-        survivors_say(&outputs, "rank 2 of 4 came, but gave no sign within 2s of joining: pid ")
+        survivors_say(
+            &outputs,
+            2,
+            ": communicator 'train': rank 2 of 4 came, but gave no sign within 2s of joining: pid ",
+        )
     }
 
     fn half_an_environment_is_refused() -> Outcome {
@@ -527,12 +562,22 @@ mod linux {
         })
     }
 
-    /// Rank 2 was killed, and the others say the same of it.
-    fn survivors_say(outputs: &[Output], expected: &str) -> Outcome {
+    /// All have the same words for it, behind their rank.
+    fn all_say_alike(outputs: &[Output], expected: &str) -> Outcome {
+        all_fail(outputs, expected)?;
+        let words = |output: &Output| {
+            text(&output.stderr).split_once("): ").map(|(_, words)| words.to_owned())
+        };
+        outputs.iter().try_for_each(|output| check(words(output) == words(&outputs[0]), output))
+    }
+
+    /// One was killed, and the others say the same of it.
+    fn survivors_say(outputs: &[Output], killed: usize, expected: &str) -> Outcome {
         for (rank, output) in outputs.iter().enumerate() {
-            match rank {
-                2 => check(output.status.code().is_none(), output)?,
-                _ => all_fail(std::slice::from_ref(output), expected)?,
+            if rank == killed {
+                check(output.status.code().is_none(), output)?;
+            } else {
+                all_fail(std::slice::from_ref(output), expected)?;
             }
         }
         Ok(())

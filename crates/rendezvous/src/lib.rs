@@ -60,8 +60,3 @@ pub use hosts::parse_host_list;
 pub use memory::MemoryStore;
 pub use store::{PrefixStore, Store};
 pub use tcp::{Dialect, Limits, TcpStore, TcpStoreServer};
-
-/// The page's examples run as tests.
-#[cfg(doctest)]
-#[doc = include_str!("../../../docs/rendezvous.md")]
-mod guide {}
