@@ -32,8 +32,9 @@ pub use collectives_core::{
     CommConfig, CommId, CommInfo, CtaPolicy, DType, Device, DeviceInfo, Element, Error, ErrorKind,
     F8E4M3, F8E5M2, F8Format, GraphUsage, GroupEnd, GroupToken, GrowConfig, HostCft, JoinAllConfig,
     JoinConfig, Launch, LibraryInfo, MemoryUse, NvlsHost, PeerOp, PreMulSum, Rank, RawEvent,
-    RawGraph, RawRegistration, RawStream, RecvBuf, ReduceOp, Result, Scalar, SendBuf, ShrinkConfig,
-    Split, SplitConfig, Support, UniqueId, VendorCode, Version, bf16, f16, shape,
+    RawGraph, RawRegistration, RawStream, RawWindow, RecvBuf, ReduceOp, Result, Scalar, SendBuf,
+    ShrinkConfig, Split, SplitConfig, Support, UniqueId, VendorCode, Version, WindowFlags, bf16,
+    f16, shape,
 };
 
 /// How ranks find each other: what [`init`] is made of.
