@@ -13,6 +13,7 @@ mod reduce;
 mod select;
 mod stream;
 mod watchdog;
+mod world;
 
 pub use any::{AnyBackend, AnyComm, AnyDevice, OtherComm};
 pub use buffer::{Buffer, Slice, SliceMut};
@@ -24,6 +25,7 @@ pub use reduce::{Op, PreMulSumOp};
 pub use select::{Explanation, Selection, backend, backend_named};
 pub use stream::Stream;
 pub use watchdog::Watch;
+pub use world::{Peer, World, WorldConfig, init};
 
 pub use collectives_core::{
     AbortControl, AbortHandle, Backend, BackendExt, Capabilities, Collectives, CollectivesExt,
@@ -34,6 +36,11 @@ pub use collectives_core::{
     ShrinkConfig, Split, SplitConfig, Support, UniqueId, VendorCode, Version, WindowFlags, bf16,
     f16, shape,
 };
+
+/// How ranks find each other: what [`init`] is made of.
+pub mod rendezvous {
+    pub use collectives_rendezvous::*;
+}
 
 /// NCCL on CUDA, opened at run time.
 pub mod nccl {
@@ -54,6 +61,11 @@ struct RecoveryGuide;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/reliability.md")]
 struct ReliabilityGuide;
+
+/// How ranks find each other, so that its code is tested.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/rendezvous.md")]
+struct RendezvousGuide;
 
 /// The guide on tests without GPUs, so that its code is tested.
 #[cfg(doctest)]
