@@ -22,6 +22,7 @@ use crate::{
     operation::{Call, Operation, operations},
     place::{Locked, Place},
     reduce::OpKeep,
+    stream::named,
 };
 
 /// Operations captured by [`Communicator::capture`], to be launched any number of times.
@@ -115,13 +116,9 @@ impl Graph {
         }
         refuse_in_capture("launch")?;
         stream.not_captured_by_others("launch")?;
-        let unnamed = |error: Error| match error.operation() {
-            None => error.with_operation("launch"),
-            Some(_) => error,
-        };
-        stream.failure().map_err(unnamed)?;
+        stream.failure().map_err(|error| named(error, "launch"))?;
         if let Some(error) = self.kept.comms.iter().find_map(|comm| comm.failure()) {
-            return Err(unnamed(error));
+            return Err(named(error, "launch"));
         }
         self.kept.comms.iter().try_for_each(|comm| comm.check_active())?;
         let _locked = Locked::new([self.place]);

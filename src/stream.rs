@@ -207,7 +207,7 @@ impl Stream {
         };
         // SAFETY: the stream is alive, and of this device.
         let outcome = unsafe { inner.device.synchronize(inner.raw, first) };
-        self.failure()?;
+        self.failure().map_err(|error| named(error, "synchronize"))?;
         match outcome {
             Err(error) if error.kind() == ErrorKind::Timeout => {
                 if first == deadline {
@@ -215,7 +215,7 @@ impl Stream {
                 }
                 self.wait_long(until, deadline, error)?;
             }
-            outcome => outcome?,
+            outcome => outcome.map_err(|error| self.broken(error))?,
         }
         let mut users = self.users();
         // Written before the count is read, as `note` writes the count before it reads this: so
@@ -248,7 +248,7 @@ impl Stream {
         let mut asked = Instant::now();
         loop {
             // SAFETY: the event is alive.
-            if unsafe { device.query(event.raw) }? {
+            if unsafe { device.query(event.raw) }.map_err(|error| self.broken(error))? {
                 return self.failure();
             }
             let now = Instant::now();
@@ -356,6 +356,22 @@ impl Stream {
         }
     }
 
+    /// A failure of the device, with what was pending. It may be that of a communicator that failed
+    /// after it was asked.
+    #[cold]
+    fn broken(&self, error: Error) -> Error {
+        if error.kind() != ErrorKind::Device {
+            return error;
+        }
+        if let Err(failure) = self.failure() {
+            return failure;
+        }
+        match self.users().iter().find_map(|user| user.watched.as_ref()) {
+            Some(watched) => watched.explain(error),
+            None => error,
+        }
+    }
+
     /// The failure of a communicator that this stream answers for.
     pub(crate) fn failure(&self) -> Result<()> {
         self.users().iter().find_map(User::failure).map_or(Ok(()), Err)
@@ -412,6 +428,14 @@ fn timed_out(deadline: Option<Duration>, error: Error) -> Error {
         .with_operation("synchronize")
         .with_hint(hint)
         .with_source(error)
+}
+
+/// Names the operation that met a failure, where that names none.
+pub(crate) fn named(error: Error, operation: &'static str) -> Error {
+    match error.operation() {
+        None => error.with_operation(operation),
+        Some(_) => error,
+    }
 }
 
 /// An event that is destroyed with its holder.

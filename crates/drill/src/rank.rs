@@ -155,10 +155,11 @@ impl Seat {
             }
             Case::KilledAfterCollective => {
                 let mut pair = Pair::new(comm, MANY)?;
-                pair.step(comm)?;
                 if self.is_victim() {
+                    pair.step(comm)?;
                     die();
                 }
+                // The others may still wait for the same one when it is gone.
                 self.until_it_fails(|| pair.step(comm))
             }
             Case::KilledDuringCapture => {
