@@ -173,7 +173,7 @@ impl Engine {
         let defaults = (0..config.devices).map(default).collect();
         let nonce = RandomState::new().hash_one(number);
         let scheduled = config.schedule != Schedule::Eager;
-        Arc::new_cyclic(|me| {
+        let engine = Arc::new_cyclic(|me| {
             state.adversary = Adversary::new(&config, me.clone());
             Self {
                 config,
@@ -197,7 +197,16 @@ impl Engine {
                 aides: OnceLock::new(),
                 me: me.clone(),
             }
-        })
+        });
+        // Where others of its job may want to know what it does before they meet.
+        if engine.process.as_ref().is_some_and(|process| process.roster().is_some()) {
+            engine.start_aides();
+        }
+        engine
+    }
+
+    fn start_aides(&self) {
+        self.aides.get_or_init(|| Aides::start(self));
     }
 
     /// Leaves work with the engine. `urgent`, asked once it is left, wants it looked at now.
@@ -506,7 +515,7 @@ impl Engine {
         seats: Vec<Seat>,
     ) -> Vec<Option<Arc<EndShared>>> {
         self.crowd.fetch_max(seats.len(), Ordering::Relaxed);
-        self.aides.get_or_init(|| Aides::start(self));
+        self.start_aides();
         let ends = self.with(|state| {
             let known = state.reach.as_ref().and_then(|reach| reach.known.get(&joint.token));
             let key = known.copied().unwrap_or_else(|| {

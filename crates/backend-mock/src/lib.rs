@@ -247,7 +247,7 @@ pub use guard::Guards;
 pub use lifecycle::{JoinState, PendingJoin};
 pub use pending::{PendingOp, PendingStatus};
 #[cfg(target_os = "linux")]
-pub use process::launch::ExitNotice;
+pub use process::launch::{ExitNotice, ExitNotices};
 pub use runtime::{Allocation, CaptureFault, CaptureInfo};
 pub use schedule::Schedule;
 pub use site::Site;
