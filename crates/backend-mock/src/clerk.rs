@@ -204,13 +204,16 @@ impl Engine {
     /// Ends the joins of a verdict, whatever has moved since: it was true when they had begun, and the
     /// others have been told by now and won't come.
     fn end_joins(&self, state: &mut State, part: &Part) {
-        let is_open = |action: &Action| match *action {
-            Action::CallOffJoin { id, visits } => self.meetings.across.is_open(id, visits),
-            _ => false,
-        };
-        let open: Vec<_> = part.actions.iter().copied().filter(is_open).collect();
-        if !open.is_empty() {
-            self.carry_out(state, part.verdict.clone(), open.into_iter());
+        let open = part.actions.iter().filter_map(|action| match *action {
+            Action::CallOffJoin { id, visits } => Some((id, visits)),
+            _ => None,
+        });
+        let mut open =
+            open.filter(|&(id, visits)| self.meetings.across.is_open(id, visits)).peekable();
+        if let Some(verdict) = part.verdict.as_ref().filter(|_| open.peek().is_some()) {
+            state.note_once(verdict);
+            let failure = verdict.failure();
+            open.for_each(|(id, visits)| self.meetings.call_off(id, visits, &failure));
         }
     }
 }
@@ -230,7 +233,15 @@ impl State {
                 _ => {}
             }
         }
-        if is_ours && !self.verdicts.iter().any(|known| known.to_string() == text) {
+        if is_ours {
+            self.note_once(verdict);
+        }
+    }
+
+    /// Keeps a verdict that another process has found, unless it is known here.
+    pub(crate) fn note_once(&mut self, verdict: &Verdict) {
+        let text = verdict.to_string();
+        if !self.verdicts.iter().any(|known| known.to_string() == text) {
             self.pronounce(verdict.clone());
         }
     }

@@ -120,7 +120,7 @@ impl Verdict {
                 "split on all ranks; those that want no part pass SplitConfig::no_color()",
             ),
         };
-        Failure::new(kind, self.to_string()).with_hint(hint)
+        Failure::new(kind, self.to_string()).with_hint(hint).with_verdict(self.clone())
     }
 }
 

@@ -16,7 +16,8 @@ use std::{
 };
 
 use collectives_backend_mock::{
-    ExitNotice, ExitNotices, JoinState, Mock, MockComm, MockConfig, Ranks, Verdict, VerdictKind,
+    Action, ExitNotice, ExitNotices, FaultPlan, JoinState, Mock, MockComm, MockConfig, Ranks, Rule,
+    Verdict, VerdictKind,
 };
 use collectives_core::{
     Backend, Collectives, DType, Device, Error, ErrorKind, GrowConfig, JoinConfig, Launch,
@@ -100,7 +101,11 @@ fn contains(text: &str, parts: &[&str]) {
 }
 
 fn mock() -> Mock {
-    Mock::new(MockConfig::from_env().unwrap().with_devices(8).with_ranks(Ranks::Processes))
+    Mock::new(config())
+}
+
+fn config() -> MockConfig {
+    MockConfig::from_env().unwrap().with_devices(8).with_ranks(Ranks::Processes)
 }
 
 fn all_reduce(mock: &Mock, comm: &MockComm) -> Result<()> {
@@ -384,7 +389,9 @@ fn an_id_is_of_use_again_to_those_that_were_told() {
         process.never_joins(&mock, "before another");
         let pair = process.join_first(&mock, 2, "pair").unwrap();
         all_reduce(&mock, &pair).unwrap();
-        process.never_joins(&mock, "a second time");
+        let config = process.config().with_name("another");
+        let error = told("a second time", || mock.join(&process.id, config).map(drop));
+        contains(error.message(), &["ranks wait in the join of 'another'"]);
         assert_eq!(mock.verdicts().len(), 2);
     });
 }
@@ -501,6 +508,32 @@ fn a_rank_that_polls_its_join_is_there() {
         };
         all_reduce(&mock, &comm.unwrap()).unwrap();
         assert!(mock.verdicts().is_empty(), "{:#?}", mock.verdicts());
+    });
+}
+
+#[test]
+fn a_join_that_a_fault_holds_up_gets_no_verdict() {
+    job("a_join_that_a_fault_holds_up_gets_no_verdict", 3, &[], |process| {
+        let plan = FaultPlan::new().with_rule(Rule::new(Action::JoinHangs).on_rank(1).at_most(1));
+        let mock = Mock::new(config().with_faults(plan));
+        process.begin();
+        waits_in_vain(process, &mock);
+    });
+}
+
+#[test]
+fn a_join_that_fails_and_is_not_tried_again() {
+    job("a_join_that_fails_and_is_not_tried_again", 3, &[], |process| {
+        let plan = FaultPlan::new().with_rule(Rule::new(Action::JoinFails).on_rank(1));
+        let mock = Mock::new(config().with_faults(plan));
+        process.begin();
+        if process.number == 1 {
+            let error = mock.join(&process.id, process.config()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::System, "{error}");
+            return;
+        }
+        let error = process.never_joins(&mock, "failed");
+        incomplete(&mock, &error, &["rank 1: has not joined, and process 1 (pid "]);
     });
 }
 
