@@ -20,7 +20,6 @@ use crate::{
     fork,
     process::{
         peer::{Process, Token, random},
-        verdicts::Desk,
         watch::Watch,
     },
     threads,
@@ -79,9 +78,7 @@ impl Drop for Aides {
         self.stopped.store(true, Ordering::Release);
         if let Some(process) = self.process.as_ref().filter(|_| !fork::in_forked_child()) {
             process.own().bell().ring();
-            if let Some(desk) = Desk::of(process.own()) {
-                desk.bell().ring();
-            }
+            Clerk::wake(process);
         }
     }
 }

@@ -44,6 +44,13 @@ enum Source {
 }
 
 impl Clerk {
+    /// Has the clerk of a process look whether it is stopped.
+    pub(crate) fn wake(process: &Process) {
+        if let Some(desk) = Desk::of(process.own()) {
+            desk.bell().ring();
+        }
+    }
+
     /// Serves until it is stopped, or the engine ends.
     pub(crate) fn run(&self) {
         threads::enlist_watcher();
@@ -235,14 +242,6 @@ impl State {
         }
         if is_ours {
             self.note_once(verdict);
-        }
-    }
-
-    /// Keeps a verdict that another process has found, unless it is known here.
-    pub(crate) fn note_once(&mut self, verdict: &Verdict) {
-        let text = verdict.to_string();
-        if !self.verdicts.iter().any(|known| known.to_string() == text) {
-            self.pronounce(verdict.clone());
         }
     }
 

@@ -631,7 +631,7 @@ impl Failure {
     pub(crate) fn tell(&self, except: Option<Rank>) -> Told {
         let (message, hint) = (self.message().into(), self.hint().map(Into::into));
         // Only memory could run out, which there is no answer for.
-        let data = self.verdict().map(|verdict| postcard::to_allocvec(verdict).unwrap_or_default());
+        let data = self.verdict().map(|verdict| serde_json::to_vec(verdict).unwrap_or_default());
         Told { kind: self.kind(), message, hint, except, data: data.unwrap_or_default() }
     }
 
@@ -641,7 +641,7 @@ impl Failure {
         if let Some(hint) = &told.hint {
             failure = failure.with_hint(&**hint);
         }
-        match postcard::from_bytes(&told.data) {
+        match serde_json::from_slice(&told.data) {
             Ok(verdict) => failure.with_verdict(verdict),
             Err(_) => failure,
         }

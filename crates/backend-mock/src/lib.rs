@@ -194,6 +194,7 @@ mod alive;
 mod asleep;
 mod backend;
 mod calls;
+#[cfg_attr(not(target_os = "linux"), path = "clerk_elsewhere.rs")]
 mod clerk;
 mod comm;
 mod comm_state;

@@ -108,6 +108,14 @@ pub(crate) mod peer {
         pub(crate) fn segment(&self) -> &Segment {
             match self.0 {}
         }
+
+        pub(crate) fn roster(&self) -> Option<&Infallible> {
+            match self.0 {}
+        }
+
+        pub(crate) fn job(&self) -> Option<u128> {
+            match self.0 {}
+        }
     }
 
     impl Peer {
@@ -151,6 +159,14 @@ pub(crate) mod peer {
     }
 }
 
+pub(crate) mod launch {
+    use super::peer::End;
+
+    pub(crate) fn end_of(_: u32) -> Option<End> {
+        None
+    }
+}
+
 pub(crate) mod rendezvous {
     use std::{convert::Infallible, io, sync::Arc, time::Instant};
 
@@ -168,6 +184,7 @@ pub(crate) mod rendezvous {
         pub(crate) board_bytes: usize,
         pub(crate) until: Option<Instant>,
         pub(crate) cancelled: &'a dyn Fn() -> bool,
+        pub(crate) complete: &'a dyn Fn(),
     }
 
     pub(crate) struct Met {

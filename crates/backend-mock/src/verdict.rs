@@ -353,6 +353,14 @@ impl State {
         }
     }
 
+    /// Keeps a verdict that another process has found, unless it is known here.
+    pub(crate) fn note_once(&mut self, verdict: &Verdict) {
+        let text = verdict.to_string();
+        if !self.verdicts.iter().any(|known| known.to_string() == text) {
+            self.pronounce(verdict.clone());
+        }
+    }
+
     /// Logs a verdict and keeps it for [`Mock::verdicts`](crate::Mock::verdicts).
     pub(crate) fn pronounce(&mut self, verdict: Verdict) -> Failure {
         tracing::error!("{verdict}");

@@ -1069,7 +1069,7 @@ fn is_only_slow(process: &Process) {
 #[test]
 fn what_hangs_in_another_process_ends_by_a_deadline_and_an_abort() {
     let test = "what_hangs_in_another_process_ends_by_a_deadline_and_an_abort";
-    let rule = Rule::new(Action::Hang).on_communicator("world").on_rank(1).at(1..2);
+    let rule = Rule::new(Action::Hang).on_communicator("world").on_rank(1).at(2..3);
     two_with(test, rule, |process| {
         let comm = process.join();
         works(process, &comm);
@@ -1077,14 +1077,19 @@ fn what_hangs_in_another_process_ends_by_a_deadline_and_an_abort() {
         let value = Buffer::new(&device, &[1_i32]);
         all_reduce(&comm, &value, &value).unwrap();
         let soon = Some(Duration::from_millis(500));
-        // SAFETY: the default stream always lives.
-        let error = unsafe { device.synchronize(RawStream::DEFAULT, soon) }.unwrap_err();
-        // It was asked for, to try out deadlines: there is no verdict on it.
-        assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+        if process.number == 0 {
+            // SAFETY: the default stream always lives.
+            let error = unsafe { device.synchronize(RawStream::DEFAULT, soon) }.unwrap_err();
+            // It was asked for, to try out deadlines: there is no verdict on it.
+            assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+            assert!(error.to_string().contains("waiting for rank 1"), "{error}");
+            comm.abort_handle().abort().unwrap();
+            // Who aborts knows.
+            wait(&device).unwrap();
+        } else {
+            assert_eq!(wait(&device).unwrap_err().kind(), ErrorKind::Remote);
+        }
         assert!(process.mock.verdicts().is_empty(), "{:#?}", process.mock.verdicts());
-        comm.abort_handle().abort().unwrap();
-        // The one that was first tells the other.
-        let _ = wait(&device);
         drop((comm, value));
         let id = process.mock.unique_id_named(&process.id.to_base64()).unwrap();
         let config = JoinConfig::new(process.number as u32, 2).with_name("second");
@@ -1097,7 +1102,7 @@ fn what_hangs_in_another_process_ends_by_a_deadline_and_an_abort() {
 #[test]
 fn an_asynchronous_error_reaches_the_other_process() {
     let action = Action::AsyncError { after: 3, kind: ErrorKind::System };
-    let rule = Rule::new(action).on_rank(1).at(1..2);
+    let rule = Rule::new(action).on_rank(1).at(3..4);
     two_with("an_asynchronous_error_reaches_the_other_process", rule, |process| {
         let comm = process.join();
         works(process, &comm);
@@ -1144,6 +1149,8 @@ fn a_join_that_hangs_in_another_process_is_late() {
         let error = process.mock.join(&process.id, config.with_deadline(soon)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
         assert!(process.mock.verdicts().is_empty(), "{:#?}", process.mock.verdicts());
+        // Not so soon that it would meet the first try of the other.
+        thread::sleep(if process.number == 1 { 4 * soon } else { Duration::ZERO });
         // Once was enough: the next try meets.
         works(process, &process.join());
     });
