@@ -269,7 +269,8 @@ impl Mock {
 
     /// What was found wrong: ranks that disagree, and ranks that can never go on. The latest 64.
     ///
-    /// Each is also the error of the ranks that it concerns; here it is data, for tests.
+    /// Each is also the error of the ranks that it concerns; here it is data, for tests. Where ranks are
+    /// processes, each process has those that concern its ranks, whichever found them.
     pub fn verdicts(&self) -> Vec<Verdict> {
         self.engine.with(|state| state.verdicts.iter().cloned().collect())
     }
