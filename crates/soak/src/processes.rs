@@ -432,7 +432,7 @@ fn descriptors() -> Vec<String> {
     let mut open: Vec<_> = open
         .filter_map(|entry| fs::read_link(entry.path()).ok())
         .map(|link| link.to_string_lossy().into_owned())
-        .filter(|name| !name.contains("collectives-exit"))
+        .filter(|name| !name.contains("collectives-roster"))
         .collect();
     open.sort();
     open
