@@ -128,7 +128,7 @@ pub(crate) fn process(config: &MockConfig) -> Result<Arc<Process>, Failure> {
 impl Engine {
     /// A token for an id.
     pub(crate) fn random_token(&self) -> Result<Token> {
-        self.check_processes()?;
+        self.check_able()?;
         random().map_err(|error| refuse(ErrorKind::System, format!("random bits: {error}")))
     }
 }

@@ -212,6 +212,8 @@ mod judge;
 mod lifecycle;
 mod meeting;
 mod memory;
+#[cfg_attr(not(target_os = "linux"), path = "mirror_elsewhere.rs")]
+mod mirror;
 mod numerics;
 mod op;
 mod pending;
@@ -233,6 +235,9 @@ mod sync;
 mod threads;
 mod timer;
 mod transfer;
+#[cfg(target_os = "linux")]
+mod trap;
+mod veil;
 mod verdict;
 mod watch;
 mod world;

@@ -41,7 +41,7 @@ pub(crate) type Token = [u8; 16];
 /// tells of its end. An operating system's process may hold several, one for each engine.
 pub(crate) struct Process {
     own: Arc<Peer>,
-    segment: Segment,
+    segment: Arc<Segment>,
     block: OwnedFd,
     peers: Arc<Peers>,
 }
@@ -127,7 +127,7 @@ impl Process {
             end: OnceLock::new(),
             peers: Arc::clone(&peers),
         };
-        Ok(Self { own: Arc::new(own), segment, block: block_fd, peers })
+        Ok(Self { own: Arc::new(own), segment: Arc::new(segment), block: block_fd, peers })
     }
 
     /// This process as its own peer.
@@ -135,7 +135,7 @@ impl Process {
         &self.own
     }
 
-    pub(crate) fn segment(&self) -> &Segment {
+    pub(crate) fn segment(&self) -> &Arc<Segment> {
         &self.segment
     }
 
