@@ -42,15 +42,16 @@ use crate::{
 /// Device memory is mapped twice: once for the engine, and once for the program, where pages are closed as
 /// long as somebody has them. A handler of SIGSEGV notes what comes there, and opens the page. So
 ///
-/// * memory that the mock did not allocate cannot be protected: host memory, registered or not;
+/// * memory that the mock did not allocate cannot be protected: host memory, whether registered, pinned,
+///   managed or none of it;
 /// * an access beside a protected range, on the same page, is no fault, and opens that page until the next
-///   operation on it. So does one by a function that a stream calls ([`MockDevice::call`]), which is
-///   in the stream's order. A vector load that begins beside the range and runs into it counts as beside;
+///   call. So does one by a function that a stream calls ([`MockDevice::call`]), which is in the stream's
+///   order. A vector load that begins beside the range and runs into it counts as beside;
 /// * one access is told for each range; after 1,024 pages without a call in between all memory is open;
 /// * the system itself does not fault: a system call that is given closed memory fails with EFAULT;
 /// * a handler that the program installs later must hand on what is not its own. One that was there
 ///   before gets everything else, as if this one were not there, and so does Rust's, which tells of stack
-///   overflows;
+///   overflows. A thread that blocks SIGSEGV dies of an access that would be told;
 /// * each process sees its own program's accesses;
 /// * all allocations take whole pages, and each closed range costs the process up to two mappings. Past
 ///   half of a quarter of vm.max_map_count more ranges stay open, and a warning says so.

@@ -8,8 +8,8 @@
 //! whose operation is done tells nothing about one's own stream.
 //!
 //! Pages can be closed to loads and stores, or to stores. So a page is closed as much as the strictest
-//! veil on it demands, and a touch of a byte that no veil covers opens the page, until the next
-//! operation, and is no fault of the program.
+//! veil on it demands; a touch of a byte that no veil covers opens the page until the next call, and is no
+//! fault of the program.
 
 use std::{ops::Range, sync::Arc};
 
@@ -160,7 +160,11 @@ impl Veils {
             };
             let hits = (0..self.veils.len()).filter(|&index| is_hit(&self.veils[index]));
             // What is written is not to be touched at all, which says more.
-            let Some(hit) = hits.min_by_key(|&index| !self.veils[index].writes) else { continue };
+            let Some(hit) = hits.min_by_key(|&index| !self.veils[index].writes) else {
+                // It opened a page that may be somebody's.
+                pages.extend(self.mirror.pages(&(touch.address..touch.address + 1)));
+                continue;
+            };
             let veil = self.veils.remove(hit);
             self.found.push(self.trespass(&veil, touch.address, touch.stores));
             // Once is enough.

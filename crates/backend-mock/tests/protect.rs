@@ -134,9 +134,11 @@ fn what_lies_beside_it_is_the_programs() {
     }
     ends.iter().for_each(|end| end.wait().unwrap());
     assert_eq!(bufs[1].part(20, 5).now(), [20, 22, 24, 26, 28]);
-    // That opened the page; the next operation closes it.
+    // That opened the page; the next call closes it.
     let part = bufs[0].part(20, 5);
     ends[0].all_reduce(bufs[0].part(10, 5), part).unwrap();
+    store(bufs[0], 99, 1);
+    ends[0].comm.poll_error().unwrap();
     load(part, 2);
     says(&ends[0].comm.poll_error().unwrap_err(), &["byte 8 of the 20 bytes", "all_reduce #1"]);
 }
