@@ -240,6 +240,7 @@ mod trap;
 mod veil;
 mod verdict;
 mod watch;
+mod window;
 mod world;
 
 pub use alive::{Alive, AliveKind, AliveThing};
