@@ -53,8 +53,8 @@ use crate::{
 ///   before gets everything else, as if this one were not there, and so does Rust's, which tells of stack
 ///   overflows. A thread that blocks SIGSEGV dies of an access that would be told;
 /// * each process sees its own program's accesses;
-/// * all allocations take whole pages, and each closed range costs the process up to two mappings. Past
-///   half of a quarter of vm.max_map_count more ranges stay open, and a warning says so.
+/// * all allocations take whole pages, and each closed range costs the process up to two mappings. Past an
+///   eighth of vm.max_map_count (8,191 unless set) more ranges stay open, and a warning says so.
 ///
 /// Where it cannot be had, [`ALL`](Self::ALL) is without; asked for by name it makes every join and device
 /// an [`Unsupported`](collectives_core::ErrorKind::Unsupported) error.

@@ -17,7 +17,8 @@ use std::{
 
 use collectives_backend_mock::{Guards, Mock, MockConfig, Ranks, Schedule};
 use collectives_core::{
-    Backend, BackendExt, Collectives, Device, Error, ErrorKind, JoinConfig, RawStream, UniqueId,
+    Backend, BackendExt, Collectives, Device, Error, ErrorKind, JoinAllConfig, JoinConfig,
+    RawStream, UniqueId,
 };
 use kit::{Buf, End, PATIENCE, end, ends, here};
 
@@ -574,6 +575,33 @@ fn what_nobody_waits_for_is_told_at_the_end() {
     assert!(output.status.success(), "{}", text(&output));
     let said = text(&output);
     assert!(said.contains("collectives mock: the program reads byte 0 of the 4 bytes"), "{said}");
+}
+
+#[test]
+fn where_memory_cannot_be_mapped_twice_the_guard_is_refused_by_name() {
+    if is_child() {
+        let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
+        // SAFETY: the limit is there; files end at a megabyte, and memory that is mapped twice is one.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) }, 0);
+        let mock = mock(1);
+        let errors = [
+            mock.device(0).map(drop).unwrap_err(),
+            mock.join_all(JoinAllConfig::new([0])).map(drop).unwrap_err(),
+            mock.join(&mock.unique_id().unwrap(), JoinConfig::new(0, 1)).map(drop).unwrap_err(),
+        ];
+        for error in errors {
+            let text = error.to_string();
+            assert_eq!(error.kind(), ErrorKind::System, "{text}");
+            assert!(text.contains("the guard 'protect' cannot be had here"), "{text}");
+            assert!(text.contains("leave it out"), "{text}");
+        }
+        Mock::new(MockConfig::new().with_guards(Guards::ALL.with_protect(false)))
+            .device(0)
+            .unwrap();
+        return;
+    }
+    let output = child("where_memory_cannot_be_mapped_twice_the_guard_is_refused_by_name");
+    assert!(output.status.success(), "{}", text(&output));
 }
 
 #[test]
