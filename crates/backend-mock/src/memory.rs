@@ -89,7 +89,6 @@ impl Memory {
             Some(segment) => Arc::clone(segment),
             None => {
                 let bytes = map.capacity.saturating_mul(map.used.len());
-                // Every allocation takes whole pages, which no device pays for.
                 Arc::new(Segment::new(bytes.saturating_add(PAGES))?)
             }
         };
@@ -220,8 +219,8 @@ impl Memory {
 /// What CUDA promises of its allocations.
 const ALIGNMENT: usize = 256;
 
-/// Address space for what allocations of less than a page waste.
-const PAGES: usize = 1 << 30;
+/// Address space for what allocations waste that take whole pages.
+pub(crate) const PAGES: usize = 1 << 30;
 
 /// Large allocations start at a huge page, where the system has them.
 const HUGE_PAGE: usize = 2 << 20;
