@@ -11,6 +11,8 @@
 //! 3. A client that does not read its answers is not read from, until it does.
 //! 4. After a few reads the next client's turn comes.
 //! 5. What breaks the rules ends that connection, never the server.
+//! 6. A client whose host is gone is dropped when that has been silent for long enough
+//!    ([`link`](super::link)).
 
 use std::{
     collections::HashMap,
@@ -30,9 +32,12 @@ use collectives_core::{Error, ErrorKind, Result};
 use mio::{Events, Interest, Poll, Token, Waker, net};
 use slab::Slab;
 
-use super::wire::{
-    Dialect, Limits, MAGIC, Message, NOT_READY, READY, Request, STOP_WAITING, Scanner, Violation,
-    WAIT_CANCELED, dialect,
+use super::{
+    link,
+    wire::{
+        Dialect, Limits, MAGIC, Message, NOT_READY, READY, Request, STOP_WAITING, Scanner,
+        Violation, WAIT_CANCELED, dialect,
+    },
 };
 use crate::table::{Refusal, Table};
 
@@ -261,6 +266,8 @@ impl Service {
     fn admit(&mut self, mut stream: net::TcpStream, peer: SocketAddr) -> io::Result<()> {
         // Answers are small, and each is waited for.
         stream.set_nodelay(true)?;
+        // One whose host is gone would be kept for ever.
+        link::give_up_after(&stream, self.limits.silence)?;
         let entry = self.connections.vacant_entry();
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(&mut stream, Token(entry.key()), interest)?;
