@@ -60,7 +60,7 @@ mod linux {
             exchange(&store, "parts/0", rank, 2, part, long()).unwrap()
         };
         thread::scope(|scope| {
-            let there = scope.spawn(hosts.from_there(|| rank(1, b"beta")));
+            let there = scope.spawn(hosts.over_there(|| rank(1, b"beta")));
             let here = rank(0, b"alpha");
             assert_eq!(here, [&b"alpha"[..], b"beta"]);
             assert_eq!(there.join().unwrap(), here);
@@ -84,7 +84,7 @@ mod linux {
         thread::scope(|scope| {
             let wait = |(name, wait): (&'static str, Wait)| {
                 let (server, given) = (&server, &given);
-                scope.spawn(hosts.from_there(move || {
+                scope.spawn(hosts.over_there(move || {
                     let store = connect(server);
                     // The link is not to be cut before.
                     store.set(&format!("begun/{name}"), b"", long()).unwrap();
@@ -229,11 +229,11 @@ mod linux {
 
         /// Runs something on the other host.
         fn there<R: Send>(&self, run: impl FnOnce() -> R + Send) -> R {
-            thread::scope(|scope| scope.spawn(self.from_there(run)).join().unwrap())
+            thread::scope(|scope| scope.spawn(self.over_there(run)).join().unwrap())
         }
 
         /// What a thread of its own runs on the other host. What it connects there stays there.
-        fn from_there<R, F: FnOnce() -> R>(&self, run: F) -> impl FnOnce() -> R + use<R, F> {
+        fn over_there<R, F: FnOnce() -> R>(&self, run: F) -> impl FnOnce() -> R + use<R, F> {
             let namespace = fs::File::open(self.namespace()).unwrap();
             move || {
                 let kind = Some(LinkNameSpaceType::Network);
