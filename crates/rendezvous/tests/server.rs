@@ -4,7 +4,7 @@ use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use collectives_core::ErrorKind as Kind;
@@ -178,6 +178,41 @@ fn half_queries_and_torn_connections_leave_nothing() {
     store.set("late", b"", long()).unwrap();
     is_well(&store);
     assert!(!store.check(&["half"], long()).unwrap());
+}
+
+/// Whoever hangs up is let go of, whatever came with the end, and whatever is owed to them.
+#[cfg(target_os = "linux")]
+#[test]
+fn who_hangs_up_is_forgotten() {
+    // Connections of the server whose client has hung up.
+    let kept = |server: &TcpStoreServer| {
+        const CLOSE_WAIT: &str = "08";
+        let port = format!(":{:04X}", server.address().port());
+        let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+        let lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        lines.filter(|line| line[1].ends_with(&port) && line[3] == CLOSE_WAIT).count()
+    };
+    let server = server();
+    let store = client(&server);
+    store.set("key", &[7; 1000], long()).unwrap();
+    let get = [&[3][..], &text(b"/key")].concat();
+    let wait = [&[6][..], &1_u64.to_le_bytes(), &text(b"/never")].concat();
+    for round in 0..200 {
+        // The bytes and the end mostly come as one event, or as two while the first is served.
+        let mut stream = stranger(&server);
+        stream.write_all(&HELLO[..round % 6]).unwrap();
+        if round % 6 == 5 {
+            stream.write_all([&get, &wait, &get[..3]][round % 3]).unwrap();
+        }
+        if round % 2 == 0 {
+            is_well(&store);
+        }
+    }
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while kept(&server) > 0 {
+        assert!(Instant::now() < deadline, "{} connections are kept", kept(&server));
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[test]

@@ -475,7 +475,7 @@ mod tests {
 
     #[test]
     fn lengths_are_refused_before_their_bytes_arrive() {
-        let limits = Limits { key: 10, value: 20, keys: 3, message: 60, stored: 1000 };
+        let limits = Limits { key: 10, value: 20, keys: 3, message: 60, ..Limits::default() };
         let refused = |message: Message| Scanner::default().scan(&message.0, &limits).unwrap_err();
         let query = |query| Message::query(query, Dialect::Torch22);
         assert_eq!(

@@ -32,15 +32,12 @@ QUERIES = {"set": 2, "add": 1, "get": 2}
 
 
 def processor_time(pid):
-    """What a process has used, in seconds."""
-    with open(f"/proc/{pid}/schedstat") as file:
-        main = int(file.read().split()[0])
+    """What the threads of a process have used, in seconds."""
     total = 0
     for task in os.listdir(f"/proc/{pid}/task"):
-        with contextlib.suppress(FileNotFoundError):
-            with open(f"/proc/{pid}/task/{task}/schedstat") as file:
-                total += int(file.read().split()[0])
-    return max(total, main) / 1e9
+        with open(f"/proc/{pid}/task/{task}/schedstat") as file:
+            total += int(file.read().split()[0])
+    return total / 1e9
 
 
 @contextlib.contextmanager
