@@ -14,8 +14,8 @@ use collectives_backend_rccl::{HipDevice, Rccl, RcclComm};
 use collectives_core::{
     AbortHandle, Backend, Capabilities, Collectives, CommInfo, Device, DeviceInfo, GroupEnd,
     GrowConfig, JoinAllConfig, JoinConfig, Launch, LibraryInfo, MemoryUse, PreMulSum, Rank,
-    RawEvent, RawGraph, RawRegistration, RawStream, RecvBuf, ReduceOp, Result, Scalar, SendBuf,
-    ShrinkConfig, Split, SplitConfig, UniqueId,
+    RawEvent, RawGraph, RawRegistration, RawStream, RawWindow, RecvBuf, ReduceOp, Result, Scalar,
+    SendBuf, ShrinkConfig, Split, SplitConfig, UniqueId, WindowFlags,
 };
 use enum_dispatch::enum_dispatch;
 
@@ -382,6 +382,23 @@ impl Collectives for AnyComm {
 
     unsafe fn deregister(&self, registration: RawRegistration) -> Result<()> {
         forward_comm_unsafe!(self, comm => comm.deregister(registration))
+    }
+
+    unsafe fn window_register(
+        &self,
+        ptr: *mut c_void,
+        bytes: usize,
+        flags: WindowFlags,
+    ) -> Result<RawWindow> {
+        forward_comm_unsafe!(self, comm => comm.window_register(ptr, bytes, flags))
+    }
+
+    unsafe fn window_deregister(&self, window: RawWindow) -> Result<()> {
+        forward_comm_unsafe!(self, comm => comm.window_deregister(window))
+    }
+
+    unsafe fn window_ptr(&self, window: RawWindow) -> Result<*mut c_void> {
+        forward_comm_unsafe!(self, comm => comm.window_ptr(window))
     }
 
     fn split_dyn(&self, config: SplitConfig) -> Result<Option<Box<dyn Collectives>>> {

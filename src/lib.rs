@@ -13,6 +13,7 @@ mod reduce;
 mod select;
 mod stream;
 mod watchdog;
+mod world;
 
 pub use any::{AnyBackend, AnyComm, AnyDevice, OtherComm};
 pub use buffer::{Buffer, Slice, SliceMut};
@@ -24,15 +25,22 @@ pub use reduce::{Op, PreMulSumOp};
 pub use select::{Explanation, Selection, backend, backend_named};
 pub use stream::Stream;
 pub use watchdog::Watch;
+pub use world::{Peer, World, WorldConfig, init};
 
 pub use collectives_core::{
     AbortControl, AbortHandle, Backend, BackendExt, Capabilities, Collectives, CollectivesExt,
     CommConfig, CommId, CommInfo, CtaPolicy, DType, Device, DeviceInfo, Element, Error, ErrorKind,
     F8E4M3, F8E5M2, F8Format, GraphUsage, GroupEnd, GroupToken, GrowConfig, HostCft, JoinAllConfig,
     JoinConfig, Launch, LibraryInfo, MemoryUse, NvlsHost, PeerOp, PreMulSum, Rank, RawEvent,
-    RawGraph, RawRegistration, RawStream, RecvBuf, ReduceOp, Result, Scalar, SendBuf, ShrinkConfig,
-    Split, SplitConfig, Support, UniqueId, VendorCode, Version, bf16, f16, shape,
+    RawGraph, RawRegistration, RawStream, RawWindow, RecvBuf, ReduceOp, Result, Scalar, SendBuf,
+    ShrinkConfig, Split, SplitConfig, Support, UniqueId, VendorCode, Version, WindowFlags, bf16,
+    f16, shape,
 };
+
+/// How ranks find each other: what [`init`] is made of.
+pub mod rendezvous {
+    pub use collectives_rendezvous::*;
+}
 
 /// NCCL on CUDA, opened at run time.
 pub mod nccl {
@@ -53,6 +61,11 @@ struct RecoveryGuide;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/reliability.md")]
 struct ReliabilityGuide;
+
+/// How ranks find each other, so that its code is tested.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/rendezvous.md")]
+struct RendezvousGuide;
 
 /// The guide on tests without GPUs, so that its code is tested.
 #[cfg(doctest)]

@@ -48,6 +48,8 @@ pub enum AliveKind {
     Registration,
     /// A stream.
     Stream,
+    /// A window; gone with its communicator.
+    Window,
 }
 
 impl Alive {
@@ -121,6 +123,7 @@ impl fmt::Display for AliveKind {
             Self::ReduceOp => "reduce op",
             Self::Registration => "registration",
             Self::Stream => "stream",
+            Self::Window => "window",
         })
     }
 }

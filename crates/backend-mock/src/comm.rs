@@ -1,7 +1,7 @@
 //! One rank's end of a communicator.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, RefCell, RefMut},
     collections::BTreeMap,
     ffi::c_void,
     fmt,
@@ -14,8 +14,8 @@ use std::{
 
 use collectives_core::{
     AbortControl, AbortHandle, Capabilities, Collectives, CommInfo, DType, Error, ErrorKind,
-    GroupEnd, GrowConfig, Launch, MemoryUse, PreMulSum, Rank, RawRegistration, RecvBuf, ReduceOp,
-    Result, Scalar, SendBuf, ShrinkConfig, Split, SplitConfig, UniqueId,
+    GroupEnd, GrowConfig, Launch, MemoryUse, PreMulSum, Rank, RawRegistration, RawWindow, RecvBuf,
+    ReduceOp, Result, Scalar, SendBuf, ShrinkConfig, Split, SplitConfig, UniqueId, WindowFlags,
     shape::{Rules, Shape},
 };
 
@@ -28,6 +28,7 @@ use crate::{
     op::{Factor, Kind, NOBODY, Op, Reduction},
     stream::{Entry, StreamShared},
     threads::{self, Thread, What},
+    window::Window,
 };
 
 /// One rank's end of a communicator of the mock. Made by [`Mock`](crate::Mock).
@@ -50,6 +51,8 @@ pub struct MockComm {
     next_scalar: Cell<u32>,
     /// Live registrations.
     registrations: RefCell<BTreeMap<usize, Range<usize>>>,
+    /// Live windows.
+    windows: RefCell<BTreeMap<usize, Window>>,
     next_registration: Cell<usize>,
     /// Whether it was finalized or aborted.
     ended: Cell<bool>,
@@ -86,6 +89,7 @@ impl MockComm {
             scalars: RefCell::default(),
             next_scalar: Cell::new(0),
             registrations: RefCell::default(),
+            windows: RefCell::default(),
             next_registration: Cell::new(1),
             ended: Cell::new(false),
             caller: Cell::new(threads::own_number()),
@@ -105,6 +109,27 @@ impl MockComm {
             true => Err(misuse(format!("{why}, so not inside a group"))),
             false => Ok(()),
         }
+    }
+
+    pub(crate) fn windows(&self) -> RefMut<'_, BTreeMap<usize, Window>> {
+        self.windows.borrow_mut()
+    }
+
+    /// A number that no registration or window of this end had.
+    pub(crate) fn next_registration(&self) -> usize {
+        self.next_registration.replace(self.next_registration.get() + 1)
+    }
+
+    /// What users see of such a number: the end's identity above it, so that one of another
+    /// communicator is seen.
+    pub(crate) fn handle_bits(&self, id: usize) -> usize {
+        (self.shared.info.id.get() as usize) << 32 | id
+    }
+
+    /// The number, if it is one of this end.
+    pub(crate) fn own_id(&self, bits: usize) -> Option<usize> {
+        let ours = bits >> 32 == self.shared.info.id.get() as usize & 0xffff_ffff;
+        ours.then_some(bits & 0xffff_ffff)
     }
 
     /// Notes a change of the thread that calls.
@@ -146,7 +171,7 @@ impl MockComm {
 
     /// Enqueues an operation that has been checked, or adds it to the open group.
     #[inline]
-    fn issue(&self, asked: Asked, launch: Launch<'_>) -> Result<()> {
+    pub(crate) fn issue(&self, asked: Asked, launch: Launch<'_>) -> Result<()> {
         let Asked { kind, shape, other, send, recv, reduction, factor } = asked;
         self.shared.note_site(launch.site());
         if shape.count == 0 && !kind.is_point_to_point() {
@@ -287,7 +312,7 @@ impl MockComm {
 }
 
 /// One call, checked.
-struct Asked {
+pub(crate) struct Asked {
     kind: Kind,
     shape: Shape,
     other: u32,
@@ -299,7 +324,12 @@ struct Asked {
 
 impl Asked {
     #[inline]
-    fn new(kind: Kind, shape: Shape, send: Option<SendBuf>, recv: Option<RecvBuf>) -> Self {
+    pub(crate) fn new(
+        kind: Kind,
+        shape: Shape,
+        send: Option<SendBuf>,
+        recv: Option<RecvBuf>,
+    ) -> Self {
         let (reduction, factor) = (Reduction::None, Factor::None);
         Self { kind, shape, other: NOBODY, send, recv, reduction, factor }
     }
@@ -514,7 +544,9 @@ impl Collectives for MockComm {
             ))));
         }
         let registrations = self.registrations.borrow();
-        if registrations.values().any(|range| range.contains(&ptr.addr())) {
+        let windows = self.windows();
+        let mut ranges = registrations.values().chain(windows.values().map(|window| &window.range));
+        if ranges.any(|range| range.contains(&ptr.addr())) {
             return Err(named(
                 misuse(format!("the memory at {ptr:p} is still registered"))
                     .with_hint("deregister it first"),
@@ -532,19 +564,18 @@ impl Collectives for MockComm {
             return Err(named(invalid(format!("nothing to register: {bytes} bytes at {ptr:p}"))));
         }
         self.check_memory("the memory", ptr.cast_const().cast(), bytes).map_err(&named)?;
-        let id = self.next_registration.replace(self.next_registration.get() + 1);
+        let id = self.next_registration();
         self.registrations.borrow_mut().insert(id, ptr.addr()..ptr.addr() + bytes);
         self.engine.ledger.add_of(AliveKind::Registration, id, &self.shared.info, Some(bytes));
-        // The end's identity above the number: a registration of another communicator is seen.
-        Ok(RawRegistration::from_bits((self.shared.info.id.get() as usize) << 32 | id))
+        Ok(RawRegistration::from_bits(self.handle_bits(id)))
     }
 
     unsafe fn deregister(&self, registration: RawRegistration) -> Result<()> {
         let named = self.named("deregister");
-        let (comm, id) = (registration.bits() >> 32, registration.bits() & 0xffff_ffff);
-        let ours = comm == self.shared.info.id.get() as usize & 0xffff_ffff;
-        match ours.then(|| self.registrations.borrow_mut().remove(&id)).flatten() {
-            Some(_) => {
+        let id = self.own_id(registration.bits());
+        let known = |id: &usize| self.registrations.borrow_mut().remove(id).is_some();
+        match id.filter(known) {
+            Some(id) => {
                 self.engine.ledger.remove_of(AliveKind::Registration, id, &self.shared.info);
                 Ok(())
             }
@@ -553,6 +584,25 @@ impl Collectives for MockComm {
                 registration.bits()
             )))),
         }
+    }
+
+    unsafe fn window_register(
+        &self,
+        ptr: *mut c_void,
+        bytes: usize,
+        flags: WindowFlags,
+    ) -> Result<RawWindow> {
+        self.note_caller();
+        let made = self.make_window(ptr, bytes, flags, Location::caller());
+        made.map_err(|error| self.refused("window_register", error))
+    }
+
+    unsafe fn window_deregister(&self, window: RawWindow) -> Result<()> {
+        self.end_window(window).map_err(self.named("window_deregister"))
+    }
+
+    unsafe fn window_ptr(&self, window: RawWindow) -> Result<*mut c_void> {
+        self.start_of_window(window).map_err(self.named("window_ptr"))
     }
 
     fn split_dyn(&self, config: SplitConfig) -> Result<Option<Box<dyn Collectives>>> {

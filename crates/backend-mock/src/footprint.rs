@@ -88,6 +88,7 @@ pub(crate) fn extents(op: &Op, size: usize) -> Option<(usize, usize)> {
         Kind::ReduceScatter => (size, 1),
         Kind::Scatter => (if is_root { size } else { 0 }, 1),
         Kind::Send => (1, 0),
+        Kind::WindowRegister => (0, 0),
     };
     let bytes = op.count.checked_mul(op.width())?;
     Some((bytes.checked_mul(sent)?, bytes.checked_mul(received)?))

@@ -235,6 +235,7 @@ mod timer;
 mod transfer;
 mod verdict;
 mod watch;
+mod window;
 mod world;
 
 pub use alive::{Alive, AliveKind, AliveThing};

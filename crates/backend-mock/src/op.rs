@@ -64,11 +64,13 @@ pub(crate) enum Kind {
     ReduceScatter,
     Scatter,
     Send,
+    /// Moves nothing: the count is a window's bytes.
+    WindowRegister,
 }
 
 impl Kind {
     /// All of them.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::AllGather,
         Self::AllReduce,
         Self::AllToAll,
@@ -79,6 +81,7 @@ impl Kind {
         Self::ReduceScatter,
         Self::Scatter,
         Self::Send,
+        Self::WindowRegister,
     ];
 
     /// The name of the trait method.
@@ -94,6 +97,7 @@ impl Kind {
             Self::ReduceScatter => "reduce_scatter",
             Self::Scatter => "scatter",
             Self::Send => "send",
+            Self::WindowRegister => "window_register",
         }
     }
 

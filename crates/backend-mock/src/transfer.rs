@@ -43,6 +43,7 @@ impl Transfer {
                     Kind::AllGather | Kind::Gather | Kind::ReduceScatter | Kind::Scatter => size,
                     Kind::AllToAll => size * size,
                     Kind::Recv | Kind::Send => 1,
+                    Kind::WindowRegister => 0,
                 };
                 (parts * op.count, op.width())
             }
@@ -182,7 +183,7 @@ impl Collective<'_> {
                 unsafe { self.copy(from, out, to, into, count) };
             }
             // Matched in pairs, never here.
-            Kind::Recv | Kind::Send => {}
+            Kind::Recv | Kind::Send | Kind::WindowRegister => {}
         }
     }
 

@@ -80,6 +80,8 @@ fn capabilities_are_those_of_the_release(release: &Release, path: &Path) -> Resu
             ("memory_use", "needs 2.30.4"),
             ("mem_alloc", "needs 2.20.5"),
             ("register", "needs 2.20.5"),
+            ("window_register", "needs 2.27.3"),
+            ("window_ptr", "needs 2.30.4"),
         ],
         // Its non-blocking init blocks while a rank is missing.
         _ => vec![
@@ -89,6 +91,7 @@ fn capabilities_are_those_of_the_release(release: &Release, path: &Path) -> Resu
             ("parameters", "no"),
             ("suspend", "needs 2.30.4"),
             ("memory_use", "needs 2.30.4"),
+            ("window_ptr", "needs 2.30.4"),
         ],
     };
     let found: Vec<_> = open(path)?

@@ -117,6 +117,26 @@ fn every_operation_is_measured_and_right() {
     }
 }
 
+#[test]
+fn one_thread_drives_all_ranks() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("report.json");
+    let path = file.to_str().expect("text");
+    for operation in OPERATIONS {
+        for how in [&[][..], &["--graph"], &["--sync-each"]] {
+            let run = ["perf", operation, "-b", "8", "-e", "1K", "-n", "3", "--iters", "9"];
+            let mode = ["--mode", "one-thread", "--json", path];
+            let output = output(&[&run[..], &mode, how].concat());
+            assert!(output.contains("ranks      3, all driven by one thread\n"), "{output}");
+            let rows = rows(&output);
+            assert!(rows.len() >= 6, "{operation} {how:?}: {output}");
+            assert!(rows.iter().all(|row| row[8] == "0"), "{operation} {how:?}: {output}");
+            let report = std::fs::read_to_string(&file).expect("the report");
+            assert!(report.contains("\"mode\": \"one-thread\""), "{report}");
+        }
+    }
+}
+
 /// Ranks as processes need Unix sockets.
 #[cfg(unix)]
 mod processes {

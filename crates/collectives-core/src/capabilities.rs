@@ -87,6 +87,11 @@ pub struct Capabilities {
     pub mem_alloc: Support,
     /// [`Collectives::register`](crate::Collectives::register).
     pub register: Support,
+    /// [`Collectives::window_register`](crate::Collectives::window_register). A system may be unable
+    /// all the same, which only registering tells.
+    pub window_register: Support,
+    /// [`Collectives::window_ptr`](crate::Collectives::window_ptr).
+    pub window_ptr: Support,
     /// Collectives on a stream that is being captured into a graph.
     pub capture: Support,
 }
@@ -127,11 +132,13 @@ impl Capabilities {
         memory_use: Support::Native,
         mem_alloc: Support::Native,
         register: Support::Native,
+        window_register: Support::Native,
+        window_ptr: Support::Native,
         capture: Support::Native,
     };
 
     /// Every capability that a library has or lacks, with its field name, in the order of the fields.
-    pub fn entries(&self) -> [(&'static str, Support); 33] {
+    pub fn entries(&self) -> [(&'static str, Support); 35] {
         // Destructured in full, so that a new field cannot be forgotten here.
         let Self {
             all_gather,
@@ -167,6 +174,8 @@ impl Capabilities {
             memory_use,
             mem_alloc,
             register,
+            window_register,
+            window_ptr,
             capture,
         } = *self;
         [
@@ -202,6 +211,8 @@ impl Capabilities {
             ("memory_use", memory_use),
             ("mem_alloc", mem_alloc),
             ("register", register),
+            ("window_register", window_register),
+            ("window_ptr", window_ptr),
             ("capture", capture),
         ]
     }

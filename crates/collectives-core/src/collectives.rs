@@ -4,7 +4,7 @@ use std::{ffi::c_void, time::Duration};
 
 use crate::{
     AbortHandle, Capabilities, CommInfo, Launch, MemoryUse, PreMulSum, Rank, RawRegistration,
-    RecvBuf, ReduceOp, Result, Scalar, SendBuf, UniqueId,
+    RawWindow, RecvBuf, ReduceOp, Result, Scalar, SendBuf, UniqueId, WindowFlags,
 };
 
 /// One rank's end of a communicator: moves data between ranks, on streams of its device.
@@ -338,6 +338,60 @@ pub trait Collectives: Send {
     #[doc(alias = "ncclCommDeregister")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
     unsafe fn deregister(&self, registration: RawRegistration) -> Result<()>;
+
+    /// Registers memory of every rank as one window, so that ranks may reach into each other's.
+    /// Collective: returns when all ranks have called, with as many bytes and the same flags; slow, so
+    /// one large window is better than many small ones.
+    ///
+    /// The memory starts at a multiple of [`WINDOW_ALIGNMENT`](crate::shape::WINDOW_ALIGNMENT) bytes
+    /// from the start of an allocation of [`mem_alloc`](Self::mem_alloc). Requires
+    /// [`Capabilities::window_register`].
+    ///
+    /// # Safety
+    /// `ptr` is `bytes` of memory of this device, and stays so until all ranks have deregistered it.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability, and on all ranks where the
+    /// library has windows and this system does not: NCCL then succeeds with none.
+    /// [`InvalidUsage`](crate::ErrorKind::InvalidUsage) inside a group;
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for no bytes; the library's failures.
+    /// Where ranks disagree, or one does something else, the mock tells all of them; other libraries
+    /// hang, or give a window that is good for nothing.
+    #[doc(alias = "ncclCommWindowRegister")]
+    #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    #[track_caller]
+    unsafe fn window_register(
+        &self,
+        ptr: *mut c_void,
+        bytes: usize,
+        flags: WindowFlags,
+    ) -> Result<RawWindow>;
+
+    /// Undoes [`window_register`](Self::window_register). Local: no rank waits for another. A window
+    /// that is left is gone with its communicator.
+    ///
+    /// # Safety
+    /// `window` came from this communicator, was not deregistered before, and no operation of any rank
+    /// that uses its memory is pending.
+    ///
+    /// # Errors
+    /// [`Aborted`](crate::ErrorKind::Aborted) after an abort, with which it went; what the library
+    /// reports.
+    #[doc(alias = "ncclCommWindowDeregister")]
+    #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    unsafe fn window_deregister(&self, window: RawWindow) -> Result<()>;
+
+    /// Tells the address that this rank registered a window with. Requires
+    /// [`Capabilities::window_ptr`].
+    ///
+    /// # Safety
+    /// `window` came from this communicator, and was not deregistered.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability; what the library reports.
+    #[doc(alias = "ncclWinGetUserPtr")]
+    #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    unsafe fn window_ptr(&self, window: RawWindow) -> Result<*mut c_void>;
 
     /// Divides the communicator, as [`Split::split`](crate::Split::split), for code that knows only
     /// this trait.

@@ -1,6 +1,6 @@
 //! Handles that cross to a device runtime, and what a call carries besides its buffers.
 
-use std::{ffi::c_void, marker::PhantomData, panic::Location};
+use std::{ffi::c_void, marker::PhantomData, ops::BitOr, panic::Location};
 
 macro_rules! raw_handle {
     ($(#[$doc:meta])* $name:ident) => {
@@ -51,6 +51,58 @@ raw_handle! {
 raw_handle! {
     /// Memory registered with a communicator: what `ncclCommRegister` returned.
     RawRegistration
+}
+raw_handle! {
+    /// Memory of every rank that is registered as one: `ncclWindow_t`, or a window of the mock.
+    RawWindow
+}
+
+/// What a window is for.
+///
+/// ```
+/// use collectives_core::WindowFlags;
+/// let flags = WindowFlags::SYMMETRIC | WindowFlags::STRICT_ORDERING;
+/// assert!(flags.contains(WindowFlags::SYMMETRIC));
+/// assert_eq!(flags.bits(), 3);
+/// ```
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct WindowFlags(u32);
+
+impl WindowFlags {
+    /// Calls may use any part of it, a different one on each rank (`NCCL_WIN_DEFAULT`).
+    pub const NONE: Self = Self(0);
+    /// Collectives use the same part of it on all ranks, which is what lets NCCL take its symmetric
+    /// kernels (`NCCL_WIN_COLL_SYMMETRIC`, 2.27.3).
+    pub const SYMMETRIC: Self = Self(1);
+    /// What kernels write to it over a network arrives in order (`NCCL_WIN_STRICT_ORDERING`, 2.29.7).
+    pub const STRICT_ORDERING: Self = Self(2);
+    /// Only kernels use it, over a network (`NCCL_WIN_GIN_ONLY`, 2.32.3).
+    pub const KERNELS_ONLY: Self = Self(4);
+    /// It takes counted writes (`NCCL_WIN_CFT_COUNTED`, 2.32.3).
+    pub const COUNTED: Self = Self(8);
+
+    /// The flags as NCCL numbers them.
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// The flags of a number of NCCL's; what is unknown is kept.
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    /// Whether it has all flags of `other`.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+impl BitOr for WindowFlags {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
 }
 
 impl RawStream {

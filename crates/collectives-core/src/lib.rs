@@ -48,7 +48,7 @@ pub use dtype::DType;
 pub use element::Element;
 pub use error::{Error, ErrorKind, Result, VendorCode};
 pub use ext::{CollectivesExt, PeerOp};
-pub use launch::{Launch, RawEvent, RawGraph, RawRegistration, RawStream};
+pub use launch::{Launch, RawEvent, RawGraph, RawRegistration, RawStream, RawWindow, WindowFlags};
 pub use rank::Rank;
 pub use reduce_op::{PreMulSum, ReduceOp, Scalar};
 pub use unique_id::UniqueId;

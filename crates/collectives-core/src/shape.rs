@@ -59,6 +59,10 @@ pub struct Shape {
     pub dtype: DType,
 }
 
+/// A window starts at a multiple of so many bytes from the start of its allocation
+/// (`NCCL_WIN_REQUIRED_ALIGNMENT`, 2.28.3).
+pub const WINDOW_ALIGNMENT: usize = 4096;
+
 impl<'a> Rules<'a> {
     /// The rules of the communicator described by `comm`, on a library with `capabilities`.
     #[inline]
@@ -298,6 +302,18 @@ impl<'a> Rules<'a> {
         }
         if i32::try_from(size).is_err() {
             return Err(call.refuse(format!("size is {size}, want at most {}", i32::MAX)));
+        }
+        Ok(())
+    }
+
+    /// Some bytes, not at null.
+    ///
+    /// # Errors
+    /// See the [module](self).
+    pub fn window_register(&self, ptr: *mut c_void, bytes: usize) -> Result<()> {
+        let call = self.call("window_register", self.capabilities.window_register)?;
+        if ptr.is_null() || bytes == 0 {
+            return Err(call.refuse(format!("nothing to register: {bytes} bytes at {ptr:p}")));
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use std::ffi::c_void;
 
 use collectives_core::{
     Collectives, CollectivesExt, Error, Launch, PeerOp, PreMulSum, Rank, RawRegistration,
-    RawStream, RecvBuf, ReduceOp, Scalar, SendBuf,
+    RawStream, RawWindow, RecvBuf, ReduceOp, Scalar, SendBuf, WindowFlags,
 };
 
 use crate::{check::Outcome, last_call::LastCall, workspace::Memory};
@@ -102,5 +102,31 @@ impl<'a> Lane<'a> {
         self.calls.note("deregister");
         // SAFETY: cases deregister once, after their stream has passed everything.
         unsafe { self.comm.deregister(registration) }
+    }
+
+    #[track_caller]
+    pub(crate) fn window_register(
+        &self,
+        ptr: *mut c_void,
+        bytes: usize,
+        flags: WindowFlags,
+    ) -> Result<RawWindow, Error> {
+        self.calls.note("window_register");
+        // SAFETY: the memory is the case's, which frees it after all ranks have deregistered.
+        unsafe { self.comm.window_register(ptr, bytes, flags) }
+    }
+
+    #[track_caller]
+    pub(crate) fn window_deregister(&self, window: RawWindow) -> Result<(), Error> {
+        self.calls.note("window_deregister");
+        // SAFETY: cases deregister once, after all streams have passed everything.
+        unsafe { self.comm.window_deregister(window) }
+    }
+
+    #[track_caller]
+    pub(crate) fn window_ptr(&self, window: RawWindow) -> Result<*mut c_void, Error> {
+        self.calls.note("window_ptr");
+        // SAFETY: cases ask before they deregister.
+        unsafe { self.comm.window_ptr(window) }
     }
 }

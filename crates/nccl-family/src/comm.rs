@@ -10,12 +10,12 @@ use std::{
 
 use collectives_core::{
     AbortHandle, Backend, Capabilities, Collectives, CommInfo, DType, Error, ErrorKind, GroupEnd,
-    GrowConfig, Launch, MemoryUse, PreMulSum, Rank, RawRegistration, RecvBuf, ReduceOp, Result,
-    Scalar, SendBuf, ShrinkConfig, Split, SplitConfig, UniqueId, shape,
+    GrowConfig, Launch, MemoryUse, PreMulSum, Rank, RawRegistration, RawWindow, RecvBuf, ReduceOp,
+    Result, Scalar, SendBuf, ShrinkConfig, Split, SplitConfig, UniqueId, WindowFlags, shape,
 };
 use collectives_nccl_abi::{
     Table, cudaStream_t, ncclComm_t, ncclRedOp_t, ncclResult_t, ncclScalarResidence_t,
-    ncclUniqueId,
+    ncclUniqueId, ncclWindow_t,
     types::{self, ncclCommMemStat_t},
 };
 
@@ -742,6 +742,61 @@ impl<V: Vendor> Collectives for Comm<V> {
         // registration of it.
         let result = unsafe { deregister(self.line.raw(), registration.as_ptr()) };
         self.answer(OPERATION, result)
+    }
+
+    /// `ncclCommWindowRegister` (2.27.3).
+    unsafe fn window_register(
+        &self,
+        ptr: *mut c_void,
+        bytes: usize,
+        flags: WindowFlags,
+    ) -> Result<RawWindow> {
+        const OPERATION: &str = "window_register";
+        let rules = shape::Rules::new(self.line.info(), &self.capabilities);
+        rules.window_register(ptr, bytes)?;
+        let _call = self.line.enter(OPERATION)?;
+        let register = self.function(OPERATION, self.table.comm_window_register)?;
+        self.refuse_in_group(OPERATION)?;
+        self.bind_device(OPERATION)?;
+        let (raw, flags) = (self.line.raw(), flags.bits().cast_signed());
+        let mut window = ncclWindow_t::NULL;
+        // SAFETY: inside a call, so the communicator is not freed; the caller promises the memory;
+        // `window` outlives the call.
+        let result = unsafe { register(raw, ptr, bytes, &mut window, flags) };
+        self.answer(OPERATION, result)?;
+        if window.is_null() {
+            let message = "the library has windows, but cannot use them between these devices";
+            let error = Error::new(ErrorKind::Unsupported, message);
+            let hint = "it wants peers that reach each other's memory: NCCL_DEBUG=INFO says more";
+            return Err(self.refuse(OPERATION, error.with_hint(hint)));
+        }
+        Ok(RawWindow::from_ptr(window.0))
+    }
+
+    /// `ncclCommWindowDeregister` (2.27.3).
+    unsafe fn window_deregister(&self, window: RawWindow) -> Result<()> {
+        const OPERATION: &str = "window_deregister";
+        self.require(OPERATION, self.capabilities.window_register, "window_register")?;
+        let _call = self.line.enter_revoked(OPERATION)?;
+        let deregister = self.function(OPERATION, self.table.comm_window_deregister)?;
+        self.bind_device(OPERATION)?;
+        // SAFETY: inside a call, so the communicator is not freed; the caller promises a window of it.
+        let result = unsafe { deregister(self.line.raw(), ncclWindow_t(window.as_ptr())) };
+        self.answer(OPERATION, result)
+    }
+
+    /// `ncclWinGetUserPtr` (2.29.2).
+    unsafe fn window_ptr(&self, window: RawWindow) -> Result<*mut c_void> {
+        const OPERATION: &str = "window_ptr";
+        self.require(OPERATION, self.capabilities.window_ptr, OPERATION)?;
+        let _call = self.line.enter_revoked(OPERATION)?;
+        let ask = self.function(OPERATION, self.table.win_get_user_ptr)?;
+        let mut start = ptr::null_mut();
+        // SAFETY: inside a call, so the communicator is not freed; the caller promises a window of it;
+        // `start` outlives the call.
+        let result = unsafe { ask(self.line.raw(), ncclWindow_t(window.as_ptr()), &mut start) };
+        self.answer(OPERATION, result)?;
+        Ok(start)
     }
 
     fn split_dyn(&self, config: SplitConfig) -> Result<Option<Box<dyn Collectives>>> {

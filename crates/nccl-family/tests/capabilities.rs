@@ -59,6 +59,9 @@ const EMULATED: [(&str, &str); 3] =
 const SIMULATE_SINCE_2_22: (&str, &str) = ("group_simulate", "needs 2.22.3");
 const SUSPEND_SINCE_2_29: [(&str, &str); 3] =
     [("parameters", "needs 2.30.4"), ("suspend", "needs 2.29.7"), ("memory_use", "needs 2.29.7")];
+const WINDOWS_SINCE_2_27: [(&str, &str); 2] =
+    [("window_register", "needs 2.27.3"), WINDOW_PTR_SINCE_2_29];
+const WINDOW_PTR_SINCE_2_29: (&str, &str) = ("window_ptr", "needs 2.29.2");
 const MANY_IDS_SINCE_2_23: (&str, &str) = ("join_many_ids", "needs 2.23.4");
 
 #[test]
@@ -75,6 +78,7 @@ fn nccl_2_16_5() {
         &late,
         &SUSPEND_SINCE_2_29,
         &memory,
+        &WINDOWS_SINCE_2_27,
     ]
     .concat();
     lacks(Flavour::Nccl, 21605, exports!("nccl-2.16.5"), &expected);
@@ -84,21 +88,31 @@ fn nccl_2_16_5() {
 fn nccl_2_18_3() {
     let memory = [("mem_alloc", "needs 2.19.1"), ("register", "needs 2.19.1")];
     let late = [MANY_IDS_SINCE_2_23, SIMULATE_SINCE_2_22];
-    let expected =
-        [&EMULATED[..], &FP8_SINCE_2_24, &LATE, &late, &SUSPEND_SINCE_2_29, &memory].concat();
+    let expected = [
+        &EMULATED[..],
+        &FP8_SINCE_2_24,
+        &LATE,
+        &late,
+        &SUSPEND_SINCE_2_29,
+        &memory,
+        &WINDOWS_SINCE_2_27,
+    ]
+    .concat();
     lacks(Flavour::Nccl, 21803, exports!("nccl-2.18.3"), &expected);
 }
 
 #[test]
 fn nccl_2_21_5() {
     let late = [MANY_IDS_SINCE_2_23, SIMULATE_SINCE_2_22];
-    let expected = [&EMULATED[..], &FP8_SINCE_2_24, &LATE, &late, &SUSPEND_SINCE_2_29].concat();
+    let expected =
+        [&EMULATED[..], &FP8_SINCE_2_24, &LATE, &late, &SUSPEND_SINCE_2_29, &WINDOWS_SINCE_2_27]
+            .concat();
     lacks(Flavour::Nccl, 22105, exports!("nccl-2.21.5"), &expected);
 }
 
 #[test]
 fn nccl_2_25_1() {
-    let expected = [&EMULATED[..], &LATE, &SUSPEND_SINCE_2_29].concat();
+    let expected = [&EMULATED[..], &LATE, &SUSPEND_SINCE_2_29, &WINDOWS_SINCE_2_27].concat();
     lacks(Flavour::Nccl, 22501, exports!("nccl-2.25.1"), &expected);
 }
 
@@ -108,7 +122,7 @@ fn nccl_2_28_9() {
         Flavour::Nccl,
         22809,
         exports!("nccl-2.28.9"),
-        &[&[GROW_SINCE_2_29][..], &SUSPEND_SINCE_2_29].concat(),
+        &[&[GROW_SINCE_2_29][..], &SUSPEND_SINCE_2_29, &[WINDOW_PTR_SINCE_2_29]].concat(),
     );
 }
 
@@ -138,6 +152,8 @@ fn rccl_2_13_4() {
         ("memory_use", "needs 2.30.4"),
         ("mem_alloc", "needs 2.20.5"),
         ("register", "needs 2.20.5"),
+        ("window_register", "needs 2.27.3"),
+        ("window_ptr", "needs 2.30.4"),
     ];
     lacks(Flavour::Rccl, 21304, exports!("rccl-2.13.4"), &expected);
 }
@@ -152,6 +168,7 @@ fn rccl_2_27_7() {
         ("parameters", "no"),
         ("suspend", "needs 2.30.4"),
         ("memory_use", "needs 2.30.4"),
+        ("window_ptr", "needs 2.30.4"),
     ];
     lacks(Flavour::Rccl, 22707, exports!("rccl-2.27.7"), &expected);
 }

@@ -24,7 +24,7 @@ pub(crate) struct Args {
     #[arg(short = 'n', long, value_name = "N", value_parser = at_least_one())]
     pub(super) ranks: Option<u32>,
 
-    /// Whether ranks are threads of this process, or processes of this program
+    /// What carries the ranks: a thread each, a process each, or one thread for all
     #[arg(long, default_value = "threads")]
     pub(super) mode: Mode,
 
@@ -92,6 +92,7 @@ Examples:
   collectives perf all_gather -n 4 -b 1M -e 64M        four ranks, 1 MiB to 64 MiB
   collectives perf all_reduce --dtype bf16 --graph     captured, as in inference engines
   collectives perf all_reduce --mode processes         each rank in a process of its own
+  collectives perf all_reduce --mode one-thread        one thread for all, as nccl-tests' -g
   collectives perf all_reduce --plot all_reduce.svg    time and bandwidth as a figure, too";
 
 fn at_least_one() -> clap::builder::RangedI64ValueParser<u32> {
@@ -152,10 +153,11 @@ impl BackendArg {
 
 /// What carries the ranks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub(super) enum Mode {
     Threads,
     Processes,
+    OneThread,
 }
 
 /// How the buffers are made known to the library.

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use collectives_core::{
-    Backend, Collectives, DType, ErrorKind, GrowConfig, JoinConfig, ShrinkConfig, Support,
+    Backend, Collectives, DType, ErrorKind, GrowConfig, JoinConfig, RawWindow, ShrinkConfig,
+    Support, WindowFlags,
 };
 
 use crate::{
@@ -86,6 +87,15 @@ pub(super) fn what_is_missing_is_refused<B: Backend>(ctx: &Ctx<'_, B>) -> Outcom
         let id = ctx.backend.unique_id()?;
         let config = ctx.join_config().with_more_ids([id.clone()]);
         refused(ErrorKind::Unsupported, "join", ctx.join(&id, config))?;
+    }
+    let (base, bytes) = ctx.here.alloc(DType::F32, 4096)?.allocation();
+    if !has.window_register.is_available() {
+        let call = ctx.lane().window_register(base, bytes, WindowFlags::SYMMETRIC);
+        refused(ErrorKind::Unsupported, "window_register", call)?;
+    }
+    if !has.window_ptr.is_available() {
+        let call = ctx.lane().window_ptr(RawWindow::from_ptr(base));
+        refused(ErrorKind::Unsupported, "window_ptr", call)?;
     }
     if !has.revoke.is_available() {
         refused(ErrorKind::Unsupported, "revoke", ctx.revoke(ctx.comm))?;

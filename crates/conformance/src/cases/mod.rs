@@ -19,6 +19,7 @@ mod shrink;
 mod split;
 mod streams;
 mod suspend;
+mod windows;
 
 use collectives_core::Backend;
 
@@ -177,6 +178,7 @@ pub(crate) fn cases<B: Backend>() -> Vec<Case<B>> {
         split::parent_and_children_work_in_turn [SPLIT];
         split::children_outlive_their_parent [SPLIT];
         split::a_child_can_be_split_again [SPLIT];
+        split::blocks_and_stripes_of_every_size [SPLIT];
         split::split_dyn_divides_as_split_does [SPLIT];
         split::inside_a_group_it_is_refused [SPLIT];
 
@@ -296,6 +298,15 @@ pub(crate) fn cases<B: Backend>() -> Vec<Case<B>> {
         memory::registered_memory_works [MEM_ALLOC, REGISTER];
         memory::memory_of_the_device_can_be_registered [REGISTER];
 
+        windows::a_window_holds_what_collectives_move [MEM_ALLOC, WINDOW];
+        windows::parts_of_a_window_work_at_equal_offsets [MEM_ALLOC, WINDOW];
+        windows::graphs_reach_into_windows [MEM_ALLOC, WINDOW, CAPTURE];
+        windows::several_windows_live_side_by_side [MEM_ALLOC, WINDOW];
+        windows::a_window_knows_its_memory [MEM_ALLOC, WINDOW, Capability("window_ptr")];
+        windows::what_is_left_is_gone_with_its_communicator [MEM_ALLOC, WINDOW];
+        windows::nothing_cannot_be_registered [WINDOW];
+        windows::inside_a_group_it_is_refused [MEM_ALLOC, WINDOW];
+
         capabilities::backend_and_communicator_agree;
         capabilities::parameters_have_distinct_names [PARAMETERS];
         capabilities::what_is_missing_is_refused;
@@ -325,5 +336,6 @@ const REGISTER: Need = Capability("register");
 const REVOKE: Need = Capability("revoke");
 const SCATTER: Need = Capability("scatter");
 const SUSPEND: Need = Capability("suspend");
+const WINDOW: Need = Capability("window_register");
 const SHRINK: Need = Capability("shrink");
 const SPLIT: Need = Capability("split");

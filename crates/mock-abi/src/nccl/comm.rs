@@ -19,7 +19,9 @@ use std::{
 };
 
 use collectives_backend_mock::{JoinState, MockComm, PendingJoin};
-use collectives_core::{AbortHandle, Collectives, ErrorKind, PreMulSum};
+use collectives_core::{
+    AbortHandle, Collectives, ErrorKind, PreMulSum, RawRegistration, RawWindow,
+};
 use collectives_nccl_abi::{ncclComm_t, ncclResult_t};
 
 use super::{
@@ -83,7 +85,15 @@ pub(super) enum Phase {
 /// Memory behind an `ncclWindow_t`.
 pub(super) struct Window {
     pub(super) user: usize,
-    pub(super) registration: collectives_core::RawRegistration,
+    pub(super) backing: Backing,
+}
+
+/// What the mock has of it.
+pub(super) enum Backing {
+    /// Of this rank.
+    Alone(RawRegistration),
+    /// Of all ranks.
+    Together(RawWindow),
 }
 
 impl State {
@@ -320,6 +330,23 @@ impl Comm {
         if state.aborted {
             self.free(&mut state);
         }
+    }
+
+    /// Makes a call that waits for other ranks. It may be aborted meanwhile.
+    pub(super) fn wait_in<R>(
+        &self,
+        call: &str,
+        wait: impl FnOnce(&MockComm) -> collectives_core::Result<R>,
+    ) -> Result<R> {
+        let mock = {
+            let mut state = self.lock();
+            state.live(call)?;
+            state.take()
+        };
+        let mock = mock.ok_or_else(|| corrupted(call))?;
+        let outcome = wait(&mock);
+        self.lock().settle(mock);
+        Ok(outcome?)
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {

@@ -12,7 +12,8 @@ use std::{
     },
 };
 
-use collectives_core::{Collectives, Device, RawRegistration};
+use collectives_backend_mock::MockComm;
+use collectives_core::{Collectives, Device, RawRegistration, WindowFlags};
 use collectives_nccl_abi::{
     cudaStream_t, ncclComm_t, ncclDataType_t, ncclResult_t, ncclWindow_t,
     types::{
@@ -22,8 +23,8 @@ use collectives_nccl_abi::{
 };
 
 use super::{
-    comm::{Comm, Window},
-    group::checked,
+    comm::{Backing, Comm, Window},
+    group::{checked, is_open},
     refusal::{Refusal, Result, answer, tell},
 };
 use crate::{gpu, runtime};
@@ -100,13 +101,15 @@ export! {
         })
     }
 
-    /// Registers a buffer of every rank. The mock needs no other rank for it, and does not wait.
+    /// Registers a buffer of every rank, and waits for all of them. In a group, where one thread may
+    /// do so for several ranks, it is registered for this rank alone.
     fn ncclCommWindowRegister(
         comm: ncclComm_t, buff: *mut c_void, size: usize, win: *mut ncclWindow_t, win_flags: c_int,
     ) -> ncclResult_t {
         const CALL: &str = "CommWindowRegister";
         checked(|| {
-            let mut state = Comm::of(CALL, comm)?.lock();
+            let comm = Comm::of(CALL, comm)?;
+            let state = comm.lock();
             let mock = state.live(CALL)?;
             if win.is_null() {
                 return Err(Refusal::null(CALL, "win"));
@@ -117,11 +120,19 @@ export! {
             if win_flags & !WINDOW_FLAGS != 0 {
                 return Err(Refusal::argument(format!("{CALL} : invalid winFlags {win_flags}")));
             }
-            // SAFETY: the caller's memory, until it is deregistered.
-            let registration = unsafe { mock.register(buff, size) }?;
-            let window = Window { user: buff.expose_provenance(), registration };
+            let backing = if is_open() {
+                // SAFETY: the caller's memory, until it is deregistered.
+                Backing::Alone(unsafe { mock.register(buff, size) }?)
+            } else {
+                drop(state);
+                let flags = WindowFlags::from_bits(win_flags.cast_unsigned());
+                // SAFETY: as above.
+                let wait = |mock: &MockComm| unsafe { mock.window_register(buff, size, flags) };
+                Backing::Together(comm.wait_in(CALL, wait)?)
+            };
+            let window = Window { user: buff.expose_provenance(), backing };
             let handle = NEXT_WINDOW.fetch_add(NCCL_WIN_REQUIRED_ALIGNMENT, Ordering::Relaxed);
-            state.windows.insert(handle, window);
+            comm.lock().windows.insert(handle, window);
             tell(CALL, "win", win, ncclWindow_t(ptr::without_provenance_mut(handle)))
         })
     }
@@ -137,8 +148,13 @@ export! {
                 return Ok(ncclResult_t::SUCCESS);
             }
             let window = state.windows.remove(&win.0.addr()).ok_or_else(|| unknown(CALL))?;
-            // SAFETY: the caller uses the window no more.
-            unsafe { state.usable(CALL)?.deregister(window.registration) }?;
+            let mock = state.usable(CALL)?;
+            match window.backing {
+                // SAFETY: the caller uses the window no more.
+                Backing::Alone(registration) => unsafe { mock.deregister(registration) }?,
+                // SAFETY: as above.
+                Backing::Together(window) => unsafe { mock.window_deregister(window) }?,
+            }
             Ok(ncclResult_t::SUCCESS)
         })
     }
