@@ -1,8 +1,6 @@
 //! Ranks on two hosts, and what happens when the link between them is cut.
 //!
-//! The hosts are two network namespaces, joined by a pair of virtual interfaces. Each trial runs in a
-//! process that has new namespaces of its own, so nothing of it is seen outside. Where a test may not
-//! have them, or `unshare` and `ip` are not there, the trials are ignored, by name.
+//! Needs network namespaces; where a test may not have them, the trials are ignored, by name.
 
 #[cfg(not(target_os = "linux"))]
 fn main() {
@@ -10,22 +8,23 @@ fn main() {
 }
 
 #[cfg(target_os = "linux")]
+#[path = "common/hosts.rs"]
+mod hosts;
+#[cfg(target_os = "linux")]
 #[path = "common/script.rs"]
 mod script;
 
 #[cfg(target_os = "linux")]
 fn main() {
-    linux::main();
+    hosts::main(&linux::STAGES);
 }
 
 #[cfg(target_os = "linux")]
 mod linux {
     use std::{
-        env, fs,
+        fs,
         io::Write as _,
         net::{SocketAddr, TcpStream},
-        os::fd::AsFd as _,
-        process::{Child, Command, Stdio},
         thread,
         time::{Duration, Instant},
     };
@@ -34,22 +33,20 @@ mod linux {
     use collectives_rendezvous::{
         Deadline, Limits, Store, TcpStore, TcpStoreServer, exchange, share,
     };
-    use libtest_mimic::{Arguments, Failed, Trial};
-    use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-    use crate::script;
+    use crate::{
+        hosts::{HERE, Hosts, Stage},
+        script,
+    };
 
-    /// What a trial does on the hosts.
-    type Stage = fn(&Hosts);
-
-    const STAGES: [(&str, Stage); 3] = [
+    pub(super) const STAGES: [(&str, Stage); 3] = [
         ("ranks_of_two_hosts_meet", ranks_of_two_hosts_meet),
         ("a_cut_link_ends_every_wait", a_cut_link_ends_every_wait),
         ("the_server_drops_who_is_gone", the_server_drops_who_is_gone),
     ];
 
     fn ranks_of_two_hosts_meet(hosts: &Hosts) {
-        let server = hosts.server(Limits::default());
+        let server = serve(Limits::default());
         let features = script::Features { queues: true, list_keys: true };
         assert_eq!(hosts.there(|| script::run(&connect(&server), features)), [""; 0]);
 
@@ -78,7 +75,7 @@ mod linux {
             }),
         ];
         let given = Duration::from_secs(3);
-        let server = hosts.server(Limits::default());
+        let server = serve(Limits::default());
         let here = connect(&server);
         let there = hosts.there(|| connect(&server));
         thread::scope(|scope| {
@@ -134,7 +131,7 @@ mod linux {
 
     fn the_server_drops_who_is_gone(hosts: &Hosts) {
         let silence = Duration::from_secs(2);
-        let server = hosts.server(Limits { silence, ..Limits::default() });
+        let server = serve(Limits { silence, ..Limits::default() });
         let here = connect(&server);
         let connected = |count: usize| {
             let deadline = Instant::now() + Duration::from_secs(60);
@@ -174,6 +171,10 @@ mod linux {
             .count()
     }
 
+    fn serve(limits: Limits) -> TcpStoreServer {
+        TcpStoreServer::bind_within((HERE, 0), limits).unwrap()
+    }
+
     fn connect(server: &TcpStoreServer) -> TcpStore {
         TcpStore::connect(&server.address().to_string(), long()).unwrap()
     }
@@ -181,124 +182,4 @@ mod linux {
     fn long() -> Deadline {
         Deadline::after(Duration::from_secs(60))
     }
-
-    /// This process's network, and that of another that does nothing.
-    struct Hosts {
-        other: Child,
-    }
-
-    impl Hosts {
-        fn new() -> Self {
-            let other = Command::new("unshare")
-                .args(["--net", "cat"])
-                .stdin(Stdio::piped())
-                .spawn()
-                .expect("unshare");
-            let hosts = Self { other };
-            let own = fs::read_link("/proc/self/ns/net").unwrap();
-            while fs::read_link(hosts.namespace()).unwrap() == own {
-                thread::sleep(Duration::from_millis(1));
-            }
-            ip("link add here type veth peer name there");
-            ip(&format!("link set there netns {}", hosts.other.id()));
-            ip("link set lo up");
-            ip(&format!("address add {HERE}/24 dev here"));
-            hosts.mend();
-            hosts.there(|| {
-                ip(&format!("address add {THERE}/24 dev there"));
-                ip("link set there up");
-            });
-            hosts
-        }
-
-        fn server(&self, limits: Limits) -> TcpStoreServer {
-            TcpStoreServer::bind_within((HERE, 0), limits).unwrap()
-        }
-
-        fn cut(&self) {
-            ip("link set here down");
-        }
-
-        fn mend(&self) {
-            ip("link set here up");
-        }
-
-        fn namespace(&self) -> String {
-            format!("/proc/{}/ns/net", self.other.id())
-        }
-
-        /// Runs something on the other host.
-        fn there<R: Send>(&self, run: impl FnOnce() -> R + Send) -> R {
-            thread::scope(|scope| scope.spawn(self.over_there(run)).join().unwrap())
-        }
-
-        /// What a thread of its own runs on the other host. What it connects there stays there.
-        fn over_there<R, F: FnOnce() -> R>(&self, run: F) -> impl FnOnce() -> R + use<R, F> {
-            let namespace = fs::File::open(self.namespace()).unwrap();
-            move || {
-                let kind = Some(LinkNameSpaceType::Network);
-                move_into_link_name_space(namespace.as_fd(), kind).expect("the other host");
-                run()
-            }
-        }
-    }
-
-    impl Drop for Hosts {
-        fn drop(&mut self) {
-            // It is this process's own, and holds nothing; if it cannot be ended, it ends with its input.
-            let _ = self.other.kill();
-            let _ = self.other.wait();
-        }
-    }
-
-    const HERE: &str = "10.77.0.1";
-    const THERE: &str = "10.77.0.2";
-
-    fn ip(arguments: &str) {
-        let status = Command::new("ip").args(arguments.split(' ')).status().expect("ip");
-        assert!(status.success(), "ip {arguments}: {status}");
-    }
-
-    pub(super) fn main() {
-        if let Ok(name) = env::var(STAGE) {
-            let (_, stage) = STAGES.into_iter().find(|(stage, _)| *stage == name).expect("a stage");
-            return stage(&Hosts::new());
-        }
-        let arguments = Arguments::from_args();
-        let way = WAYS.into_iter().find(|way| is_permitted(way));
-        let trials = STAGES.into_iter().map(|(name, _)| {
-            let trial = Trial::test(name, move || run(way.unwrap_or(WAYS[0]), name));
-            match way {
-                Some(_) => trial,
-                None => trial.with_kind("needs network namespaces").with_ignored_flag(true),
-            }
-        });
-        libtest_mimic::run(&arguments, trials.collect()).exit();
-    }
-
-    /// Runs a stage in a network of its own.
-    fn run(way: &[&str], name: &str) -> std::result::Result<(), Failed> {
-        let program = env::current_exe()?;
-        let output = Command::new(way[0]).args(&way[1..]).arg(program).env(STAGE, name).output()?;
-        if output.status.success() {
-            return Ok(());
-        }
-        Err(format!("{}\n{}", output.status, String::from_utf8_lossy(&output.stderr)).into())
-    }
-
-    fn is_permitted(way: &[&str]) -> bool {
-        Command::new(way[0])
-            .args(&way[1..])
-            .args(["ip", "link", "add", "here", "type", "veth", "peer", "name", "there"])
-            .stderr(Stdio::null())
-            .status()
-            .is_ok_and(|status| status.success())
-    }
-
-    /// Without being root, and being it where users may not be root of their own namespaces.
-    const WAYS: [&[&str]; 2] =
-        [&["unshare", "--user", "--map-root-user", "--net"], &["unshare", "--net"]];
-
-    /// Which stage this process is for.
-    const STAGE: &str = "COLLECTIVES_HOSTS_STAGE";
 }
