@@ -158,7 +158,8 @@ fn piece() -> impl Strategy<Value = Vec<u8>> {
 #[test]
 fn random_bytes_do_no_harm() {
     let _alone = alone();
-    let streams = std::env::var("COLLECTIVES_BABBLE").map_or(10_000, |count| count.parse().unwrap());
+    let streams =
+        std::env::var("COLLECTIVES_BABBLE").map_or(10_000, |count| count.parse().unwrap());
     let server = server();
     let store = client(&server);
     store.set("fixed", b"value", long()).unwrap();
