@@ -26,7 +26,7 @@ use self::{
     meeting::Meeting,
     place::{Attendance, Place},
 };
-use crate::{AnyBackend, AnyDevice, Communicator, Selection};
+use crate::{AnyBackend, AnyDevice, BackendName, Communicator, Selection};
 
 pub use self::peer::Peer;
 
@@ -106,6 +106,7 @@ pub struct WorldConfig {
     environment: Option<Environment>,
     meets: Meets,
     backend: Option<AnyBackend>,
+    backend_name: Option<BackendName>,
     epoch: Option<u64>,
     deadline: Option<Duration>,
     device: Option<usize>,
@@ -166,6 +167,13 @@ impl WorldConfig {
     #[must_use]
     pub fn with_backend(mut self, backend: impl Into<AnyBackend>) -> Self {
         self.backend = Some(backend.into());
+        self
+    }
+
+    /// Sets which backend to open, whatever `COLLECTIVES_BACKEND` says.
+    #[must_use]
+    pub fn with_backend_name(mut self, name: BackendName) -> Self {
+        self.backend_name = Some(name);
         self
     }
 
@@ -299,10 +307,12 @@ impl WorldConfig {
     fn backend_and_device(&self, environment: &Environment) -> Result<(AnyBackend, AnyDevice)> {
         let backend = match &self.backend {
             Some(backend) => backend.clone(),
-            None => Selection::detect(None).open_over(|| match environment.size() {
-                1 => Mock::shared(),
-                size => Mock::shared_among_processes(environment.local_size().unwrap_or(size)),
-            })?,
+            None => {
+                Selection::detect(self.backend_name).open_over(|| match environment.size() {
+                    1 => Mock::shared(),
+                    size => Mock::shared_among_processes(environment.local_size().unwrap_or(size)),
+                })?
+            }
         };
         let ordinal = match self.device {
             Some(ordinal) => ordinal,

@@ -49,6 +49,9 @@ pub struct Peer {
     /// The number of its device, in its process.
     #[serde(default)]
     pub device: Option<usize>,
+    /// What its device is called.
+    #[serde(default)]
+    pub device_name: Option<String>,
     /// Its device's PCI address, `0000:3b:00.0`.
     #[serde(default)]
     pub pci_bus_id: Option<String>,
@@ -76,6 +79,7 @@ impl Peer {
             library: None,
             collectives: Some(env!("CARGO_PKG_VERSION").to_owned()),
             device: None,
+            device_name: None,
             pci_bus_id: None,
             variables: set_variables(),
             error: None,
@@ -87,6 +91,7 @@ impl Peer {
                 peer.version = Some(info.version);
                 peer.library = info.path.clone();
                 peer.device = Some(device.info().ordinal);
+                peer.device_name = Some(device.info().name.clone());
                 peer.pci_bus_id = device.info().pci_bus_id.clone();
             }
             Err(error) => peer.error = Some(error.to_string()),
@@ -377,6 +382,7 @@ mod tests {
             library: Some("/opt/libnccl.so.2".into()),
             collectives: None,
             device: Some(rank as usize),
+            device_name: None,
             pci_bus_id: Some(format!("0000:{rank:02x}:00.0")),
             variables: BTreeMap::new(),
             error: None,

@@ -46,13 +46,14 @@ mod linux {
                 }
             };
         }
-        let tests: [(&str, Test); 24] = [
+        let tests: [(&str, Test); 25] = [
             ("eight_ranks_by_collectives_launch", eight_ranks_by_collectives_launch),
             ("eight_ranks_by_variables_of_slurm", eight_ranks_by_variables_of_slurm),
             ("eight_ranks_by_variables_of_mpich", eight_ranks_by_variables_of_mpich),
             ("ranks_of_one_host_need_no_port", ranks_of_one_host_need_no_port),
             ("a_single_process_needs_nothing", a_single_process_needs_nothing),
             ("worlds_may_follow_each_other", worlds_may_follow_each_other),
+            ("perf_takes_part_as_a_rank", perf_takes_part_as_a_rank),
             ("nccl_joins_in_one_line", nccl_joins_in_one_line),
             ("an_id_in_a_variable_needs_no_store", an_id_in_a_variable_needs_no_store),
             ("a_file_of_an_earlier_attempt_is_not_believed", a_file_of_an_earlier_attempt),
@@ -195,6 +196,42 @@ mod linux {
 
     fn eight_ranks_by_mpirun() -> Outcome {
         eight_sums(&rank_of(&mut mpirun(8), "sum").output()?)
+    }
+
+    /// As nccl-tests is run.
+    fn perf_takes_part_as_a_rank() -> Outcome {
+        let perf = env!("CARGO_BIN_EXE_collectives");
+        let mut command = Command::new(perf);
+        clean(&mut command).args([
+            "launch",
+            "-n",
+            "4",
+            "--no-prefix",
+            "--backend",
+            "mock",
+            "--",
+            perf,
+        ]);
+        command.args([
+            "perf",
+            "all_reduce",
+            "--mode",
+            "launched",
+            "-b",
+            "8",
+            "-e",
+            "1K",
+            "-f",
+            "8",
+        ]);
+        let output = command.args(["--iters", "5", "--warmup", "1"]).output()?;
+        let out = text(&output.stdout);
+        let rows =
+            out.lines().filter(|line| line.contains(" f32 ") || line.contains("float")).count();
+        let once = out.matches("# backend ").count() == 1;
+        let all = out.contains("rank  3 on device  3")
+            && out.contains("4, processes that a launcher started");
+        check(output.status.success() && rows == 3 && once && all, &output)
     }
 
     fn two_jobs_of_mpirun_at_once() -> Outcome {

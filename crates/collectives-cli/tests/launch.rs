@@ -15,14 +15,13 @@ mod unix {
         collections::BTreeSet,
         env, fs,
         io::{self, BufRead, BufReader, Read, Write},
-        net::{TcpListener, TcpStream},
         path::Path,
         process::{Child, Command, ExitCode, Output, Stdio, exit},
         thread,
         time::{Duration, Instant},
     };
 
-    use collectives::{Backend, Communicator, JoinConfig, ReduceOp, UniqueId};
+    use collectives::ReduceOp;
     use libtest_mimic::{Arguments, Failed, Trial};
     use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
@@ -82,7 +81,7 @@ mod unix {
 
     /// Joins, and sums the ranks' numbers.
     fn sum() -> collectives::Result<()> {
-        let (_backend, comm) = join()?;
+        let comm = collectives::init()?;
         let stream = comm.new_stream()?;
         let send = stream.upload(&[comm.rank() as f32 + 1.0; 3])?;
         let mut recv = stream.zeros(3)?;
@@ -93,7 +92,7 @@ mod unix {
 
     /// Rank 2 is killed; what do the others say?
     fn killed() -> collectives::Result<()> {
-        let (_backend, comm) = join()?;
+        let comm = collectives::init()?;
         let stream = comm.new_stream()?;
         let mut buffer = stream.upload(&[1.0_f32])?;
         if comm.rank() == 2 {
@@ -102,38 +101,6 @@ mod unix {
         }
         comm.on(&stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum)?;
         stream.synchronize()
-    }
-
-    /// Joins from torchrun's variables; rank 0 hands out the id at the master's address.
-    fn join() -> collectives::Result<(impl Backend, Communicator)> {
-        let number =
-            |name: &str| -> usize { env::var(name).expect(name).parse().expect("a number") };
-        let (rank, size) = (number("RANK"), number("WORLD_SIZE"));
-        let backend = collectives::backend()?;
-        let address = (env::var("MASTER_ADDR").expect("set"), number("MASTER_PORT") as u16);
-        let id = if rank == 0 {
-            let id = backend.unique_id()?;
-            let listener = TcpListener::bind(address).expect("the port is free");
-            for _ in 1..size {
-                let (mut stream, _) = listener.accept().expect("another rank");
-                stream.write_all(id.as_bytes()).expect("it reads");
-            }
-            id
-        } else {
-            let mut bytes = Vec::new();
-            loop {
-                match TcpStream::connect(&address) {
-                    Ok(mut stream) => {
-                        stream.read_to_end(&mut bytes).expect("rank 0 writes");
-                        break UniqueId::from_bytes(bytes);
-                    }
-                    Err(_) => thread::sleep(Duration::from_millis(5)),
-                }
-            }
-        };
-        let config = JoinConfig::new(rank as u32, size).with_device(number("LOCAL_RANK"));
-        let comm = Communicator::join(&backend, &id, config)?;
-        Ok((backend, comm))
     }
 
     /// Writes lines of many lengths, in pieces that are not lines.
