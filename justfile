@@ -76,6 +76,15 @@ mock-client *options:
 scale *options:
     scripts/scale {{ options }}
 
+# Run a Python rank and a Rust rank in one communicator, in every way, on the mock: --python, --program, --only
+mixed *options:
+    cargo build --package collectives --example mixed_rank
+    cargo build --package collectives-mock-abi --package collectives-cli
+    COLLECTIVES_MOCK_LIB="${CARGO_TARGET_DIR:-target}/debug/libcollectives_mock_abi.so" \
+        "${CARGO_TARGET_DIR:-target}/debug/collectives" mock install target/mixed
+    scripts/mixed target/mixed/libnccl.so.2 \
+        "${CARGO_TARGET_DIR:-target}/debug/examples/mixed_rank" {{ options }}
+
 # Measure the mock against MPI, Gloo and the machine's memory: docs/performance/mock.json
 bench-peers *options:
     cargo run --release --package collectives-bench -- peers --out docs/performance {{ options }}
