@@ -216,8 +216,9 @@ impl WorldConfig {
         self
     }
 
-    /// Sets whether communicators build their connections before they are handed out. They do, unless
-    /// set.
+    /// Sets whether communicators build their connections before they are handed out. They do, unless one
+    /// of the ranks says that it does not, or, being of another language, says nothing. Where ranks join by
+    /// a given id, all must say the same.
     #[must_use]
     pub fn with_warm_up(mut self, warm_up: bool) -> Self {
         self.without_warm_up = !warm_up;
@@ -252,14 +253,15 @@ impl WorldConfig {
         let (rank, size) = (environment.rank(), environment.size());
         let epoch = self.epoch.unwrap_or_else(|| environment.restart().into());
         let run = format!("{}/{epoch}", environment.job().unwrap_or("job"));
-        let world = |place: (AnyBackend, AnyDevice), ways, peers| World {
+        let world = |place: (AnyBackend, AnyDevice), ways, peers: Vec<Peer>| World {
             rank,
             size,
             backend: place.0,
             device: place.1,
             deadline: allowed,
             config: self.config.clone(),
-            warm_up: !self.without_warm_up,
+            // All ranks take part in it, or none.
+            warm_up: !self.without_warm_up && peers.iter().all(|peer| peer.warm_up),
             ways,
             peers,
         };
@@ -289,7 +291,7 @@ impl WorldConfig {
             false => None,
         };
         let place = self.backend_and_device(environment);
-        let me = Peer::this(rank, size, &place);
+        let me = Peer::this(rank, size, &place, !self.without_warm_up);
         let roll = Meeting::of_world(&store, "roll", rank, size);
         let differing = self.differing_variables;
         let met = roll.call_roll(&me, deadline, |peers| peer::compare(peers, differing).map(drop));
@@ -570,3 +572,131 @@ const DEADLINE: Duration = Duration::from_secs(300);
 const ID_VARIABLE: &str = "COLLECTIVES_UNIQUE_ID";
 /// Before all keys of ours.
 const PREFIX: &str = "collectives";
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use collectives_backend_mock::MockConfig;
+    use collectives_core::{Collectives as _, ReduceOp};
+    use collectives_rendezvous::MemoryStore;
+
+    use super::*;
+
+    fn environment(variables: &[(&str, usize)]) -> Environment {
+        let value = |name: &str| variables.iter().find(|(key, _)| *key == name);
+        Environment::from_variables(|name| value(name).map(|(_, value)| value.to_string())).unwrap()
+    }
+
+    fn rank(rank: usize, size: usize) -> Environment {
+        environment(&[("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_RANK", rank)])
+    }
+
+    fn config(mock: &Mock, store: &MemoryStore, number: usize, size: usize) -> WorldConfig {
+        WorldConfig::new()
+            .with_backend(mock.clone())
+            .with_store(store.clone())
+            .with_environment(rank(number, size))
+            .with_deadline(Duration::from_secs(30))
+    }
+
+    fn sum(comm: &Communicator) -> Result<f32> {
+        let stream = comm.new_stream()?;
+        let mut buffer = stream.upload(&[comm.rank() as f32 + 1.0])?;
+        comm.on(&stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum)?;
+        Ok(buffer.to_vec(&stream)?[0])
+    }
+
+    #[test]
+    fn ranks_may_be_threads_over_a_store_of_the_program() {
+        let (mock, store) = (Mock::new(MockConfig::new()), MemoryStore::new());
+        let sums = thread::scope(|scope| {
+            let run = |number| {
+                let config = config(&mock, &store, number, 3);
+                scope.spawn(move || {
+                    let world = config.open()?;
+                    assert_eq!(world.peers()[2].device, Some(2));
+                    sum(&world.communicator("all")?)
+                })
+            };
+            let ranks = [run(0), run(1), run(2)];
+            ranks.map(|rank| rank.join().unwrap().unwrap())
+        });
+        assert_eq!(sums, [6.0; 3]);
+    }
+
+    /// By the keys of docs/rendezvous.md, and nothing else of this crate.
+    #[test]
+    fn a_rank_needs_nothing_but_the_store() {
+        let (mock, store) = (Mock::new(MockConfig::new()), MemoryStore::new());
+        thread::scope(|scope| {
+            let config = config(&mock, &store, 0, 2);
+            let ours = scope.spawn(move || {
+                let world = config.open()?;
+                assert_eq!(world.peers()[1].backend, None);
+                world.communicator("train").map(|comm| comm.size())
+            });
+
+            let deadline = Deadline::after(Duration::from_secs(30));
+            let keys = PrefixStore::new("collectives/job/0/0", &store);
+            let come = |stage: &str, said: &[u8]| {
+                keys.set(&format!("{stage}/rank/1"), said, deadline).unwrap();
+                if keys.add(&format!("{stage}/come"), 1, deadline).unwrap() == 2 {
+                    let outcome = br#"{"error": null}"#;
+                    keys.compare_set(&format!("{stage}/outcome"), b"", outcome, deadline).unwrap();
+                }
+                let outcome = keys.get(&format!("{stage}/outcome"), deadline).unwrap();
+                let outcome: serde_json::Value = serde_json::from_slice(&outcome).unwrap();
+                assert!(outcome["error"].is_null(), "{outcome}");
+            };
+            assert_eq!(keys.add("roll/seat/1", 1, deadline).unwrap(), 1);
+            assert_eq!(keys.compare_set("roll/size", b"", b"2", deadline).unwrap(), b"2");
+            come("roll", br#"{"protocol": 1, "rank": 1, "size": 2, "pid": 7}"#);
+            come("comm/train/0/start", b"ready");
+            let id = keys.get("comm/train/0/start/id", deadline).unwrap();
+            let id = std::str::from_utf8(&id).unwrap().parse().unwrap();
+            let comm = mock.join(&id, JoinConfig::new(1, 2)).unwrap();
+            come("comm/train/0/end", b"joined");
+
+            assert_eq!(ours.join().unwrap().unwrap(), comm.info().size);
+        });
+    }
+
+    #[test]
+    fn a_store_has_one_world_of_an_epoch() {
+        let (mock, store) = (Mock::new(MockConfig::new()), MemoryStore::new());
+        let open = |epoch| config(&mock, &store, 0, 1).with_epoch(epoch).open();
+        open(1).unwrap();
+        let error = open(1).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        assert!(error.to_string().contains("an epoch of its own"), "{error}");
+        open(2).unwrap();
+    }
+
+    #[test]
+    fn a_given_id_is_good_for_one_communicator() {
+        let mock = Mock::new(MockConfig::new());
+        let world = WorldConfig::new()
+            .with_unique_id(mock.unique_id().unwrap())
+            .with_backend(mock)
+            .with_environment(rank(0, 1))
+            .open()
+            .unwrap();
+        assert_eq!(sum(&world.communicator("first").unwrap()).unwrap(), 1.0);
+        let error = world.communicator("second").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidUsage);
+        assert!(error.to_string().contains("no id is left for communicator 'second'"), "{error}");
+    }
+
+    #[test]
+    fn a_process_has_the_device_of_its_number_or_the_only_one() {
+        assert_eq!(device_of(&rank(3, 8), 8).unwrap(), 3);
+        assert_eq!(device_of(&rank(3, 8), 1).unwrap(), 0);
+        let error = device_of(&rank(3, 8), 2).unwrap_err();
+        assert!(error.to_string().starts_with("this is process 3 of its host, and sees 2 devices"));
+        let unplaced = environment(&[("RANK", 1), ("WORLD_SIZE", 2)]);
+        assert_eq!(device_of(&unplaced, 1).unwrap(), 0);
+        let error = device_of(&unplaced, 2).unwrap_err();
+        assert!(error.to_string().contains("set LOCAL_RANK"), "{error}");
+    }
+}

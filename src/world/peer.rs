@@ -55,6 +55,9 @@ pub struct Peer {
     /// Its device's PCI address, `0000:3b:00.0`.
     #[serde(default)]
     pub pci_bus_id: Option<String>,
+    /// Whether it wants to build connections before a communicator is handed out. If one does not, none does.
+    #[serde(default)]
+    pub warm_up: bool,
     /// Those variables that [change what libraries do](https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html)
     /// and are set.
     #[serde(default)]
@@ -66,7 +69,12 @@ pub struct Peer {
 
 impl Peer {
     /// This process. An error in place of its backend is told to the others.
-    pub(super) fn this(rank: u32, size: usize, place: &Result<(AnyBackend, AnyDevice)>) -> Self {
+    pub(super) fn this(
+        rank: u32,
+        size: usize,
+        place: &Result<(AnyBackend, AnyDevice)>,
+        warm_up: bool,
+    ) -> Self {
         let mut peer = Self {
             protocol: PROTOCOL,
             rank,
@@ -81,6 +89,7 @@ impl Peer {
             device: None,
             device_name: None,
             pci_bus_id: None,
+            warm_up,
             variables: set_variables(),
             error: None,
         };
@@ -384,6 +393,7 @@ mod tests {
             device: Some(rank as usize),
             device_name: None,
             pci_bus_id: Some(format!("0000:{rank:02x}:00.0")),
+            warm_up: true,
             variables: BTreeMap::new(),
             error: None,
         };

@@ -24,7 +24,7 @@ mod linux {
     use collectives::{
         Backend, Communicator, ReduceOp, Result, World, WorldConfig,
         mock::{Mock, MockConfig, Ranks},
-        rendezvous::Environment,
+        rendezvous::{Environment, TcpStoreServer},
     };
     use libtest_mimic::{Arguments, Failed, Trial};
     use rustix::process::{Signal, getpid, kill_process};
@@ -46,7 +46,7 @@ mod linux {
                 }
             };
         }
-        let tests: [(&str, Test); 25] = [
+        let tests: [(&str, Test); 26] = [
             ("eight_ranks_by_collectives_launch", eight_ranks_by_collectives_launch),
             ("eight_ranks_by_variables_of_slurm", eight_ranks_by_variables_of_slurm),
             ("eight_ranks_by_variables_of_mpich", eight_ranks_by_variables_of_mpich),
@@ -58,6 +58,10 @@ mod linux {
             ("an_id_in_a_variable_needs_no_store", an_id_in_a_variable_needs_no_store),
             ("a_file_of_an_earlier_attempt_is_not_believed", a_file_of_an_earlier_attempt),
             ("a_restart_does_not_meet_the_attempt_before", a_restart_does_not_meet_the_attempt),
+            (
+                "a_store_of_the_launcher_outlives_attempts",
+                a_store_of_the_launcher_outlives_attempts,
+            ),
             ("who_does_not_come_is_named_by_all", who_does_not_come_is_named_by_all),
             ("rank_0_is_named_where_it_does_not_come", rank_0_is_named),
             ("two_of_one_rank_are_told", two_of_one_rank_are_told),
@@ -338,6 +342,26 @@ mod linux {
         let options = ["-n", "4", "--no-prefix", "--backend", "mock", "--max-restarts", "1"];
         let output = launch(&options, "restarted").output()?;
         check(output.status.success() && text(&output.stdout).ends_with("mock [10.0]\n"), &output)
+    }
+
+    /// As torchrun's does, for all attempts of a job.
+    fn a_store_of_the_launcher_outlives_attempts() -> Outcome {
+        let server = TcpStoreServer::bind("127.0.0.1:0")?;
+        let port = server.address().port();
+        let attempt = |restart: &'static str| {
+            move |rank: u32, command: &mut Command| {
+                torchrun(command, rank, 4, port).env("TORCHELASTIC_USE_AGENT_STORE", "True");
+                command.env("TORCHELASTIC_RUN_ID", "run").env("TEST_DEADLINE_MS", "1000");
+                command.env("TORCHELASTIC_RESTART_COUNT", restart);
+            }
+        };
+        // In the first, somebody is missing.
+        let outputs = ranks(0..3, "configured", attempt("0"))?;
+        all_say_alike(&outputs, ": rank 3 of 4 did not come within 1s, says rank ")?;
+        // It is too late for the fourth, and it hears so at once.
+        let late = ranks(3..4, "configured", attempt("0"))?;
+        all_say_alike(&late, ": rank 3 of 4 did not come within 1s, says rank ")?;
+        all_say(&ranks(0..4, "configured", attempt("1"))?, "mock [10.0]\n")
     }
 
     fn who_does_not_come_is_named_by_all() -> Outcome {
