@@ -82,7 +82,6 @@ pub struct World {
     config: CommConfig,
     warm_up: bool,
     ways: Ways,
-    peers: Vec<Peer>,
 }
 
 /// How ids come to the other ranks.
@@ -253,22 +252,24 @@ impl WorldConfig {
         let (rank, size) = (environment.rank(), environment.size());
         let epoch = self.epoch.unwrap_or_else(|| environment.restart().into());
         let run = format!("{}/{epoch}", environment.job().unwrap_or("job"));
-        let world = |place: (AnyBackend, AnyDevice), ways, peers: Vec<Peer>| World {
+        let world = |place: (AnyBackend, AnyDevice), ways, warm_up| World {
             rank,
             size,
             backend: place.0,
             device: place.1,
             deadline: allowed,
             config: self.config.clone(),
-            // All ranks take part in it, or none.
-            warm_up: !self.without_warm_up && peers.iter().all(|peer| peer.warm_up),
+            warm_up,
             ways,
-            peers,
         };
         let (place, run) = match self.meets.clone() {
             Meets::By(id) => {
                 let ways = Ways::Id(Mutex::new(Some(id)));
-                return Ok(world(self.backend_and_device(environment)?, ways, Vec::new()));
+                return Ok(world(
+                    self.backend_and_device(environment)?,
+                    ways,
+                    !self.without_warm_up,
+                ));
             }
             Meets::In(store) => (Place::given(store), format!("{run}/0")),
             Meets::At(path) => {
@@ -278,7 +279,11 @@ impl WorldConfig {
             Meets::AsEnvironmentSays => {
                 if let Some(id) = unique_id::from_variable(ID_VARIABLE)? {
                     let ways = Ways::Id(Mutex::new(Some(id)));
-                    return Ok(world(self.backend_and_device(environment)?, ways, Vec::new()));
+                    return Ok(world(
+                        self.backend_and_device(environment)?,
+                        ways,
+                        !self.without_warm_up,
+                    ));
                 }
                 let run = format!("{run}/{}", nth(&run, rank));
                 (Place::of(environment, self.bind_address, &run, deadline)?, run)
@@ -292,18 +297,19 @@ impl WorldConfig {
         };
         let place = self.backend_and_device(environment);
         let me = Peer::this(rank, size, &place, !self.without_warm_up);
-        let roll = Meeting::of_world(&store, "roll", rank, size);
+        let roll = Meeting::of_world(&store, ROLL, rank, size);
         let differing = self.differing_variables;
-        let met = roll.call_roll(&me, deadline, |peers| peer::compare(peers, differing).map(drop));
+        let agreed = roll.call_roll(&me, deadline, |peers| peer::compare(peers, differing));
         let ways = Ways::Store { store, names: Mutex::default(), file, attendance };
         // Our own error says more than what the others were told of it.
-        let world = world(place?, ways, met?);
+        let place = place?;
+        let agreed = agreed?;
         if rank == 0 {
-            for oddity in peer::compare(&world.peers, true).unwrap_or_default() {
-                tracing::warn!("{oddity}");
+            for warning in &agreed.warnings {
+                tracing::warn!("{warning}");
             }
         }
-        Ok(world)
+        Ok(world(place, ways, agreed.warm_up))
     }
 
     fn backend_and_device(&self, environment: &Environment) -> Result<(AnyBackend, AnyDevice)> {
@@ -391,8 +397,14 @@ impl World {
     }
 
     /// What all ranks said of themselves, in their order; nothing where they joined by a given id.
-    pub fn peers(&self) -> &[Peer] {
-        &self.peers
+    ///
+    /// # Errors
+    /// Those of the store, which is asked.
+    pub fn peers(&self) -> Result<Vec<Peer>> {
+        match &self.ways {
+            Ways::Store { store, .. } => self.roll(store).roll_of(0..self.size),
+            Ways::Id(_) => Ok(Vec::new()),
+        }
     }
 
     /// The store in which the ranks met, for what else they have to tell each other; `None` where they
@@ -438,7 +450,10 @@ impl World {
                     )
                     .with_hint("a given id is good for one communicator: split it, or use a store")
                 })?;
-                return self.join_by(&id, config, Deadline::after(self.deadline));
+                let deadline = Deadline::after(self.deadline);
+                let config = config.with_deadline(self.deadline);
+                let comm = Communicator::join(&self.backend, &id, config)?;
+                return self.connect(&comm, deadline).map(|()| comm);
             }
         };
         let nth = {
@@ -454,39 +469,45 @@ impl World {
         let id =
             meeting("start").start(Deadline::after(self.deadline), || self.backend.unique_id())?;
         let deadline = Deadline::after(self.deadline);
-        let joined = self.join_by(&id, config, deadline);
-        let agreed = meeting("end").confirm(joined.as_ref().err(), &self.peers, deadline);
-        match (joined, agreed) {
-            (Ok(comm), Ok(())) => Ok(comm),
-            (Ok(comm), Err(error)) => {
-                if let Err(error) = comm.abort() {
-                    tracing::warn!(%error, "a communicator that others did not join was not ended");
-                }
-                Err(error)
-            }
+        let left = || deadline.remaining().unwrap_or_default();
+        let joined = match Communicator::join(&self.backend, &id, config.with_deadline(left())) {
+            Ok(comm) => match self.connect(&comm, deadline) {
+                Ok(()) => Ok(comm),
+                Err(error) => Err((error, Some(comm))),
+            },
+            Err(error) => Err((error, None)),
+        };
+        let failure = joined.as_ref().err().map(|(error, _)| error);
+        let agreed = meeting("end").confirm(failure, &self.roll(store), deadline);
+        let (error, comm) = match (joined, agreed) {
+            (Ok(comm), Ok(())) => return Ok(comm),
+            (Ok(comm), Err(error)) => (error, Some(comm)),
             // Who is missing says more than that somebody is.
-            (Err(own), Err(error)) if own.kind() == ErrorKind::Timeout => {
-                Err(error.with_source(own))
+            (Err((own, comm)), Err(error)) if own.kind() == ErrorKind::Timeout => {
+                (error.with_source(own), comm)
             }
-            (Err(own), _) => Err(own),
+            (Err((own, comm)), _) => (own, comm),
+        };
+        // Only now, since it may take its time.
+        if let Some(Err(error)) = comm.map(Communicator::abort) {
+            tracing::warn!(%error, "a communicator that others did not join was not ended");
         }
+        Err(error)
     }
 
+    /// Lets the library build its connections.
     #[track_caller]
-    fn join_by(
-        &self,
-        id: &UniqueId,
-        config: JoinConfig,
-        deadline: Deadline,
-    ) -> Result<Communicator> {
-        let left = || deadline.remaining().unwrap_or_default();
-        let comm = Communicator::join(&self.backend, id, config.with_deadline(left()))?;
-        if self.warm_up {
-            let stream = comm.new_stream()?;
-            comm.on(&stream).warm_up()?;
-            stream.synchronize_for(left())?;
+    fn connect(&self, comm: &Communicator, deadline: Deadline) -> Result<()> {
+        if !self.warm_up {
+            return Ok(());
         }
-        Ok(comm)
+        let stream = comm.new_stream()?;
+        comm.on(&stream).warm_up()?;
+        stream.synchronize_for(deadline.remaining().unwrap_or_default())
+    }
+
+    fn roll<'a>(&self, store: &'a Arc<dyn Store>) -> Meeting<'a> {
+        Meeting::of_world(store, ROLL, self.rank, self.size)
     }
 }
 
@@ -570,6 +591,8 @@ fn nth(run: &str, rank: u32) -> u32 {
 const DEADLINE: Duration = Duration::from_secs(300);
 /// An id that all ranks have.
 const ID_VARIABLE: &str = "COLLECTIVES_UNIQUE_ID";
+/// The meeting of all ranks, in which they compare.
+const ROLL: &str = "roll";
 /// Before all keys of ours.
 const PREFIX: &str = "collectives";
 
@@ -615,7 +638,7 @@ mod tests {
                 let config = config(&mock, &store, number, 3);
                 scope.spawn(move || {
                     let world = config.open()?;
-                    assert_eq!(world.peers()[2].device, Some(2));
+                    assert_eq!(world.peers()?[2].device, Some(2));
                     sum(&world.communicator("all")?)
                 })
             };
@@ -633,7 +656,7 @@ mod tests {
             let config = config(&mock, &store, 0, 2);
             let ours = scope.spawn(move || {
                 let world = config.open()?;
-                assert_eq!(world.peers()[1].backend, None);
+                assert_eq!(world.peers()?[1].backend, None);
                 world.communicator("train").map(|comm| comm.size())
             });
 

@@ -13,7 +13,7 @@ use std::{
 };
 
 use collectives::{
-    AbortHandle, AnyBackend, Communicator, Device, DeviceInfo, JoinConfig, Peer, ReduceOp, Result,
+    AbortHandle, AnyBackend, Communicator, Device, DeviceInfo, JoinConfig, ReduceOp, Result,
     Stream, World, WorldConfig,
 };
 
@@ -35,20 +35,16 @@ pub(super) fn meet(args: &Args) -> Result<World> {
 }
 
 /// The devices of all ranks. Of those that are elsewhere, the memory is taken to be as much as here.
-pub(super) fn devices(world: &World) -> Vec<DeviceInfo> {
+pub(super) fn devices(world: &World) -> Result<Vec<DeviceInfo>> {
     let own = world.device().info();
-    if world.peers().is_empty() {
-        return vec![own.clone(); world.size()];
-    }
-    let device = |peer: &Peer| {
-        let mut info = own.clone();
+    let mut devices = vec![own.clone(); world.size()];
+    for (info, peer) in devices.iter_mut().zip(world.peers()?) {
         info.ordinal = peer.device.unwrap_or_default();
-        info.pci_bus_id.clone_from(&peer.pci_bus_id);
         info.name =
             format!("{} of {}", peer.device_name.as_deref().unwrap_or("a device"), peer.host);
-        info
-    };
-    world.peers().iter().map(device).collect()
+        info.pci_bus_id = peer.pci_bus_id;
+    }
+    Ok(devices)
 }
 
 /// Runs the rank that this process is, where it is not the one that prints.

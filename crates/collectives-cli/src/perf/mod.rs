@@ -152,7 +152,7 @@ fn plan(
     };
 
     let devices = match world {
-        Some(world) => launched::devices(world),
+        Some(world) => launched::devices(world)?,
         None => (0..ranks)
             .map(|ordinal| Ok(backend.device(ordinal)?.info().clone()))
             .collect::<collectives::Result<Vec<_>>>()?,
