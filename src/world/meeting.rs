@@ -109,6 +109,10 @@ impl<'a> Meeting<'a> {
         if first != size.as_bytes() {
             return self.refuse(self.sizes_differ(me, &first));
         }
+        if me.error.is_some() {
+            // Nobody has to wait for the rest to hear that.
+            self.decide(judge(std::slice::from_ref(me)))?;
+        }
         let complete = || {
             let judged = match self.peers(&self.keys()) {
                 Ok(peers) => judge(&peers),

@@ -274,7 +274,7 @@ impl WorldConfig {
             Meets::In(store) => (Place::given(store), format!("{run}/0")),
             Meets::At(path) => {
                 let run = format!("{run}/0");
-                (Place::file(path, &run, rank, deadline)?, run)
+                (Place::file(path, &run, environment, deadline)?, run)
             }
             Meets::AsEnvironmentSays => {
                 if let Some(id) = unique_id::from_variable(ID_VARIABLE)? {
@@ -291,7 +291,7 @@ impl WorldConfig {
         };
         let Place { store, kept_by_rank_0, file } = place;
         let store: Arc<dyn Store> = Arc::new(PrefixStore::new(format!("{PREFIX}/{run}"), store));
-        let attendance = match kept_by_rank_0 {
+        let mut attendance = match kept_by_rank_0 {
             true => Some(Attendance::begin(Arc::clone(&store), rank == 0, deadline)?),
             false => None,
         };
@@ -300,6 +300,11 @@ impl WorldConfig {
         let roll = Meeting::of_world(&store, ROLL, rank, size);
         let differing = self.differing_variables;
         let agreed = roll.call_roll(&me, deadline, |peers| peer::compare(peers, differing));
+        if let (Some(attendance), Err(error)) = (&mut attendance, &agreed)
+            && error.kind() != ErrorKind::Timeout
+        {
+            attendance.await_late(size);
+        }
         let ways = Ways::Store { store, names: Mutex::default(), file, attendance };
         // Our own error says more than what the others were told of it.
         let place = place?;
