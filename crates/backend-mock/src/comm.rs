@@ -503,7 +503,7 @@ impl Collectives for MockComm {
             Scalar::Host { dtype, bytes } => (dtype, Factor::Value(bytes)),
             Scalar::Device { dtype, ptr } => {
                 self.check_scalar(dtype, ptr).map_err(&named)?;
-                (dtype, Factor::At(ptr.cast()))
+                (dtype, Factor::At(self.engine.memory.inner(ptr.cast_mut().cast())))
             }
         };
         let id = self.next_scalar.replace(self.next_scalar.get() + 1);

@@ -24,7 +24,8 @@ pub(crate) struct Args {
     #[arg(short = 'n', long, value_name = "N", value_parser = at_least_one())]
     pub(super) ranks: Option<u32>,
 
-    /// What carries the ranks: a thread each, a process each, or one thread for all
+    /// What carries the ranks: a thread each, a process each, one thread for all; or, where a launcher has
+    /// started this command several times, each of these
     #[arg(long, default_value = "threads")]
     pub(super) mode: Mode,
 
@@ -93,6 +94,7 @@ Examples:
   collectives perf all_reduce --dtype bf16 --graph     captured, as in inference engines
   collectives perf all_reduce --mode processes         each rank in a process of its own
   collectives perf all_reduce --mode one-thread        one thread for all, as nccl-tests' -g
+  mpirun -n 8 collectives perf all_reduce --mode launched   as nccl-tests under mpirun
   collectives perf all_reduce --plot all_reduce.svg    time and bandwidth as a figure, too";
 
 fn at_least_one() -> clap::builder::RangedI64ValueParser<u32> {
@@ -105,6 +107,11 @@ impl Args {
         let Self { operation, registered, min_bytes, max_bytes, op, root, .. } = self;
         if *registered == Registered::Symmetric {
             return Some("--registered symmetric is not in this release; use buffer".into());
+        }
+        if let (Mode::Launched, Some(ranks)) = (self.mode, self.ranks) {
+            return Some(format!(
+                "-n {ranks}: with --mode launched the launcher says how many ranks"
+            ));
         }
         if let Some(op) = op
             && !operation.reduces()
@@ -158,6 +165,7 @@ pub(super) enum Mode {
     Threads,
     Processes,
     OneThread,
+    Launched,
 }
 
 /// How the buffers are made known to the library.

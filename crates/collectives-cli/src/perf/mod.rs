@@ -3,6 +3,7 @@
 mod args;
 mod data;
 mod json;
+mod launched;
 mod meeting;
 mod one_thread;
 mod operation;
@@ -21,7 +22,7 @@ use std::{
     sync::Arc,
 };
 
-use collectives::{AnyBackend, Backend, DType, Device, DeviceInfo, ReduceOp, Selection};
+use collectives::{AnyBackend, Backend, DType, Device, DeviceInfo, ReduceOp, Selection, World};
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::{Timestamp, tz::TimeZone};
 
@@ -29,6 +30,7 @@ pub(crate) use self::args::{Args, BackendArg};
 use self::{
     args::{Mode, Registered, Size},
     json::{Placement, Report, Row},
+    launched::Launched,
     processes::Processes,
     ranks::Ranks,
     run::{Figures, Plan, Repeated, Times},
@@ -44,19 +46,31 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     }
     if let Some(member) = processes::here()? {
         let backend = Selection::detect(args.backend.name()).open()?;
-        return processes::serve(member, &plan(args, &backend)?.0, &backend);
+        return processes::serve(member, &plan(args, &backend, None)?.0, &backend);
+    }
+    let mut world = None;
+    if args.mode == Mode::Launched {
+        let met = launched::meet(args)?;
+        if met.rank() != 0 {
+            let (plan, _) = plan(args, met.backend(), Some(&met))?;
+            return Ok(launched::serve(met, &plan)?);
+        }
+        world = Some(met);
     }
     // Before anything is made or measured, so that an unwritable place does not cost a run.
     let plot = args.plot.as_deref().map(plot::Target::new).transpose().map_err(Failure::Usage)?;
-    let backend = Selection::detect(args.backend.name()).open()?;
-    let (plan, devices) = plan(args, &backend)?;
+    let backend = match &world {
+        Some(world) => world.backend().clone(),
+        None => Selection::detect(args.backend.name()).open()?,
+    };
+    let (plan, devices) = plan(args, &backend, world.as_ref())?;
     let json = args.json.as_ref().map(|path| create(path)).transpose()?;
 
     let mut out = io::stdout();
     let header =
         Header { library: backend.info(), devices: &devices, settings: settings(args, &plan) };
     write!(out, "{header}")?;
-    let rows = measure(args, plan, &backend, &mut out)?;
+    let rows = measure(args, plan, &backend, world, &mut out)?;
     write!(out, "{}", table::footer(&rows))?;
     let wrong = table::wrong(&rows);
 
@@ -89,20 +103,26 @@ fn create(path: &std::path::Path) -> Result<File, Box<dyn Error>> {
     File::create(path).map_err(|error| format!("--json {}: {error}", path.display()).into())
 }
 
-/// Checks the arguments against the backend, and works out what each rank does, on which device.
-fn plan(args: &Args, backend: &AnyBackend) -> Result<(Plan, Vec<DeviceInfo>), Failure> {
+/// Checks the arguments against the backend, and works out what each rank does, on which device. `world` has
+/// the ranks where they are processes that a launcher started.
+fn plan(
+    args: &Args,
+    backend: &AnyBackend,
+    world: Option<&World>,
+) -> Result<(Plan, Vec<DeviceInfo>), Failure> {
     let is_mock = matches!(backend, AnyBackend::Mock(_));
     let Args { operation, dtype, .. } = *args;
     let op = args.op.unwrap_or(ReduceOp::Sum);
     supported(args, backend, op)?;
 
     let available = backend.device_count()?;
-    let ranks = match args.ranks {
-        Some(ranks) => ranks as usize,
-        None if is_mock => available.min(2),
-        None => available,
+    let ranks = match (world, args.ranks) {
+        (Some(world), _) => world.size(),
+        (None, Some(ranks)) => ranks as usize,
+        (None, None) if is_mock => available.min(2),
+        (None, None) => available,
     };
-    if ranks > available {
+    if world.is_none() && ranks > available {
         let more = if is_mock { "; COLLECTIVES_MOCK_DEVICES gives the mock more" } else { "" };
         return Err(Failure::Usage(format!(
             "-n {ranks}: each rank needs a device, and {} sees {available}{more}",
@@ -131,9 +151,12 @@ fn plan(args: &Args, backend: &AnyBackend) -> Result<(Plan, Vec<DeviceInfo>), Fa
         counts.into_iter().map(sized).collect::<Vec<_>>()
     };
 
-    let devices = (0..ranks)
-        .map(|ordinal| Ok(backend.device(ordinal)?.info().clone()))
-        .collect::<collectives::Result<Vec<_>>>()?;
+    let devices = match world {
+        Some(world) => launched::devices(world)?,
+        None => (0..ranks)
+            .map(|ordinal| Ok(backend.device(ordinal)?.info().clone()))
+            .collect::<collectives::Result<Vec<_>>>()?,
+    };
     for DeviceInfo { ordinal, total_memory, .. } in &devices {
         // One to send from, one to receive in.
         let needed = largest.saturating_mul(2 * dtype.size());
@@ -263,6 +286,7 @@ fn settings(args: &Args, plan: &Plan) -> Vec<(&'static str, String)> {
                 Mode::Threads => format!("{}, threads of one process", plan.ranks),
                 Mode::Processes => format!("{}, a process each", plan.ranks),
                 Mode::OneThread => format!("{}, all driven by one thread", plan.ranks),
+                Mode::Launched => format!("{}, processes that a launcher started", plan.ranks),
             },
         ),
         ("timing", loops.into()),
@@ -292,14 +316,17 @@ fn measure(
     args: &Args,
     plan: Plan,
     backend: &AnyBackend,
+    world: Option<World>,
     out: &mut impl Write,
 ) -> Result<Vec<Row>, Failure> {
     let placements = if args.operation.has_in_place() { 2 } else { 1 };
     let plan = Arc::new(plan);
-    let mut ranks: Box<dyn Ranks + '_> = match args.mode {
-        Mode::Threads => Box::new(Threads::start(&plan, backend)?),
-        Mode::Processes => Box::new(Processes::start(&plan, backend)?),
-        Mode::OneThread => one_thread::start(&plan, backend)?,
+    let mut ranks: Box<dyn Ranks + '_> = match (world, args.mode) {
+        (Some(world), _) => Box::new(Launched::start(&plan, world)?),
+        // Ranks that a launcher started have a world.
+        (None, Mode::Threads | Mode::Launched) => Box::new(Threads::start(&plan, backend)?),
+        (None, Mode::Processes) => Box::new(Processes::start(&plan, backend)?),
+        (None, Mode::OneThread) => one_thread::start(&plan, backend)?,
     };
     let bar = progress_bar(plan.sizes.len() * placements);
     let mut rows = Vec::new();

@@ -2,6 +2,7 @@
 
 mod capabilities;
 mod capture;
+mod condemn;
 mod config;
 mod data;
 mod device;
@@ -238,6 +239,10 @@ pub(crate) fn cases<B: Backend>() -> Vec<Case<B>> {
         lifecycle::abort_frees_an_enqueued_stream [ABORT, Ranks(2)];
         lifecycle::an_abort_handle_outlives_its_communicator [ABORT];
         lifecycle::an_aborted_communicator_leaves_others_alone [ABORT];
+
+        condemn::the_first_reason_is_what_calls_are_told_after_the_abort [ABORT];
+        condemn::a_condemned_communicator_can_be_shrunk [REVOKE, SHRINK, Ranks(2)];
+        condemn::one_that_has_failed_keeps_its_failure_until_it_is_aborted [REVOKE, ABORT];
 
         join::a_rank_outside_the_size_is_refused;
         join::a_size_of_zero_is_refused;
