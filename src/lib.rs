@@ -12,6 +12,7 @@ mod platform;
 mod reduce;
 mod select;
 mod stream;
+mod symmetric;
 mod watchdog;
 
 pub use any::{AnyBackend, AnyComm, AnyDevice, OtherComm};
@@ -23,6 +24,7 @@ pub use platform::{BackendName, Decision, Devices, FoundDevice, HiddenBy, Platfo
 pub use reduce::{Op, PreMulSumOp};
 pub use select::{Explanation, Selection, backend, backend_named};
 pub use stream::Stream;
+pub use symmetric::{HeapInfo, MemoryKind, Slot, SymmetricPlan, SymmetricSet};
 pub use watchdog::Watch;
 
 pub use collectives_core::{
@@ -54,6 +56,11 @@ struct RecoveryGuide;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/reliability.md")]
 struct ReliabilityGuide;
+
+/// The guide on symmetric memory, so that its code is tested.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/symmetric.md")]
+struct SymmetricGuide;
 
 /// The guide on tests without GPUs, so that its code is tested.
 #[cfg(doctest)]
