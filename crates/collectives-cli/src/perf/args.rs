@@ -57,7 +57,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(super) graph: bool,
 
-    /// Register the buffers with the communicator
+    /// Register the buffers with the communicator, or make them parts of its symmetric memory
     #[arg(long, value_name = "HOW", default_value = "none")]
     pub(super) registered: Registered,
 
@@ -91,6 +91,7 @@ Examples:
   collectives perf all_reduce                          what this machine has, 8 bytes and up
   collectives perf all_gather -n 4 -b 1M -e 64M        four ranks, 1 MiB to 64 MiB
   collectives perf all_reduce --dtype bf16 --graph     captured, as in inference engines
+  collectives perf all_reduce --registered symmetric --graph   symmetric memory, captured
   collectives perf all_reduce --mode processes         each rank in a process of its own
   collectives perf all_reduce --plot all_reduce.svg    time and bandwidth as a figure, too";
 
@@ -101,10 +102,7 @@ fn at_least_one() -> clap::builder::RangedI64ValueParser<u32> {
 impl Args {
     /// What is wrong with the arguments whatever the backend, for people.
     pub(super) fn contradiction(&self) -> Option<String> {
-        let Self { operation, registered, min_bytes, max_bytes, op, root, .. } = self;
-        if *registered == Registered::Symmetric {
-            return Some("--registered symmetric is not in this release; use buffer".into());
-        }
+        let Self { operation, min_bytes, max_bytes, op, root, .. } = self;
         if let Some(op) = op
             && !operation.reduces()
         {

@@ -21,12 +21,14 @@
 use std::time::{Duration, Instant};
 
 use collectives::{
-    AbortHandle, AnyBackend, Buffer, CaptureOn, Communicator, DType, Element, Error, F8E4M3,
-    F8E5M2, JoinConfig, On, Rank, ReduceOp, Result, Stream, UniqueId, bf16, f16,
+    AbortHandle, AnyBackend, Buffer, CaptureOn, Communicator, DType, Element, Error, ErrorKind,
+    F8E4M3, F8E5M2, JoinConfig, MemoryKind, On, Rank, ReduceOp, Result, Stream, SymmetricPlan,
+    UniqueId, bf16, f16,
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
+    args::Registered,
     data::{Data, Value},
     operation::{Lengths, Operation},
 };
@@ -46,7 +48,9 @@ pub(super) struct Plan {
     pub(super) warmup: Vec<Repeated>,
     /// Elements of each buffer.
     pub(super) largest: usize,
-    pub(super) registered: bool,
+    pub(super) registered: Registered,
+    /// Ranks beyond these share them.
+    pub(super) devices: usize,
     pub(super) graph: bool,
     pub(super) sync_each: bool,
     pub(super) check: bool,
@@ -146,7 +150,8 @@ fn work<T: Value>(
     team: &dyn Team,
 ) -> Result<(), Stop> {
     let id = team.id(backend)?;
-    let config = JoinConfig::new(Rank::new(rank), plan.ranks).with_name("perf");
+    let device = rank as usize % plan.devices;
+    let config = JoinConfig::new(Rank::new(rank), plan.ranks).with_name("perf").with_device(device);
     let comm = Communicator::join(backend, &id, config)?;
     team.ends(comm.abort_handle())?;
     let mut worker = Worker::<T>::new(&comm, plan, team)?;
@@ -166,6 +171,20 @@ fn work<T: Value>(
     Ok(())
 }
 
+/// Two buffers of symmetric memory. What falls back would measure something else than was asked for.
+fn symmetric<T: Value>(comm: &Communicator, len: usize) -> Result<(Buffer<T>, Buffer<T>)> {
+    let mut plan = SymmetricPlan::new();
+    let (send, recv) = (plan.add(len), plan.add(len));
+    let mut buffers = comm.alloc_symmetric_set(plan)?;
+    let (send, recv) = (buffers.take(send)?, buffers.take(recv)?);
+    if send.memory_kind() == MemoryKind::Symmetric {
+        return Ok((send, recv));
+    }
+    let reason = send.memory_reason().unwrap_or("no reason was given");
+    let message = format!("the buffers would be {}, not symmetric: {reason}", send.memory_kind());
+    Err(Error::new(ErrorKind::Unsupported, message).with_comm(comm.info()))
+}
+
 /// What one rank works with: everything that is made once.
 struct Worker<'a, T: Value> {
     comm: &'a Communicator,
@@ -182,14 +201,15 @@ impl<'a, T: Value> Worker<'a, T> {
     fn new(comm: &'a Communicator, plan: &'a Plan, team: &'a dyn Team) -> Result<Self> {
         let stream = comm.new_stream()?;
         let buffer = || match plan.registered {
-            true => comm.alloc_registered(plan.largest, &stream),
+            Registered::Buffer => comm.alloc_registered(plan.largest, &stream),
             // The library's own memory, as in nccl-tests: a graph moves it without staging.
-            false if comm.capabilities().mem_alloc.is_available() => {
-                comm.alloc(plan.largest, &stream)
-            }
-            false => stream.zeros(plan.largest),
+            _ if comm.capabilities().mem_alloc.is_available() => comm.alloc(plan.largest, &stream),
+            _ => stream.zeros(plan.largest),
         };
-        let (send, recv) = (buffer()?, buffer()?);
+        let (send, recv) = match plan.registered {
+            Registered::Symmetric => symmetric(comm, plan.largest)?,
+            Registered::Buffer | Registered::None => (buffer()?, buffer()?),
+        };
         let host = vec![T::ZERO; plan.largest.min(HOST_BYTES / size_of::<T>())];
         let mut worker = Self { comm, plan, team, send, recv, host, stream };
         // Devices and libraries may treat zeros better than data.
