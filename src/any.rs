@@ -15,7 +15,7 @@ use collectives_core::{
     AbortHandle, Backend, Capabilities, Collectives, CommInfo, Device, DeviceInfo, GroupEnd,
     GrowConfig, JoinAllConfig, JoinConfig, Launch, LibraryInfo, MemoryUse, PreMulSum, Rank,
     RawEvent, RawGraph, RawRegistration, RawStream, RawWindow, RecvBuf, ReduceOp, Result, Scalar,
-    SendBuf, ShrinkConfig, Split, SplitConfig, UniqueId, WindowFlags,
+    SendBuf, ShrinkConfig, SignalWait, Split, SplitConfig, UniqueId, WindowFlags,
 };
 use enum_dispatch::enum_dispatch;
 
@@ -399,6 +399,25 @@ impl Collectives for AnyComm {
 
     unsafe fn window_ptr(&self, window: RawWindow) -> Result<*mut c_void> {
         forward_comm_unsafe!(self, comm => comm.window_ptr(window))
+    }
+
+    unsafe fn put_signal(
+        &self,
+        send: SendBuf,
+        peer: Rank,
+        window: RawWindow,
+        offset: usize,
+        launch: Launch<'_>,
+    ) -> Result<()> {
+        forward_comm_unsafe!(self, comm => comm.put_signal(send, peer, window, offset, launch))
+    }
+
+    unsafe fn signal(&self, peer: Rank, launch: Launch<'_>) -> Result<()> {
+        forward_comm_unsafe!(self, comm => comm.signal(peer, launch))
+    }
+
+    unsafe fn wait_signal(&self, waits: &[SignalWait], launch: Launch<'_>) -> Result<()> {
+        forward_comm_unsafe!(self, comm => comm.wait_signal(waits, launch))
     }
 
     fn split_dyn(&self, config: SplitConfig) -> Result<Option<Box<dyn Collectives>>> {

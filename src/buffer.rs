@@ -530,6 +530,14 @@ impl Allocation {
         self.place
     }
 
+    /// The part of a symmetric heap that it is, if it is one.
+    pub(crate) fn piece(&self) -> Option<&Piece> {
+        match &self.home {
+            Home::Heap(piece) => Some(piece),
+            Home::Library { .. } | Home::Device | Home::Foreign => None,
+        }
+    }
+
     #[inline]
     pub(crate) fn is_shared(&self) -> bool {
         self.last_stream_id.load(Ordering::Acquire) == SHARED

@@ -617,8 +617,12 @@ pub struct On<'a> {
 impl On<'_> {
     operations!(self, 'b, ['b]);
 
-    fn comm(&self) -> &Communicator {
+    pub(crate) fn comm(&self) -> &Communicator {
         self.comm
+    }
+
+    pub(crate) fn stream(&self) -> &Stream {
+        self.stream
     }
 
     #[inline]

@@ -33,8 +33,8 @@ pub use collectives_core::{
     F8E4M3, F8E5M2, F8Format, GraphUsage, GroupEnd, GroupToken, GrowConfig, HostCft, JoinAllConfig,
     JoinConfig, Launch, LibraryInfo, MemoryUse, NvlsHost, PeerOp, PreMulSum, Rank, RawEvent,
     RawGraph, RawRegistration, RawStream, RawWindow, RecvBuf, ReduceOp, Result, Scalar, SendBuf,
-    ShrinkConfig, Split, SplitConfig, Support, UniqueId, VendorCode, Version, WindowFlags, bf16,
-    f16, shape,
+    ShrinkConfig, SignalWait, Split, SplitConfig, Support, UniqueId, VendorCode, Version,
+    WindowFlags, bf16, f16, shape,
 };
 
 /// NCCL on CUDA, opened at run time.

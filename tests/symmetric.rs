@@ -14,7 +14,7 @@ use std::{
 
 use collectives::{
     AnyBackend, Backend, Buffer, Communicator, Element, Error, ErrorKind, JoinConfig, MemoryKind,
-    ReduceOp, Result, Stream, SymmetricPlan, UniqueId,
+    ReduceOp, Result, SignalWait, Stream, SymmetricPlan, UniqueId,
     mock::{FaultPlan, Mock, MockConfig},
 };
 use collectives_nccl_abi::Table;
@@ -42,6 +42,8 @@ const CASES: &[(&str, Case)] = &[
     ("finalize_waits_for_no_buffer", finalize_waits_for_no_buffer),
     ("after_an_abort_all_is_given_back", after_an_abort),
     ("each_communicator_has_a_heap_of_its_own", each_has_its_own),
+    ("what_is_put_arrives", what_is_put_arrives),
+    ("a_put_to_an_impossible_place_is_refused", impossible_puts_are_refused),
 ];
 
 fn main() -> ExitCode {
@@ -478,6 +480,68 @@ fn each_has_its_own(rank: &Rank) -> Result<()> {
     }
     assert_eq!(one.symmetric_heap().expect("there is one").segments, 1);
     Ok(())
+}
+
+fn what_is_put_arrives(rank: &Rank) -> Result<()> {
+    let comm = rank.join()?;
+    let stream = comm.new_stream()?;
+    let mut send = comm.alloc_symmetric::<u32>(100)?;
+    let mut slots = comm.alloc_symmetric::<u32>(100 * rank.size as usize)?;
+    if !comm.capabilities().put_signal.is_available() || rank.expected.kind != MemoryKind::Symmetric
+    {
+        // SAFETY: refused.
+        let put = unsafe { comm.on(&stream).put(&send, &slots, 0, 1 - rank.rank) };
+        assert_eq!(put.unwrap_err().kind(), ErrorKind::Unsupported);
+        return Ok(());
+    }
+    let others = || (0..rank.size).filter(|&other| other != rank.rank);
+    for round in 0..3 {
+        let value = |from: u32| 100 * round + from;
+        send.copy_from_slice(&[value(rank.rank); 100], &stream)?;
+        for peer in others() {
+            // SAFETY: every rank writes to a slot of its own, and looks at the others' after its wait;
+            // the barrier below keeps the next round away.
+            unsafe { comm.on(&stream).put(&send, &slots, 100 * rank.rank as usize, peer) }?;
+        }
+        let waits: Vec<_> = others().map(SignalWait::new).collect();
+        if !waits.is_empty() {
+            comm.on(&stream).wait_put(&mut slots, &waits)?;
+        }
+        // On another stream, which comes after the wait.
+        let reader = comm.new_stream()?;
+        let got = slots.to_vec(&reader)?;
+        for from in others() {
+            let start = 100 * from as usize;
+            assert_eq!(got[start..start + 100], [value(from); 100]);
+        }
+        rank.barrier.wait();
+    }
+    Ok(())
+}
+
+fn impossible_puts_are_refused(rank: &Rank) -> Result<()> {
+    let (comm, other) = (rank.join()?, rank.join_nth(1)?);
+    if !comm.capabilities().put_signal.is_available() || rank.expected.kind != MemoryKind::Symmetric
+    {
+        return Ok(());
+    }
+    let stream = comm.new_stream()?;
+    let (send, target) = (comm.alloc_symmetric::<f32>(10)?, comm.alloc_symmetric::<f32>(20)?);
+    let (plain, foreign) = (stream.zeros::<f32>(10)?, other.alloc_symmetric::<f32>(20)?);
+    let peer = (rank.rank + 1) % rank.size;
+    let put = |send: &Buffer<f32>, target: &Buffer<f32>, at, peer: u32, text: &str| {
+        // SAFETY: refused.
+        let error = unsafe { comm.on(&stream).put(send, target, at, peer) }.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+        assert!(error.to_string().contains(text), "'{text}' is not in: {error}");
+    };
+    put(&send, &target, 11, peer, "10 elements at 11 do not lie in the target of 20");
+    put(&send, &target, usize::MAX, peer, "do not lie in the target");
+    put(&plain, &target, 0, peer, "what is put is no symmetric memory of this communicator");
+    put(&send, &foreign, 0, peer, "the target is no symmetric memory of this communicator");
+    put(&send, &target, 0, rank.rank, "this rank itself");
+    put(&send, &target, 0, rank.size, "peer is ");
+    sums(&comm, &stream, &mut comm.alloc_symmetric(7)?)
 }
 
 /// One rank's device is out of memory; all ranks are told which, and can go on.

@@ -1,7 +1,9 @@
 //! Symmetric memory where each rank is a process of its own.
 #![cfg(target_os = "linux")]
 
-use collectives::{Communicator, ErrorKind, MemoryKind, ReduceOp, Result, SymmetricPlan, mock};
+use collectives::{
+    Communicator, ErrorKind, MemoryKind, ReduceOp, Result, SignalWait, SymmetricPlan, mock,
+};
 
 fn sum(comm: &Communicator, len: usize) -> Result<()> {
     let stream = comm.new_stream()?;
@@ -71,4 +73,20 @@ fn a_rank_that_does_not_come_is_told() {
     .to_string();
     assert!(text.contains("rank 1"), "{text}");
     assert!(text.contains("all_gather"), "{text}");
+}
+
+#[test]
+fn what_is_put_arrives_in_another_process() {
+    let got = mock::run_processes(2, |comm| {
+        let stream = comm.new_stream()?;
+        let (mut send, mut target) = (comm.alloc_symmetric(1000)?, comm.alloc_symmetric(1000)?);
+        let peer = 1 - comm.rank();
+        send.copy_from_slice(&[comm.rank() + 7; 1000], &stream)?;
+        // SAFETY: the peer looks at its copy after its wait.
+        unsafe { comm.on(&stream).put(&send, &target, 0, peer) }?;
+        comm.on(&stream).wait_put(&mut target, &[SignalWait::new(peer)])?;
+        target.to_vec(&stream)
+    })
+    .unwrap();
+    assert_eq!(got, [vec![8_u32; 1000], vec![7; 1000]]);
 }

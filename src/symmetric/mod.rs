@@ -30,6 +30,7 @@
 
 mod arena;
 mod exchange;
+mod one_sided;
 
 use std::{
     collections::BTreeMap,
@@ -259,7 +260,11 @@ impl Communicator {
             Some(heap) => heap.allocate(self, items),
             None => unreachable!("made above"),
         };
-        made.map_err(|error| error.with_comm(self.info()).with_operation("alloc_symmetric"))
+        made.map_err(|error| match error.operation() {
+            // What a call in it did not come to.
+            Some(_) => error,
+            None => error.with_comm(self.info()).with_operation("alloc_symmetric"),
+        })
     }
 }
 
@@ -272,6 +277,9 @@ pub(crate) struct Piece {
     pub(crate) reason: Option<Arc<str>>,
     /// The stream of its last use.
     pub(crate) after: Option<Stream>,
+    /// The segment's window, and where in it the piece starts.
+    window: Option<RawWindow>,
+    offset: usize,
     number: u64,
 }
 
@@ -590,6 +598,8 @@ impl Heap {
                 kind: segment.kind,
                 reason: segment.reason.clone(),
                 after: None,
+                window: segment.window,
+                offset,
                 number,
             };
             offset += rounded;

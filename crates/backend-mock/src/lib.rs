@@ -224,6 +224,7 @@ mod relaunch;
 mod runtime;
 mod scene;
 mod schedule;
+mod signal;
 mod site;
 mod slab;
 mod snapshot;

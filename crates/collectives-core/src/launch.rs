@@ -2,6 +2,8 @@
 
 use std::{ffi::c_void, marker::PhantomData, ops::BitOr, panic::Location};
 
+use crate::Rank;
+
 macro_rules! raw_handle {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -108,6 +110,31 @@ impl BitOr for WindowFlags {
 impl RawStream {
     /// The device's default stream.
     pub const DEFAULT: Self = Self(0);
+}
+
+/// Signals of one peer to wait for: see
+/// [`Collectives::wait_signal`](crate::Collectives::wait_signal).
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub struct SignalWait {
+    /// Who signals.
+    pub peer: Rank,
+    /// How many signals, at least one.
+    pub count: u32,
+}
+
+impl SignalWait {
+    /// Waits for one signal of `peer`.
+    pub fn new(peer: impl Into<Rank>) -> Self {
+        Self { peer: peer.into(), count: 1 }
+    }
+
+    /// Waits for so many.
+    #[must_use]
+    pub const fn with_count(mut self, count: u32) -> Self {
+        self.count = count;
+        self
+    }
 }
 
 /// What every operation takes besides its buffers: the stream to enqueue on, and where in the

@@ -48,7 +48,9 @@ pub use dtype::DType;
 pub use element::Element;
 pub use error::{Error, ErrorKind, Result, VendorCode};
 pub use ext::{CollectivesExt, PeerOp};
-pub use launch::{Launch, RawEvent, RawGraph, RawRegistration, RawStream, RawWindow, WindowFlags};
+pub use launch::{
+    Launch, RawEvent, RawGraph, RawRegistration, RawStream, RawWindow, SignalWait, WindowFlags,
+};
 pub use rank::Rank;
 pub use reduce_op::{PreMulSum, ReduceOp, Scalar};
 pub use unique_id::UniqueId;

@@ -23,7 +23,7 @@ use std::ffi::c_void;
 
 use crate::{
     Capabilities, CommConfig, CommInfo, DType, Error, ErrorKind, GrowConfig, Rank, RecvBuf,
-    ReduceOp, Result, SendBuf, ShrinkConfig, SplitConfig, Support,
+    ReduceOp, Result, SendBuf, ShrinkConfig, SignalWait, SplitConfig, Support,
 };
 
 /// What every configuration of a communicator keeps: values that a library can take, and none at all
@@ -318,6 +318,46 @@ impl<'a> Rules<'a> {
         Ok(())
     }
 
+    /// Usable memory, and another rank.
+    ///
+    /// # Errors
+    /// See the [module](self).
+    pub fn put_signal(&self, send: SendBuf, peer: Rank) -> Result<Shape> {
+        let call = self.call("put_signal", self.capabilities.put_signal)?;
+        call.send(send)?;
+        call.another(peer)?;
+        Ok(Shape { count: send.count, dtype: send.dtype })
+    }
+
+    /// Another rank.
+    ///
+    /// # Errors
+    /// See the [module](self).
+    pub fn signal(&self, peer: Rank) -> Result<()> {
+        self.call("signal", self.capabilities.put_signal)?.another(peer)
+    }
+
+    /// At least one peer, each another rank, and of each at least one signal.
+    ///
+    /// # Errors
+    /// See the [module](self).
+    pub fn wait_signal(&self, waits: &[SignalWait]) -> Result<()> {
+        let call = self.call("wait_signal", self.capabilities.put_signal)?;
+        if waits.is_empty() {
+            return Err(call.refuse("no signal is waited for, want at least one"));
+        }
+        for &SignalWait { peer, count } in waits {
+            call.another(peer)?;
+            if count == 0 || i32::try_from(count).is_err() {
+                return Err(call.refuse(format!(
+                    "{count} signals of rank {peer} are waited for, want 1 to {}",
+                    i32::MAX
+                )));
+            }
+        }
+        Ok(())
+    }
+
     #[inline(always)]
     fn call(&self, operation: &'static str, support: Support) -> Result<Call<'a>> {
         let call = Call { rules: *self, operation };
@@ -396,6 +436,15 @@ impl Call<'_> {
         } else {
             format!("{name} holds {count} elements of {dtype}, past the end of memory")
         })
+    }
+
+    /// A rank of the communicator that is not this one.
+    fn another(&self, peer: Rank) -> Result<()> {
+        self.in_range("peer", peer)?;
+        if peer != self.rules.comm.rank {
+            return Ok(());
+        }
+        Err(self.refuse(format!("peer is {peer}, this rank itself")))
     }
 
     /// `holds` elements must be `factor × each`.

@@ -10,7 +10,7 @@ use std::ffi::c_void;
 
 use collectives_core::{
     Collectives, CollectivesExt, Error, Launch, PeerOp, PreMulSum, Rank, RawRegistration,
-    RawStream, RawWindow, RecvBuf, ReduceOp, Scalar, SendBuf, WindowFlags,
+    RawStream, RawWindow, RecvBuf, ReduceOp, Scalar, SendBuf, SignalWait, WindowFlags,
 };
 
 use crate::{check::Outcome, last_call::LastCall, workspace::Memory};
@@ -121,6 +121,35 @@ impl<'a> Lane<'a> {
         self.calls.note("window_deregister");
         // SAFETY: cases deregister once, after all streams have passed everything.
         unsafe { self.comm.window_deregister(window) }
+    }
+
+    #[track_caller]
+    pub(crate) fn put_signal(
+        &self,
+        send: SendBuf,
+        peer: Rank,
+        window: RawWindow,
+        offset: usize,
+    ) -> Result<(), Error> {
+        self.calls.note("put_signal");
+        let launch = Launch::new(self.stream);
+        // SAFETY: cases put from and to their windows, whose memory lives until all ranks have passed
+        // everything, and look at a target after they waited for its signal.
+        unsafe { self.comm.put_signal(send, peer, window, offset, launch) }
+    }
+
+    #[track_caller]
+    pub(crate) fn signal(&self, peer: Rank) -> Result<(), Error> {
+        self.calls.note("signal");
+        // SAFETY: the stream is the case's, and lives until it is settled.
+        unsafe { self.comm.signal(peer, Launch::new(self.stream)) }
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_signal(&self, waits: &[SignalWait]) -> Result<(), Error> {
+        self.calls.note("wait_signal");
+        // SAFETY: as above.
+        unsafe { self.comm.wait_signal(waits, Launch::new(self.stream)) }
     }
 
     #[track_caller]

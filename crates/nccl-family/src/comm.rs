@@ -11,12 +11,13 @@ use std::{
 use collectives_core::{
     AbortHandle, Backend, Capabilities, Collectives, CommInfo, DType, Error, ErrorKind, GroupEnd,
     GrowConfig, Launch, MemoryUse, PreMulSum, Rank, RawRegistration, RawWindow, RecvBuf, ReduceOp,
-    Result, Scalar, SendBuf, ShrinkConfig, Split, SplitConfig, UniqueId, WindowFlags, shape,
+    Result, Scalar, SendBuf, ShrinkConfig, SignalWait, Split, SplitConfig, UniqueId, WindowFlags,
+    shape,
 };
 use collectives_nccl_abi::{
     Table, cudaStream_t, ncclComm_t, ncclRedOp_t, ncclResult_t, ncclScalarResidence_t,
     ncclUniqueId, ncclWindow_t,
-    types::{self, ncclCommMemStat_t},
+    types::{self, ncclCommMemStat_t, ncclWaitSignalDesc_t},
 };
 
 use crate::{
@@ -799,6 +800,68 @@ impl<V: Vendor> Collectives for Comm<V> {
         Ok(start)
     }
 
+    /// `ncclPutSignal` (2.29.2), with signal 0 of context 0, which is all that 2.29 and 2.30 have.
+    unsafe fn put_signal(
+        &self,
+        send: SendBuf,
+        peer: Rank,
+        window: RawWindow,
+        offset: usize,
+        launch: Launch<'_>,
+    ) -> Result<()> {
+        const OPERATION: &str = "put_signal";
+        let rules = shape::Rules::new(self.line.info(), &self.capabilities);
+        let shape = rules.put_signal(send, peer)?;
+        let _call = self.line.enter(OPERATION)?;
+        let put = self.function(OPERATION, self.table.put_signal)?;
+        self.refuse_in_group(OPERATION)?;
+        let (raw, stream) = (self.line.raw(), launch.stream().as_ptr());
+        let (dtype, window) = (conv::dtype(shape.dtype), ncclWindow_t(window.as_ptr()));
+        let (to, count) = (number(peer), shape.count);
+        // SAFETY: inside a call, so the communicator is not freed; the caller promises memory, window
+        // and stream, and that nobody uses the target meanwhile.
+        let result = unsafe {
+            put(send.ptr, count, dtype, to, window, offset, SIGNAL, CONTEXT, 0, raw, stream)
+        };
+        self.answer(OPERATION, result)
+    }
+
+    /// `ncclSignal` (2.29.2).
+    unsafe fn signal(&self, peer: Rank, launch: Launch<'_>) -> Result<()> {
+        const OPERATION: &str = "signal";
+        shape::Rules::new(self.line.info(), &self.capabilities).signal(peer)?;
+        let _call = self.line.enter(OPERATION)?;
+        let signal = self.function(OPERATION, self.table.signal)?;
+        self.refuse_in_group(OPERATION)?;
+        let (raw, stream) = (self.line.raw(), launch.stream().as_ptr());
+        // SAFETY: inside a call, so the communicator is not freed; the caller promises the stream.
+        let result = unsafe { signal(number(peer), SIGNAL, CONTEXT, 0, raw, stream) };
+        self.answer(OPERATION, result)
+    }
+
+    /// `ncclWaitSignal` (2.29.2).
+    unsafe fn wait_signal(&self, waits: &[SignalWait], launch: Launch<'_>) -> Result<()> {
+        const OPERATION: &str = "wait_signal";
+        shape::Rules::new(self.line.info(), &self.capabilities).wait_signal(waits)?;
+        let _call = self.line.enter(OPERATION)?;
+        let wait = self.function(OPERATION, self.table.wait_signal)?;
+        self.refuse_in_group(OPERATION)?;
+        let descriptor = |wait: &SignalWait| ncclWaitSignalDesc_t {
+            // Checked to fit.
+            opCnt: wait.count as c_int,
+            peer: number(wait.peer),
+            sigIdx: SIGNAL,
+            ctx: CONTEXT,
+        };
+        let mut descriptors: Vec<_> = waits.iter().map(descriptor).collect();
+        let count = descriptors.len() as c_int;
+        let (raw, stream) = (self.line.raw(), launch.stream().as_ptr());
+        // SAFETY: inside a call, so the communicator is not freed; the list is as long as said, and the
+        // library copies it; the caller promises the stream.
+        let result = unsafe { wait(count, descriptors.as_mut_ptr(), raw, stream) };
+        self.answer(OPERATION, result)
+    }
+
     fn split_dyn(&self, config: SplitConfig) -> Result<Option<Box<dyn Collectives>>> {
         Ok(self.split(config)?.map(|part| Box::new(part) as Box<dyn Collectives>))
     }
@@ -1002,6 +1065,10 @@ pub(crate) fn c_name(name: Option<String>) -> Result<Option<Arc<CStr>>> {
     })?;
     Ok(name.map(Arc::from))
 }
+
+/// The signal and the context that every release has.
+const SIGNAL: c_int = 0;
+const CONTEXT: c_int = 0;
 
 /// A rank as the library's number. It is inside a communicator, whose size is a C int.
 #[inline]
