@@ -22,6 +22,12 @@ miri *options:
             cargo +nightly miri test --package $what {{ options }} || exit; \
     done
 
+# Run the long cases of the latter under Miri: groups over communicators, splits, shrinks, grows, revokes
+miri-long:
+    MIRIFLAGS='-Zmiri-disable-isolation -Zmiri-permissive-provenance -Zmiri-ignore-leaks' \
+        CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/miri" \
+        cargo +nightly miri test --package collectives-nccl-family --test in_process -- --ignored
+
 # Run everything that a change must pass
 ci:
     .ci/run
@@ -29,6 +35,10 @@ ci:
 # Run 10,000 random programs against a sequential oracle; kill a rank in each tenth
 soak:
     cargo run --release --package collectives-soak
+
+# Lose ranks of a job of processes, and see whether the others go on (--backend, -n, --one-gpu, --json)
+drill *options:
+    cargo run --release --package collectives-drill -- {{ options }}
 
 # Throw 10,000 random byte streams at the store's server
 babble:
@@ -61,6 +71,19 @@ mock-client *options:
     cargo build --package collectives-mock-abi
     python3 crates/mock-abi/tests/python/client.py \
         "${CARGO_TARGET_DIR:-target}/debug/libcollectives_mock_abi.so" 4 {{ options }}
+
+# See all GPUs of one host: conformance, carriers of ranks, tables beside nccl-tests; needs them
+scale *options:
+    scripts/scale {{ options }}
+
+# Run a Python rank and a Rust rank in one communicator, in every way, on the mock: --python, --program, --only
+mixed *options:
+    cargo build --package collectives --example mixed_rank
+    cargo build --package collectives-mock-abi --package collectives-cli
+    COLLECTIVES_MOCK_LIB="${CARGO_TARGET_DIR:-target}/debug/libcollectives_mock_abi.so" \
+        "${CARGO_TARGET_DIR:-target}/debug/collectives" mock install target/mixed
+    scripts/mixed target/mixed/libnccl.so.2 \
+        "${CARGO_TARGET_DIR:-target}/debug/examples/mixed_rank" {{ options }}
 
 # Measure the mock against MPI, Gloo and the machine's memory: docs/performance/mock.json
 bench-peers *options:

@@ -695,8 +695,13 @@ impl CommInner {
             .with_hint("resume it first"))
     }
 
-    pub(crate) fn handle(&self) -> &AbortHandle {
-        &self.handle
+    /// Why its results must not be trusted, with what was pending, where that is known.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        let failure = self.handle.failure()?;
+        Some(match self.watched.get() {
+            Some(watched) => watched.explain(failure),
+            None => failure,
+        })
     }
 
     /// Takes the library's memory back, from any thread.

@@ -94,9 +94,13 @@ impl Graph {
             )
             .with_operation("launch"));
         }
-        stream.failure()?;
-        if let Some(error) = self.kept.comms.iter().find_map(|comm| comm.handle().failure()) {
-            return Err(error);
+        let unnamed = |error: Error| match error.operation() {
+            None => error.with_operation("launch"),
+            Some(_) => error,
+        };
+        stream.failure().map_err(unnamed)?;
+        if let Some(error) = self.kept.comms.iter().find_map(|comm| comm.failure()) {
+            return Err(unnamed(error));
         }
         self.kept.comms.iter().try_for_each(|comm| comm.check_active())?;
         let _locked = Locked::new([self.place]);

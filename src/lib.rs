@@ -14,6 +14,7 @@ mod select;
 mod stream;
 mod symmetric;
 mod watchdog;
+mod world;
 
 pub use any::{AnyBackend, AnyComm, AnyDevice, OtherComm};
 pub use buffer::{Buffer, Slice, SliceMut};
@@ -26,6 +27,7 @@ pub use select::{Explanation, Selection, backend, backend_named};
 pub use stream::Stream;
 pub use symmetric::{HeapInfo, MemoryKind, Slot, SymmetricPlan, SymmetricSet};
 pub use watchdog::Watch;
+pub use world::{Peer, World, WorldConfig, init};
 
 pub use collectives_core::{
     AbortControl, AbortHandle, Backend, BackendExt, Capabilities, Collectives, CollectivesExt,
@@ -36,6 +38,11 @@ pub use collectives_core::{
     ShrinkConfig, SignalWait, Split, SplitConfig, Support, UniqueId, VendorCode, Version,
     WindowFlags, bf16, f16, shape,
 };
+
+/// How ranks find each other: what [`init`] is made of.
+pub mod rendezvous {
+    pub use collectives_rendezvous::*;
+}
 
 /// NCCL on CUDA, opened at run time.
 pub mod nccl {
@@ -61,6 +68,11 @@ struct ReliabilityGuide;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/symmetric.md")]
 struct SymmetricGuide;
+
+/// How ranks find each other, so that its code is tested.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/rendezvous.md")]
+struct RendezvousGuide;
 
 /// The guide on tests without GPUs, so that its code is tested.
 #[cfg(doctest)]

@@ -82,6 +82,11 @@ impl Selection {
     /// As [`Platform::choose`]; [`Library`](collectives_core::ErrorKind::Library) where no usable library is found,
     /// with every path tried.
     pub fn open(self) -> Result<AnyBackend> {
+        self.open_over(Mock::shared)
+    }
+
+    /// The same, with another way to the mock.
+    pub(crate) fn open_over(self, mock: impl FnOnce() -> Result<Mock>) -> Result<AnyBackend> {
         let decision = self.decision?;
         if decision.fallback {
             static WARNED: Once = Once::new();
@@ -93,7 +98,7 @@ impl Selection {
             });
         }
         match decision.backend {
-            BackendName::Mock => Mock::shared().map(AnyBackend::Mock),
+            BackendName::Mock => mock().map(AnyBackend::Mock),
             BackendName::Nccl => Nccl::load()
                 .map(AnyBackend::Nccl)
                 .map_err(|error| unusable(error, &decision, "COLLECTIVES_NCCL_PATH")),

@@ -53,6 +53,17 @@ struct User {
     watched: Option<Arc<Watched>>,
 }
 
+impl User {
+    /// Why its results must not be trusted, with what was pending, where that is known.
+    fn failure(&self) -> Option<Error> {
+        let failure = self.handle.failure()?;
+        Some(match &self.watched {
+            Some(watched) => watched.explain(failure),
+            None => failure,
+        })
+    }
+}
+
 impl Stream {
     /// Makes a stream on `device`.
     ///
@@ -299,7 +310,7 @@ impl Stream {
 
     /// The failure of a communicator that this stream answers for.
     pub(crate) fn failure(&self) -> Result<()> {
-        self.users().iter().find_map(|user| user.handle.failure()).map_or(Ok(()), Err)
+        self.users().iter().find_map(User::failure).map_or(Ok(()), Err)
     }
 
     pub(crate) fn place(&self) -> Place {

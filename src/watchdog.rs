@@ -122,6 +122,8 @@ pub(crate) struct Watched {
     book: Mutex<Book>,
     /// By stream. `None` once nobody is to look any more: it has ended, or was condemned.
     marks: Mutex<Option<HashMap<u64, Mark>>>,
+    /// Why it was condemned.
+    reason: OnceLock<Error>,
 }
 
 impl Watched {
@@ -139,6 +141,7 @@ impl Watched {
             watch: Mutex::new(watch),
             book: Mutex::default(),
             marks: Mutex::new(Some(HashMap::new())),
+            reason: OnceLock::new(),
         });
         Dog::add(&watched);
         watched
@@ -189,6 +192,17 @@ impl Watched {
     /// The stream has passed everything, as somebody who waited for it knows.
     pub(crate) fn drained(&self, stream: &Stream) {
         lock(&self.book).passed(stream.id(), u64::MAX);
+    }
+
+    /// A failure of the communicator, for whoever waits or calls: with what was pending, also where
+    /// the library was asked before the watchdog came by.
+    pub(crate) fn explain(&self, failure: Error) -> Error {
+        match self.reason.get() {
+            Some(reason) => reason.copy(),
+            // The program gave it up itself.
+            None if matches!(failure.kind(), ErrorKind::Aborted | ErrorKind::Revoked) => failure,
+            None => self.with_pending(&failure).with_poison(true),
+        }
     }
 
     /// Nobody looks any more: the communicator ends.
@@ -269,7 +283,12 @@ impl Watched {
             0 => format!("{} at {}", first.name, first.site),
             more => format!("{} at {}, and {more} more", first.name, first.site),
         };
-        let text = format!("{}; pending: {pending}", failure.message());
+        let text = failure.message();
+        // What several ranks are reported on in is a table, which has the call sites.
+        let text = match text.contains('\n') {
+            true => text.to_owned(),
+            false => format!("{text}; pending: {pending}"),
+        };
         let mut error = Error::new(failure.kind(), text)
             .with_comm(&self.info)
             .with_operation(first.name)
@@ -291,7 +310,10 @@ impl Watched {
 
     fn condemn(&self, reason: Error) {
         tracing::error!(%reason, "the watchdog found a communicator that cannot go on");
-        self.handle.condemn(reason.with_poison(true));
+        let reason = reason.with_poison(true);
+        // One that has failed keeps its own words, which say nothing of what was pending.
+        let _first = self.reason.set(reason.copy());
+        self.handle.condemn(reason);
         if !self.watch().aborts {
             return;
         }

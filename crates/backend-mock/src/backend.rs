@@ -238,11 +238,39 @@ impl Mock {
     /// # Errors
     /// Those of [`MockConfig::from_env`].
     pub fn shared() -> Result<Self> {
+        Self::shared_as(|config| config)
+    }
+
+    /// The same for a process that is one rank of several, on a machine of at least so many devices:
+    /// what the environment does not say of ranks and devices is [`Ranks::Processes`], and that number.
+    ///
+    /// # Errors
+    /// Those of [`MockConfig::from_env`]; [`InvalidUsage`](collectives_core::ErrorKind::InvalidUsage) where
+    /// the machine was made before, for ranks that are threads.
+    pub fn shared_among_processes(devices: usize) -> Result<Self> {
+        let mock = Self::shared_as(|mut config| {
+            if env::var_os(RANKS).is_none() {
+                config.ranks = Ranks::Processes;
+            }
+            if env::var_os(DEVICES).is_none() {
+                config.devices = config.devices.max(devices);
+            }
+            config
+        })?;
+        if env::var_os(RANKS).is_some() || mock.engine.has_processes() {
+            return Ok(mock);
+        }
+        let error = misuse("this process has opened the mock before, with ranks that are threads");
+        Err(error.with_hint(format!("open it later, or set {RANKS}=processes")))
+    }
+
+    /// The machine of this process; if it has none yet, as `adjust` changes what the environment says.
+    fn shared_as(adjust: impl FnOnce(MockConfig) -> MockConfig) -> Result<Self> {
         static SHARED: OnceLock<Mock> = OnceLock::new();
         if let Some(mock) = SHARED.get() {
             return Ok(mock.clone());
         }
-        let config = MockConfig::from_env()?;
+        let config = adjust(MockConfig::from_env()?);
         Ok(SHARED.get_or_init(|| Self::new(config)).clone())
     }
 

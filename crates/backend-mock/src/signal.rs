@@ -123,9 +123,9 @@ impl MockComm {
         let recv = RecvBuf::new(all.as_mut_ptr().cast::<c_void>(), 2 * all.len(), DType::U64);
         let stream = signals.streams[self.info().rank.index()];
         // SAFETY: both are as long, and live until the stream has passed, which is waited for.
-        let gathered = unsafe { signals.comm.all_gather(send, recv, Launch::new(stream)) };
+        unsafe { signals.comm.all_gather(send, recv, Launch::new(stream)) }?;
         // SAFETY: the stream is alive.
-        gathered.and(unsafe { signals.device.synchronize(stream, None) })?;
+        unsafe { signals.device.synchronize(stream, None) }?;
         signals.comm.shared().check()?;
         Ok(all)
     }

@@ -89,6 +89,10 @@ fn arguments_that_do_not_fit_are_usage_errors() {
         (&["all_reduce", "--dtype", "f128"], "f128"),
         (&["all_reduce", "-e", "64G"], "device 0 has 16384 MiB"),
         (&["all_reduce", "--graph", "--sync-each"], "--sync-each"),
+        (
+            &["all_reduce", "--registered", "symmetric", "--mode", "one-thread"],
+            "--registered symmetric: ranks wait for one another",
+        ),
         (&["all_reduce", "--json", "x", "--plot", "x"], "--json and --plot are both x"),
     ] {
         let text = refusal(&[&["perf"], arguments].concat(), 2);
@@ -112,6 +116,26 @@ fn every_operation_is_measured_and_right() {
                 assert_eq!(row[12], if in_place { "0" } else { "N/A" }, "{output}");
             }
             assert!(output.contains("# Out of bounds values : 0 OK\n"), "{output}");
+        }
+    }
+}
+
+#[test]
+fn one_thread_drives_all_ranks() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("report.json");
+    let path = file.to_str().expect("text");
+    for operation in OPERATIONS {
+        for how in [&[][..], &["--graph"], &["--sync-each"]] {
+            let run = ["perf", operation, "-b", "8", "-e", "1K", "-n", "3", "--iters", "9"];
+            let mode = ["--mode", "one-thread", "--json", path];
+            let output = output(&[&run[..], &mode, how].concat());
+            assert!(output.contains("ranks      3, all driven by one thread\n"), "{output}");
+            let rows = rows(&output);
+            assert!(rows.len() >= 6, "{operation} {how:?}: {output}");
+            assert!(rows.iter().all(|row| row[8] == "0"), "{operation} {how:?}: {output}");
+            let report = std::fs::read_to_string(&file).expect("the report");
+            assert!(report.contains("\"mode\": \"one-thread\""), "{report}");
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::parse_host_list;
 /// use collectives_rendezvous::{Environment, Launcher};
 ///
 /// let variables = [("SLURM_PROCID", "3"), ("SLURM_NTASKS", "4"), ("SLURM_LOCALID", "1"),
-///     ("SLURM_JOB_NODELIST", "n[07-08]-ib"), ("SLURM_JOB_ID", "4711")];
+///     ("SLURM_JOB_NODELIST", "n[07-08]-ib"), ("SLURM_JOB_ID", "4711"), ("SLURM_STEP_ID", "0")];
 /// let environment = Environment::from_variables(|name| {
 ///     variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string())
 /// })?;
@@ -227,9 +227,13 @@ const LAUNCHERS: [Names; 5] = [
         local_size: &[],
         node: &["SLURM_NODEID"],
         job: &["SLURM_JOB_ID"],
-        remedy: "start the program with srun, or unset SLURM_NTASKS for a single process",
+        remedy: "start the program with srun or torchrun; for a single process set RANK=0 and WORLD_SIZE=1",
     },
 ];
+
+/// What Slurm sets for tasks of `srun` alone (`setup_env` in its `env.c`): the numbers of batch scripts and
+/// interactive shells are negative, and left out.
+const STEP: [&str; 3] = ["SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS"];
 
 /// What else an error shows.
 const OTHERS: [&str; 9] = [
@@ -292,6 +296,7 @@ impl Variables<'_> {
             restart: self.number(&["TORCHELASTIC_RESTART_COUNT"], names)?.unwrap_or(0),
         };
         if names.launcher == Launcher::Slurm {
+            self.check_step(names, size)?;
             self.complete_slurm(names, &mut environment)?;
         }
         if environment.master_address.is_none() {
@@ -396,6 +401,21 @@ impl Variables<'_> {
             self.contradiction(names, format!("{name} is no list such as '4(x2),1'"))
         })?;
         Ok((node.and_then(|node| counts.get(node).copied()), hosts))
+    }
+
+    /// A batch script, and the shell of `salloc`, look like task 0 of as many as were asked for, but
+    /// Slurm starts the others only by `srun`: rank 0 would wait for them in vain. They are the steps
+    /// without a number.
+    fn check_step(&self, names: &Names, size: usize) -> Result<()> {
+        let is_step = STEP.iter().any(|name| (self.lookup)(name).is_some());
+        if size == 1 || is_step {
+            return Ok(());
+        }
+        let problem = format!(
+            "this is no task of srun, but the batch script or shell of a job for {size} tasks, as \
+             SLURM_STEP_ID is not set"
+        );
+        Err(self.contradiction(names, problem))
     }
 
     /// A job's number is not enough to tell its runs apart: each `srun` is a step of its own.
@@ -576,11 +596,32 @@ mod tests {
         };
         assert_eq!(environment, expected);
         // What a user sets counts more than what follows from the job.
-        let environment =
-            read("SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_JOB_ID=1 MASTER_ADDR=beta MASTER_PORT=7")
-                .unwrap();
+        let environment = read(
+            "SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_JOB_ID=1 SLURM_STEP_ID=0 MASTER_ADDR=beta \
+                 MASTER_PORT=7",
+        )
+        .unwrap();
         assert_eq!(environment.master_address(), Some("beta"));
         assert_eq!(environment.master_port(), Some(7));
+    }
+
+    #[test]
+    fn a_batch_script_is_no_rank() {
+        // What Slurm sets there; a task of srun has SLURM_STEP_ID besides.
+        let batch = "SLURM_JOB_ID=7 SLURM_JOB_NODELIST=n[1-2] SLURM_NODEID=0 SLURM_PROCID=0 \
+                     SLURM_LOCALID=0 SLURM_NTASKS=8 SLURM_NPROCS=8 SLURM_TASKS_PER_NODE=4(x2)";
+        let error = refused(batch);
+        assert!(error.contains("this is no task of srun, but the batch script"), "{error}");
+        assert!(error.contains("a job for 8 tasks"), "{error}");
+        assert!(error.contains("start the program with srun"), "{error}");
+        for step in ["SLURM_STEP_ID=0", "SLURM_STEPID=0", "SLURM_STEP_NUM_TASKS=8"] {
+            let environment = read(&format!("{batch} {step}")).unwrap();
+            assert_eq!((environment.rank(), environment.size()), (0, 8), "{step}");
+        }
+        // What torchrun or mpirun start in it has their variables; and who is alone, is right.
+        assert_eq!(read(&format!("{batch} RANK=3 WORLD_SIZE=4")).unwrap().rank(), 3);
+        assert_eq!(read(&format!("{batch} RANK=0 WORLD_SIZE=1")).unwrap().size(), 1);
+        assert_eq!(read("SLURM_JOB_ID=7 SLURM_PROCID=0 SLURM_NTASKS=1").unwrap().size(), 1);
     }
 
     #[test]
@@ -634,7 +675,7 @@ mod tests {
 
     #[test]
     fn the_nearest_launcher_counts() {
-        let slurm = "SLURM_PROCID=1 SLURM_NTASKS=2 SLURM_LOCALID=0";
+        let slurm = "SLURM_PROCID=1 SLURM_NTASKS=2 SLURM_LOCALID=0 SLURM_STEP_ID=0";
         let mpi = "OMPI_COMM_WORLD_RANK=2 OMPI_COMM_WORLD_SIZE=4 OMPI_COMM_WORLD_LOCAL_RANK=0";
         let torchrun = "RANK=6 WORLD_SIZE=16 LOCAL_RANK=6 LOCAL_WORLD_SIZE=8";
         assert_eq!(read(slurm).unwrap().rank(), 1);

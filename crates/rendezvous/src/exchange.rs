@@ -138,7 +138,7 @@ impl<S: Store + ?Sized> Meeting<'_, S> {
             [] => COMPLETE.to_owned(),
             _ => format!(
                 "{} of {} did not come within {:?}, says rank {}",
-                ranks(missing),
+                list_ranks(missing),
                 self.size,
                 deadline.given(),
                 self.rank
@@ -167,8 +167,13 @@ impl<S: Store + ?Sized> Meeting<'_, S> {
     }
 }
 
-/// `rank 3`, `ranks 1 and 2`, `ranks 1 to 5, 8 and 9`.
-fn ranks(ranks: &[usize]) -> String {
+/// Names ranks, given in ascending order, as people do: `rank 3`, `ranks 1 and 2`,
+/// `ranks 1 to 5, 8 and 9`.
+///
+/// ```
+/// assert_eq!(collectives_rendezvous::list_ranks(&[0, 1, 2, 4]), "ranks 0 to 2 and 4");
+/// ```
+pub fn list_ranks(ranks: &[usize]) -> String {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     for &rank in ranks {
         match runs.last_mut() {
@@ -207,7 +212,7 @@ mod tests {
             (&[1, 2, 3, 4, 5, 8, 9], "ranks 1 to 5, 8 and 9"),
             (&[0, 4, 5, 6], "ranks 0 and 4 to 6"),
         ] {
-            assert_eq!(ranks(missing), text);
+            assert_eq!(list_ranks(missing), text);
         }
     }
 }

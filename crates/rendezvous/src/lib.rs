@@ -54,14 +54,9 @@ pub mod unique_id;
 
 pub use deadline::Deadline;
 pub use environment::{Environment, Launcher};
-pub use exchange::{barrier, exchange, share};
+pub use exchange::{barrier, exchange, list_ranks, share};
 pub use file::FileStore;
 pub use hosts::parse_host_list;
 pub use memory::MemoryStore;
 pub use store::{PrefixStore, Store};
 pub use tcp::{Dialect, Limits, TcpStore, TcpStoreServer};
-
-/// The page's examples run as tests.
-#[cfg(doctest)]
-#[doc = include_str!("../../../docs/rendezvous.md")]
-mod guide {}

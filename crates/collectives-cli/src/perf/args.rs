@@ -24,7 +24,7 @@ pub(crate) struct Args {
     #[arg(short = 'n', long, value_name = "N", value_parser = at_least_one())]
     pub(super) ranks: Option<u32>,
 
-    /// Whether ranks are threads of this process, or processes of this program
+    /// What carries the ranks: a thread each, a process each, or one thread for all
     #[arg(long, default_value = "threads")]
     pub(super) mode: Mode,
 
@@ -93,6 +93,7 @@ Examples:
   collectives perf all_reduce --dtype bf16 --graph     captured, as in inference engines
   collectives perf all_reduce --registered symmetric --graph   symmetric memory, captured
   collectives perf all_reduce --mode processes         each rank in a process of its own
+  collectives perf all_reduce --mode one-thread        one thread for all, as nccl-tests' -g
   collectives perf all_reduce --plot all_reduce.svg    time and bandwidth as a figure, too";
 
 fn at_least_one() -> clap::builder::RangedI64ValueParser<u32> {
@@ -118,6 +119,10 @@ impl Args {
         {
             let (min, max) = (min_bytes.0, max.0);
             return Some(format!("-b is {min} bytes, more than -e, which is {max}"));
+        }
+        if (self.registered, self.mode) == (Registered::Symmetric, Mode::OneThread) {
+            let why = "ranks wait for one another; use --mode threads or processes";
+            return Some(format!("--registered symmetric: {why}"));
         }
         if let Some(plot) = &self.plot
             && self.json.as_ref() == Some(plot)
@@ -150,10 +155,11 @@ impl BackendArg {
 
 /// What carries the ranks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub(super) enum Mode {
     Threads,
     Processes,
+    OneThread,
 }
 
 /// How the buffers are made known to the library.

@@ -66,6 +66,33 @@ value! {
     F8E5M2, 3, 1.0 / 4.0, |v| Self::from_f32(v as f32), |v: Self| v.to_f64();
 }
 
+/// An expression over a type, that of a [`DType`](collectives::DType).
+macro_rules! with_type {
+    ($dtype:expr, $name:ident => $body:expr) => {{
+        macro_rules! with {
+            ($ty:ty) => {{
+                type $name = $ty;
+                $body
+            }};
+        }
+        match $dtype {
+            ::collectives::DType::I8 => with!(i8),
+            ::collectives::DType::U8 => with!(u8),
+            ::collectives::DType::I32 => with!(i32),
+            ::collectives::DType::U32 => with!(u32),
+            ::collectives::DType::I64 => with!(i64),
+            ::collectives::DType::U64 => with!(u64),
+            ::collectives::DType::F16 => with!(::collectives::f16),
+            ::collectives::DType::Bf16 => with!(::collectives::bf16),
+            ::collectives::DType::F32 => with!(f32),
+            ::collectives::DType::F64 => with!(f64),
+            ::collectives::DType::F8E4M3 => with!(::collectives::F8E4M3),
+            ::collectives::DType::F8E5M2 => with!(::collectives::F8E5M2),
+        }
+    }};
+}
+pub(super) use with_type;
+
 /// What all ranks put in, and so what each gets out.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Data {

@@ -4,11 +4,13 @@ mod args;
 mod data;
 mod json;
 mod meeting;
+mod one_thread;
 mod operation;
 mod plot;
 mod processes;
 mod ranks;
 mod run;
+mod seat;
 mod table;
 mod threads;
 
@@ -274,6 +276,7 @@ fn settings(args: &Args, plan: &Plan) -> Vec<(&'static str, String)> {
             match args.mode {
                 Mode::Threads => format!("{}, threads of one process", plan.ranks),
                 Mode::Processes => format!("{}, a process each", plan.ranks),
+                Mode::OneThread => format!("{}, all driven by one thread", plan.ranks),
             },
         ),
         ("timing", loops.into()),
@@ -309,9 +312,10 @@ fn measure(
 ) -> Result<Vec<Row>, Failure> {
     let placements = if args.operation.has_in_place() { 2 } else { 1 };
     let plan = Arc::new(plan);
-    let mut ranks: Box<dyn Ranks> = match args.mode {
+    let mut ranks: Box<dyn Ranks + '_> = match args.mode {
         Mode::Threads => Box::new(Threads::start(&plan, backend)?),
         Mode::Processes => Box::new(Processes::start(&plan, backend)?),
+        Mode::OneThread => one_thread::start(&plan, backend)?,
     };
     let bar = progress_bar(plan.sizes.len() * placements);
     let mut rows = Vec::new();

@@ -115,6 +115,7 @@ fn subtitle(Conditions { args, devices, date, .. }: &Conditions<'_>, rows: &[Row
         (1, _) => "1 rank".into(),
         (ranks, Mode::Threads) => format!("{ranks} ranks (threads)"),
         (ranks, Mode::Processes) => format!("{ranks} ranks (processes)"),
+        (ranks, Mode::OneThread) => format!("{ranks} ranks (one thread)"),
     };
     let mut parts = vec![ranks, args.dtype.to_string()];
     if let Some(Row { redop, root, .. }) = rows.first() {

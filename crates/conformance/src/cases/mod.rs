@@ -179,6 +179,7 @@ pub(crate) fn cases<B: Backend>() -> Vec<Case<B>> {
         split::parent_and_children_work_in_turn [SPLIT];
         split::children_outlive_their_parent [SPLIT];
         split::a_child_can_be_split_again [SPLIT];
+        split::blocks_and_stripes_of_every_size [SPLIT];
         split::split_dyn_divides_as_split_does [SPLIT];
         split::inside_a_group_it_is_refused [SPLIT];
 

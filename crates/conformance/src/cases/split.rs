@@ -20,6 +20,28 @@ pub(super) fn two_colours_make_two_communicators<B: Backend>(ctx: &Ctx<'_, B>) -
     Ok(ctx.finalize(half)?)
 }
 
+/// 8 ranks: 2 × 4, 4 × 2, 8 × 1 and 1 × 8, as tensor and pipeline parallelism divide them; in blocks of
+/// neighbours and across them.
+pub(super) fn blocks_and_stripes_of_every_size<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    for width in (1..=ctx.size).filter(|width| ctx.size.is_multiple_of(*width)) {
+        let count = ctx.size / width;
+        let block = expect(ctx.split(ctx.comm, SplitConfig::new((ctx.rank / width) as u32))?)?;
+        let stripe = expect(ctx.split(ctx.comm, SplitConfig::new((ctx.rank % width) as u32))?)?;
+        check_eq("size of a block", block.info().size, width)?;
+        check_eq("rank in a block", block.info().rank, rank(ctx.rank % width))?;
+        check_eq("size of a stripe", stripe.info().size, count)?;
+        check_eq("rank in a stripe", stripe.info().rank, rank(ctx.rank / width))?;
+        for _ in 0..2 {
+            works(ctx, &block)?;
+            works(ctx, &stripe)?;
+        }
+        works(ctx, ctx.comm)?;
+        ctx.finalize(stripe)?;
+        ctx.finalize(block)?;
+    }
+    Ok(())
+}
+
 pub(super) fn keys_reverse_the_order<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
     let config = SplitConfig::new(7).with_key(-(ctx.rank as i32));
     let reversed = expect(ctx.split(ctx.comm, config)?)?;

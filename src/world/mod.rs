@@ -1,0 +1,562 @@
+//! From a launcher to a communicator, in one line.
+//!
+//! [`init`] does what every program with several ranks begins with: it reads what the launcher told
+//! this process, opens a store that all ranks see, selects and loads the backend, compares with the
+//! other ranks what must agree, hands on a unique id, joins, and warms up. All of it ends by a
+//! deadline, with an error that is the same on all ranks and names those that it is about.
+
+mod launcher;
+mod meeting;
+mod peer;
+mod place;
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use collectives_backend_mock::Mock;
+use collectives_core::{Backend as _, CommConfig, Error, ErrorKind, JoinConfig, Result, UniqueId};
+use collectives_rendezvous::{Deadline, Environment, PrefixStore, Store, unique_id};
+
+use self::{
+    meeting::Meeting,
+    place::{Attendance, Place},
+};
+use crate::{AnyBackend, AnyDevice, Communicator, Selection};
+
+pub use self::peer::Peer;
+
+/// Makes the communicator of all ranks that a launcher started: `torchrun`, `collectives launch`,
+/// `mpirun`, `srun`, or nobody, for one rank.
+///
+/// That is [`World::from_env`] and [`World::communicator`], whose pages say what happens, and what
+/// [`WorldConfig`] can change. Every rank calls it, and it comes back when all have joined.
+///
+/// ```no_run
+/// use collectives::ReduceOp;
+///
+/// # fn main() -> collectives::Result<()> {
+/// let comm = collectives::init()?;
+/// let stream = comm.new_stream()?;
+/// let mut buffer = stream.upload(&[1.0_f32; 4])?;
+/// comm.on(&stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum)?;
+/// assert_eq!(buffer.to_vec(&stream)?, [comm.size() as f32; 4]);
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// As [`World::from_env`] and [`World::communicator`].
+#[track_caller]
+pub fn init() -> Result<Communicator> {
+    World::from_env()?.communicator("world")
+}
+
+/// The ranks of a job, after they have met: what communicators are made from.
+///
+/// ```
+/// use collectives::WorldConfig;
+///
+/// # fn main() -> collectives::Result<()> {
+/// let config = WorldConfig::new().with_backend(collectives::backend_named("mock")?);
+/// # let config = config.with_environment(collectives::rendezvous::Environment::from_variables(|_| None)?);
+/// let world = config.open()?;
+/// let tensors = world.communicator("tensor_parallel")?;
+/// let data = world.communicator("data_parallel")?;
+/// assert_eq!(tensors.size(), world.size());
+/// # drop(data);
+/// # Ok(()) }
+/// ```
+///
+/// When it is dropped, this process leaves the store; rank 0, where it serves the store, waits until the
+/// others have left, at most five seconds. Communicators live on.
+pub struct World {
+    rank: u32,
+    size: usize,
+    backend: AnyBackend,
+    device: AnyDevice,
+    deadline: Duration,
+    config: CommConfig,
+    warm_up: bool,
+    ways: Ways,
+    peers: Vec<Peer>,
+}
+
+/// How ids come to the other ranks.
+enum Ways {
+    /// Through a store.
+    Store {
+        store: Arc<dyn Store>,
+        /// How many communicators of a name there were.
+        names: Mutex<HashMap<String, u32>>,
+        file: Option<PathBuf>,
+        /// Where rank 0 keeps the store up. Dropped last.
+        attendance: Option<Attendance>,
+    },
+    /// They have one, for one communicator.
+    Id(Mutex<Option<UniqueId>>),
+}
+
+/// How a [`World`] is made, where it should not be as the environment says.
+#[derive(Clone, Default)]
+pub struct WorldConfig {
+    environment: Option<Environment>,
+    meets: Meets,
+    backend: Option<AnyBackend>,
+    epoch: Option<u64>,
+    deadline: Option<Duration>,
+    device: Option<usize>,
+    bind_address: Option<IpAddr>,
+    config: CommConfig,
+    without_warm_up: bool,
+    differing_variables: bool,
+}
+
+#[derive(Clone, Default)]
+enum Meets {
+    #[default]
+    AsEnvironmentSays,
+    In(Arc<dyn Store>),
+    At(PathBuf),
+    By(UniqueId),
+}
+
+impl WorldConfig {
+    /// As the environment says.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets which rank this is, whatever the variables say.
+    #[must_use]
+    pub fn with_environment(mut self, environment: Environment) -> Self {
+        self.environment = Some(environment);
+        self
+    }
+
+    /// Lets ranks meet in a store of the program's own: that of PyTorch, say. Several worlds in one store
+    /// need an [epoch](Self::with_epoch) each.
+    #[must_use]
+    pub fn with_store(mut self, store: impl Store + 'static) -> Self {
+        self.meets = Meets::In(Arc::new(store));
+        self
+    }
+
+    /// Lets ranks meet in a file that all of them see, with locks, instead of over TCP. Rank 0 makes it, in
+    /// place of any that is there; the others wait for that of this job and epoch, so one of an earlier
+    /// run is not mistaken for it. It stays.
+    #[must_use]
+    pub fn with_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.meets = Meets::At(path.into());
+        self
+    }
+
+    /// Joins by this id, without a store, as `COLLECTIVES_UNIQUE_ID` does. Good for one communicator;
+    /// nothing is compared before, and who is missing has no name.
+    #[must_use]
+    pub fn with_unique_id(mut self, id: UniqueId) -> Self {
+        self.meets = Meets::By(id);
+        self
+    }
+
+    /// Sets the backend, instead of [`backend`](crate::backend()) doing so.
+    #[must_use]
+    pub fn with_backend(mut self, backend: impl Into<AnyBackend>) -> Self {
+        self.backend = Some(backend.into());
+        self
+    }
+
+    /// Sets the number of this attempt, the same on all ranks and another than before. Unless set, how
+    /// often the launcher has restarted the job.
+    #[must_use]
+    pub fn with_epoch(mut self, epoch: u64) -> Self {
+        self.epoch = Some(epoch);
+        self
+    }
+
+    /// Sets how long to wait: until all ranks have come, and for each communicator until all are ready to
+    /// join, and until all have joined. Five minutes, unless set.
+    #[must_use]
+    pub fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// Sets the device. Unless set, it is the one with this process's number on its host (`LOCAL_RANK`);
+    /// or, where the process sees one device alone, that.
+    #[must_use]
+    pub fn with_device(mut self, ordinal: usize) -> Self {
+        self.device = Some(ordinal);
+        self
+    }
+
+    /// Sets at which of its addresses rank 0 serves the store, as `COLLECTIVES_BIND_ADDRESS` does. Unless
+    /// set, at `MASTER_ADDR`. Whoever reaches it can read and write: there are no passwords.
+    #[must_use]
+    pub fn with_bind_address(mut self, address: IpAddr) -> Self {
+        self.bind_address = Some(address);
+        self
+    }
+
+    /// Sets how the library runs communicators.
+    #[must_use]
+    pub fn with_comm_config(mut self, config: CommConfig) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Sets whether communicators build their connections before they are handed out. They do, unless
+    /// set.
+    #[must_use]
+    pub fn with_warm_up(mut self, warm_up: bool) -> Self {
+        self.without_warm_up = !warm_up;
+        self
+    }
+
+    /// Sets whether ranks may differ in variables that they should agree on, `NCCL_ALGO` for example. Then
+    /// rank 0 warns, and goes on. They may not, unless set.
+    #[must_use]
+    pub fn with_differing_variables(mut self, allowed: bool) -> Self {
+        self.differing_variables = allowed;
+        self
+    }
+
+    /// Meets the other ranks, and compares. Collective over all ranks.
+    ///
+    /// # Errors
+    /// As [`World::from_env`].
+    pub fn open(self) -> Result<World> {
+        let environment = match self.environment.clone() {
+            Some(environment) => environment,
+            None => Environment::from_env()?,
+        };
+        let (rank, size) = (environment.rank(), environment.size());
+        let kept = matches!(self.meets, Meets::AsEnvironmentSays) && !environment.store_is_served();
+        self.open_in(&environment).map_err(|error| named(error, rank, size, kept))
+    }
+
+    fn open_in(self, environment: &Environment) -> Result<World> {
+        let allowed = self.deadline.unwrap_or(DEADLINE);
+        let deadline = Deadline::after(allowed);
+        let (rank, size) = (environment.rank(), environment.size());
+        let epoch = self.epoch.unwrap_or_else(|| environment.restart().into());
+        let run = format!("{}/{epoch}", environment.job().unwrap_or("job"));
+        let world = |place: (AnyBackend, AnyDevice), ways, peers| World {
+            rank,
+            size,
+            backend: place.0,
+            device: place.1,
+            deadline: allowed,
+            config: self.config.clone(),
+            warm_up: !self.without_warm_up,
+            ways,
+            peers,
+        };
+        let (place, run) = match self.meets.clone() {
+            Meets::By(id) => {
+                let ways = Ways::Id(Mutex::new(Some(id)));
+                return Ok(world(self.backend_and_device(environment)?, ways, Vec::new()));
+            }
+            Meets::In(store) => (Place::given(store), format!("{run}/0")),
+            Meets::At(path) => {
+                let run = format!("{run}/0");
+                (Place::file(path, &run, rank, deadline)?, run)
+            }
+            Meets::AsEnvironmentSays => {
+                if let Some(id) = unique_id::from_variable(ID_VARIABLE)? {
+                    let ways = Ways::Id(Mutex::new(Some(id)));
+                    return Ok(world(self.backend_and_device(environment)?, ways, Vec::new()));
+                }
+                let run = format!("{run}/{}", nth(&run, rank));
+                (Place::of(environment, self.bind_address, &run, deadline)?, run)
+            }
+        };
+        let Place { store, kept_by_rank_0, file } = place;
+        let store: Arc<dyn Store> = Arc::new(PrefixStore::new(format!("{PREFIX}/{run}"), store));
+        let attendance = match kept_by_rank_0 {
+            true => Some(Attendance::begin(Arc::clone(&store), rank == 0, deadline)?),
+            false => None,
+        };
+        let place = self.backend_and_device(environment);
+        let me = Peer::this(rank, size, &place);
+        let roll = Meeting::of_world(&store, "roll", rank, size);
+        let differing = self.differing_variables;
+        let met = roll.call_roll(&me, deadline, |peers| peer::compare(peers, differing).map(drop));
+        let ways = Ways::Store { store, names: Mutex::default(), file, attendance };
+        // Our own error says more than what the others were told of it.
+        let world = world(place?, ways, met?);
+        if rank == 0 {
+            for oddity in peer::compare(&world.peers, true).unwrap_or_default() {
+                tracing::warn!("{oddity}");
+            }
+        }
+        Ok(world)
+    }
+
+    fn backend_and_device(&self, environment: &Environment) -> Result<(AnyBackend, AnyDevice)> {
+        let backend = match &self.backend {
+            Some(backend) => backend.clone(),
+            None => Selection::detect(None).open_over(|| match environment.size() {
+                1 => Mock::shared(),
+                size => Mock::shared_among_processes(environment.local_size().unwrap_or(size)),
+            })?,
+        };
+        let ordinal = match self.device {
+            Some(ordinal) => ordinal,
+            None => device_of(environment, backend.device_count()?)?,
+        };
+        let device = backend.device(ordinal)?;
+        Ok((backend, device))
+    }
+}
+
+impl World {
+    /// Meets the other ranks of this job, and compares.
+    ///
+    /// 1. **Environment.** [`Environment::from_env`]: which rank this is, of how many.
+    /// 2. **Store.** The launcher's agent serves one, or rank 0 does, at `MASTER_ADDR:MASTER_PORT`; where the
+    ///    launcher gives no port, as `mpirun`, and all ranks are on one host, it is a file. One rank alone
+    ///    needs none, and opens no socket.
+    /// 3. **Backend.** [`backend`](crate::backend()); if that is the mock, its ranks are processes. The device
+    ///    is that of `LOCAL_RANK`.
+    /// 4. **Roll.** Every rank says what it is ([`Peer`]). If that cannot become a communicator, all ranks
+    ///    get the same error, which names ranks by what they said: other libraries, world sizes or
+    ///    backends, two ranks on one device, variables that must agree; and who cannot take part, and why.
+    ///
+    /// With `COLLECTIVES_UNIQUE_ID` set, to an id in base64 that is the same on all ranks, there is neither a
+    /// store nor a roll.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) for what is incomplete or does not agree;
+    /// [`Timeout`](ErrorKind::Timeout), on all ranks that came, naming those that did not;
+    /// [`Remote`](ErrorKind::Remote) for what keeps another rank from taking part, and where the store
+    /// cannot be reached; this rank's own errors, as [`Selection::open`] has them.
+    pub fn from_env() -> Result<Self> {
+        WorldConfig::new().open()
+    }
+
+    /// Makes a communicator of all ranks, under a name that is the same on all of them. Collective.
+    ///
+    /// Rank 0 makes a unique id, all ranks join by it, build their connections, and wait for each other. A
+    /// name may be used again: its communicators are counted. For some of the ranks, make one of all and
+    /// [split](Communicator::split) it.
+    ///
+    /// # Errors
+    /// [`Timeout`](ErrorKind::Timeout) when not all have joined by the deadline, on all ranks, naming those
+    /// that gave no sign; as [`Communicator::join`]; [`Remote`](ErrorKind::Remote) where another rank did not
+    /// join, with its reason. No rank has a communicator then.
+    #[track_caller]
+    pub fn communicator(&self, name: &str) -> Result<Communicator> {
+        let config = JoinConfig::new(self.rank, self.size)
+            .with_device(self.device_ordinal())
+            .with_name(name)
+            .with_config(self.config.clone());
+        let kept = matches!(&self.ways, Ways::Store { attendance: Some(_), .. });
+        self.join(name, config).map_err(|error| named(error, self.rank, self.size, kept))
+    }
+
+    /// This rank.
+    pub fn rank(&self) -> u32 {
+        self.rank
+    }
+
+    /// Number of ranks.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The backend of its communicators.
+    pub fn backend(&self) -> &AnyBackend {
+        &self.backend
+    }
+
+    /// The device of its communicators.
+    pub fn device(&self) -> &AnyDevice {
+        &self.device
+    }
+
+    /// What all ranks said of themselves, in their order; nothing where they joined by a given id.
+    pub fn peers(&self) -> &[Peer] {
+        &self.peers
+    }
+
+    /// The store in which the ranks met, for what else they have to tell each other; `None` where they
+    /// joined by a given id. Its keys are apart from ours. Where rank 0 serves it, it is there for as long
+    /// as all ranks have their `World`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use collectives::{WorldConfig, rendezvous::{Deadline, Environment, exchange}};
+    ///
+    /// # fn main() -> collectives::Result<()> {
+    /// # let world = WorldConfig::new()
+    /// #     .with_backend(collectives::backend_named("mock")?)
+    /// #     .with_environment(Environment::from_variables(|_| None)?)
+    /// #     .open()?;
+    /// let store = world.store().expect("no id was given");
+    /// let deadline = Deadline::after(Duration::from_secs(30));
+    /// let seeds = exchange(&store, "seeds", world.rank(), world.size(), b"7", deadline)?;
+    /// # assert_eq!(seeds, [b"7"]);
+    /// # Ok(()) }
+    /// ```
+    pub fn store(&self) -> Option<PrefixStore<&dyn Store>> {
+        match &self.ways {
+            Ways::Store { store, .. } => Some(PrefixStore::new("program", &**store)),
+            Ways::Id(_) => None,
+        }
+    }
+
+    fn device_ordinal(&self) -> usize {
+        collectives_core::Device::info(&self.device).ordinal
+    }
+
+    #[track_caller]
+    fn join(&self, name: &str, config: JoinConfig) -> Result<Communicator> {
+        let (store, names) = match &self.ways {
+            Ways::Store { store, names, .. } => (store, names),
+            Ways::Id(id) => {
+                let id = id.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let id = id.ok_or_else(|| {
+                    Error::new(
+                        ErrorKind::InvalidUsage,
+                        format!("no id is left for communicator '{name}'"),
+                    )
+                    .with_hint("a given id is good for one communicator: split it, or use a store")
+                })?;
+                return self.join_by(&id, config, Deadline::after(self.deadline));
+            }
+        };
+        let nth = {
+            let mut names = names.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = names.entry(name.to_owned()).or_default();
+            *count += 1;
+            *count - 1
+        };
+        let meeting = |stage: &str| {
+            let keys = format!("comm/{name}/{nth}/{stage}");
+            Meeting::of_world(store, &keys, self.rank, self.size).of_communicator(name)
+        };
+        let id =
+            meeting("start").start(Deadline::after(self.deadline), || self.backend.unique_id())?;
+        let deadline = Deadline::after(self.deadline);
+        let joined = self.join_by(&id, config, deadline);
+        let agreed = meeting("end").confirm(joined.as_ref().err(), &self.peers, deadline);
+        match (joined, agreed) {
+            (Ok(comm), Ok(())) => Ok(comm),
+            (Ok(comm), Err(error)) => {
+                if let Err(error) = comm.abort() {
+                    tracing::warn!(%error, "a communicator that others did not join was not ended");
+                }
+                Err(error)
+            }
+            // Who is missing says more than that somebody is.
+            (Err(own), Err(error)) if own.kind() == ErrorKind::Timeout => {
+                Err(error.with_source(own))
+            }
+            (Err(own), _) => Err(own),
+        }
+    }
+
+    #[track_caller]
+    fn join_by(
+        &self,
+        id: &UniqueId,
+        config: JoinConfig,
+        deadline: Deadline,
+    ) -> Result<Communicator> {
+        let left = || deadline.remaining().unwrap_or_default();
+        let comm = Communicator::join(&self.backend, id, config.with_deadline(left()))?;
+        if self.warm_up {
+            let stream = comm.new_stream()?;
+            comm.on(&stream).warm_up()?;
+            stream.synchronize_for(left())?;
+        }
+        Ok(comm)
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if let Ways::Store { file: Some(file), .. } = &self.ways {
+            // Others have it open by now, or never will.
+            place::remove(file);
+        }
+    }
+}
+
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("World")
+            .field("rank", &self.rank)
+            .field("size", &self.size)
+            .field("backend", &self.backend.info().backend)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Which of so many devices is this process's.
+fn device_of(environment: &Environment, devices: usize) -> Result<usize> {
+    let local = environment.local_rank().map(|rank| rank as usize);
+    match local {
+        Some(local) if local < devices => Ok(local),
+        // The launcher shows each rank its own: Slurm's --gpus-per-task=1, a CUDA_VISIBLE_DEVICES for
+        // each. If it shows the same to several, the roll finds out.
+        _ if devices == 1 => Ok(0),
+        Some(local) => Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!("this is process {local} of its host, and sees {devices} devices"),
+        )
+        .with_hint(
+            "start as many ranks on a host as it has devices, show each rank its own alone, or choose by \
+             with_device",
+        )),
+        None => Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!(
+                "{} does not say which process of its host this is, and it sees {devices} devices",
+                environment.launcher()
+            ),
+        )
+        .with_hint("set LOCAL_RANK, or choose by with_device")),
+    }
+}
+
+/// Whose error it is. `kept` says whether rank 0 serves the store.
+fn named(error: Error, rank: u32, size: usize, kept: bool) -> Error {
+    let lost = error.kind() == ErrorKind::Remote && error.message().starts_with("TCP store at ");
+    let error = if lost && kept && rank != 0 {
+        let message = format!(
+            "rank 0 of {size}, which serves the store, has ended or cannot be reached: {}",
+            error.message()
+        );
+        Error::new(ErrorKind::Remote, message)
+            .with_hint("look for the last words of rank 0")
+            .with_poison(false)
+            .with_source(error)
+    } else {
+        error
+    };
+    match error.rank() {
+        Some(_) => error,
+        None => error.with_operation("init").with_rank(rank, size),
+    }
+}
+
+/// Which world of this run and rank this is in this process: each has keys of its own.
+fn nth(run: &str, rank: u32) -> u32 {
+    static WORLDS: Mutex<Option<HashMap<(String, u32), u32>>> = Mutex::new(None);
+    let mut worlds = WORLDS.lock().unwrap_or_else(PoisonError::into_inner);
+    let count = worlds.get_or_insert_default().entry((run.to_owned(), rank)).or_default();
+    *count += 1;
+    *count - 1
+}
+
+/// How long to wait where nobody says. As PyTorch's store.
+const DEADLINE: Duration = Duration::from_secs(300);
+/// An id that all ranks have.
+const ID_VARIABLE: &str = "COLLECTIVES_UNIQUE_ID";
+/// Before all keys of ours.
+const PREFIX: &str = "collectives";
