@@ -86,6 +86,7 @@ trait Dispatch {
     fn dispatch_device_count(&self) -> Result<usize>;
     fn dispatch_device(&self, ordinal: usize) -> Result<AnyDevice>;
     fn dispatch_parameters(&self) -> Result<Vec<(String, String)>>;
+    fn dispatch_set_encryption(&self, key: Option<&str>) -> Result<()>;
     fn dispatch_unique_id(&self) -> Result<UniqueId>;
     #[track_caller]
     fn dispatch_join(&self, id: &UniqueId, config: JoinConfig) -> Result<AnyComm>;
@@ -124,6 +125,10 @@ macro_rules! dispatch {
 
             fn dispatch_parameters(&self) -> Result<Vec<(String, String)>> {
                 Backend::parameters(self)
+            }
+
+            fn dispatch_set_encryption(&self, key: Option<&str>) -> Result<()> {
+                Backend::set_encryption(self, key)
             }
 
             fn dispatch_unique_id(&self) -> Result<UniqueId> {
@@ -185,6 +190,10 @@ impl Backend for AnyBackend {
 
     fn parameters(&self) -> Result<Vec<(String, String)>> {
         self.dispatch_parameters()
+    }
+
+    fn set_encryption(&self, key: Option<&str>) -> Result<()> {
+        self.dispatch_set_encryption(key)
     }
 
     fn unique_id(&self) -> Result<UniqueId> {

@@ -14,9 +14,9 @@ use std::{
 };
 
 use collectives_core::{
-    AbortHandle, Backend, Capabilities, Collectives, CommInfo, Device, Element, Error, ErrorKind,
-    GrowConfig, JoinAllConfig, JoinConfig, MemoryUse, PreMulSum, Rank, RawRegistration, RecvBuf,
-    Result, Scalar, ShrinkConfig, Split, SplitConfig, UniqueId,
+    AbortHandle, Backend, CallConfig, Capabilities, Collectives, CommInfo, Device, Element, Error,
+    ErrorKind, GrowConfig, JoinAllConfig, JoinConfig, MemoryUse, PreMulSum, Rank, RawRegistration,
+    RecvBuf, Result, Scalar, ShrinkConfig, Split, SplitConfig, UniqueId,
 };
 
 use crate::{
@@ -244,7 +244,7 @@ impl Communicator {
     /// Operations of this communicator, enqueued on `stream` now.
     #[inline]
     pub fn on<'a>(&'a self, stream: &'a Stream) -> On<'a> {
-        On { comm: self, stream }
+        On { comm: self, stream, config: None }
     }
 
     /// Captures operations into a graph, which can be launched any number of times.
@@ -612,6 +612,30 @@ impl fmt::Debug for Communicator {
 pub struct On<'a> {
     comm: &'a Communicator,
     stream: &'a Stream,
+    config: Option<&'a CallConfig>,
+}
+
+impl<'a> On<'a> {
+    /// The same, with a configuration for each collective that is called on it.
+    ///
+    /// ```
+    /// use collectives::{CallConfig, ReduceOp, mock};
+    ///
+    /// mock::run(2, |comm| {
+    ///     let stream = comm.new_stream()?;
+    ///     let mut buffer = stream.zeros::<f32>(1024)?;
+    ///     let few = CallConfig::new().with_ctas(1..=4);
+    ///     comm.on(&stream).with_config(&few).all_reduce_in_place(&mut buffer, ReduceOp::Sum)
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// See [`Launch::with_config`](collectives_core::Launch::with_config).
+    #[must_use]
+    pub const fn with_config(mut self, config: &'a CallConfig) -> Self {
+        self.config = Some(config);
+        self
+    }
 }
 
 impl On<'_> {
@@ -635,7 +659,7 @@ impl On<'_> {
         // after the stream has passed their last use, before which every other use is ordered;
         // the stream is of this device and alive while work is enqueued on it. That the ranks
         // agree no single rank can know: `Communicator` names it as the limit of this layer.
-        let issue = || unsafe { operation.issue(self.comm.raw(), self.stream) };
+        let issue = || unsafe { operation.issue(self.comm.raw(), self.stream, self.config) };
         self.comm.inner.enqueue(self.stream, operation.call.name(), operation.site, issue)
     }
 }

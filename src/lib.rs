@@ -30,13 +30,13 @@ pub use watchdog::Watch;
 pub use world::{Peer, World, WorldConfig, init};
 
 pub use collectives_core::{
-    AbortControl, AbortHandle, Backend, BackendExt, Capabilities, Collectives, CollectivesExt,
-    CommConfig, CommId, CommInfo, CtaPolicy, DType, Device, DeviceInfo, Element, Error, ErrorKind,
-    F8E4M3, F8E5M2, F8Format, GraphUsage, GroupEnd, GroupToken, GrowConfig, HostCft, JoinAllConfig,
-    JoinConfig, Launch, LibraryInfo, MemoryUse, NvlsHost, PeerOp, PreMulSum, Rank, RawEvent,
-    RawGraph, RawRegistration, RawStream, RawWindow, RecvBuf, ReduceOp, Result, Scalar, SendBuf,
-    ShrinkConfig, SignalWait, Split, SplitConfig, Support, UniqueId, VendorCode, Version,
-    WindowFlags, bf16, f16, shape,
+    AbortControl, AbortHandle, Backend, BackendExt, CallConfig, Capabilities, Collectives,
+    CollectivesExt, CommConfig, CommId, CommInfo, CtaPolicy, DType, Device, DeviceInfo, Element,
+    Error, ErrorKind, F8E4M3, F8E5M2, F8Format, GraphUsage, GroupEnd, GroupToken, GrowConfig,
+    HostCft, JoinAllConfig, JoinConfig, Launch, LibraryInfo, MemoryUse, NvlsHost, PeerOp,
+    PreMulSum, Rank, RawEvent, RawGraph, RawRegistration, RawStream, RawWindow, RecvBuf, ReduceOp,
+    Result, Scalar, SendBuf, ShrinkConfig, SignalWait, Split, SplitConfig, Support, UniqueId,
+    VendorCode, Version, WindowFlags, bf16, f16, shape,
 };
 
 /// How ranks find each other: what [`init`] is made of.

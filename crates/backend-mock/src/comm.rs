@@ -182,6 +182,7 @@ impl MockComm {
     #[inline]
     pub(crate) fn issue(&self, asked: Asked, launch: Launch<'_>) -> Result<()> {
         let Asked { kind, shape, other, send, recv, reduction, factor } = asked;
+        self.rules().call_config(kind.name(), launch)?;
         self.shared.note_site(launch.site());
         if shape.count == 0 && !kind.is_point_to_point() {
             // NCCL: succeeds after the checks, without synchronising.

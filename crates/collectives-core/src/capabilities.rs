@@ -97,6 +97,10 @@ pub struct Capabilities {
     /// [`Collectives::wait_signal`](crate::Collectives::wait_signal). A system may be unable all the
     /// same, which the first call tells.
     pub put_signal: Support,
+    /// [`CallConfig`](crate::CallConfig), for collectives.
+    pub call_config: Support,
+    /// [`Backend::set_encryption`](crate::Backend::set_encryption).
+    pub encryption: Support,
     /// Collectives on a stream that is being captured into a graph.
     pub capture: Support,
 }
@@ -140,11 +144,13 @@ impl Capabilities {
         window_register: Support::Native,
         window_ptr: Support::Native,
         put_signal: Support::Native,
+        call_config: Support::Native,
+        encryption: Support::Native,
         capture: Support::Native,
     };
 
     /// Every capability that a library has or lacks, with its field name, in the order of the fields.
-    pub fn entries(&self) -> [(&'static str, Support); 36] {
+    pub fn entries(&self) -> [(&'static str, Support); 38] {
         // Destructured in full, so that a new field cannot be forgotten here.
         let Self {
             all_gather,
@@ -183,6 +189,8 @@ impl Capabilities {
             window_register,
             window_ptr,
             put_signal,
+            call_config,
+            encryption,
             capture,
         } = *self;
         [
@@ -221,6 +229,8 @@ impl Capabilities {
             ("window_register", window_register),
             ("window_ptr", window_ptr),
             ("put_signal", put_signal),
+            ("call_config", call_config),
+            ("encryption", encryption),
             ("capture", capture),
         ]
     }

@@ -1,8 +1,8 @@
 //! Handles that cross to a device runtime, and what a call carries besides its buffers.
 
-use std::{ffi::c_void, marker::PhantomData, ops::BitOr, panic::Location};
+use std::{ffi::c_void, ops::BitOr, panic::Location};
 
-use crate::Rank;
+use crate::{CallConfig, Rank};
 
 macro_rules! raw_handle {
     ($(#[$doc:meta])* $name:ident) => {
@@ -150,11 +150,10 @@ impl SignalWait {
 pub struct Launch<'a> {
     stream: RawStream,
     site: &'static Location<'static>,
-    // A per-call configuration will be borrowed here (NCCL 2.31's `ncclCollConfig_t`).
-    config: PhantomData<&'a ()>,
+    config: Option<&'a CallConfig>,
 }
 
-impl Launch<'_> {
+impl<'a> Launch<'a> {
     /// Enqueues on `stream`; the caller's place in the source becomes the call site.
     #[track_caller]
     #[inline]
@@ -165,7 +164,24 @@ impl Launch<'_> {
     /// Enqueues on `stream`, with a call site that was taken earlier.
     #[inline]
     pub const fn at(stream: RawStream, site: &'static Location<'static>) -> Self {
-        Self { stream, site, config: PhantomData }
+        Self { stream, site, config: None }
+    }
+
+    /// Tells the library how to run this collective. Sends, receives and one-sided operations take no
+    /// configuration, nor does what the library itself lacks. Requires
+    /// [`Capabilities::call_config`](crate::Capabilities::call_config).
+    #[doc(alias = "ncclCollConfig_t")]
+    #[must_use]
+    #[inline]
+    pub const fn with_config(mut self, config: &'a CallConfig) -> Self {
+        self.config = Some(config);
+        self
+    }
+
+    /// How the library is to run it, where the caller has said so.
+    #[inline]
+    pub const fn config(&self) -> Option<&'a CallConfig> {
+        self.config
     }
 
     /// The stream to enqueue on.

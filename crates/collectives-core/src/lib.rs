@@ -41,7 +41,7 @@ pub use backend::{
 pub use buffer::{RecvBuf, SendBuf};
 pub use capabilities::{Capabilities, F8Format, Support};
 pub use collectives::Collectives;
-pub use comm_config::{CommConfig, CtaPolicy, GraphUsage, HostCft, NvlsHost};
+pub use comm_config::{CallConfig, CommConfig, CtaPolicy, GraphUsage, HostCft, NvlsHost};
 pub use comm_info::{CommId, CommInfo, LibraryInfo, MemoryUse};
 pub use device::{Device, DeviceInfo};
 pub use dtype::DType;

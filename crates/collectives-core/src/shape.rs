@@ -22,8 +22,8 @@
 use std::ffi::c_void;
 
 use crate::{
-    Capabilities, CommConfig, CommInfo, DType, Error, ErrorKind, GrowConfig, Rank, RecvBuf,
-    ReduceOp, Result, SendBuf, ShrinkConfig, SignalWait, SplitConfig, Support,
+    CallConfig, Capabilities, CommConfig, CommInfo, DType, Error, ErrorKind, GrowConfig, Launch,
+    Rank, RecvBuf, ReduceOp, Result, SendBuf, ShrinkConfig, SignalWait, SplitConfig, Support,
 };
 
 /// What every configuration of a communicator keeps: values that a library can take, and none at all
@@ -57,6 +57,22 @@ pub struct Shape {
     pub count: usize,
     /// Their type.
     pub dtype: DType,
+}
+
+/// A key of encryption that libraries take: none, or 32 bytes and more without NUL.
+///
+/// # Errors
+/// [`InvalidArgument`](ErrorKind::InvalidArgument), which does not show the key;
+/// [`Unsupported`](ErrorKind::Unsupported) by capability.
+pub fn encryption_key(key: Option<&str>, capabilities: &Capabilities) -> Result<()> {
+    const LEAST: usize = 32;
+    capabilities.encryption.require("encryption")?;
+    let Some(key) = key else { return Ok(()) };
+    if key.len() < LEAST || key.contains('\0') {
+        let message = format!("the key has {} bytes, want {LEAST} at least and no NUL", key.len());
+        return Err(Error::new(ErrorKind::InvalidArgument, message));
+    }
+    Ok(())
 }
 
 /// A window starts at a multiple of so many bytes from the start of its allocation
@@ -316,6 +332,30 @@ impl<'a> Rules<'a> {
             return Err(call.refuse(format!("nothing to register: {bytes} bytes at {ptr:p}")));
         }
         Ok(())
+    }
+
+    /// A configuration of its own that a collective can have, or none; messages have none.
+    ///
+    /// # Errors
+    /// See the [module](self); [`Unsupported`](ErrorKind::Unsupported) for a message.
+    #[inline]
+    pub fn call_config(&self, operation: &'static str, launch: Launch<'_>) -> Result<()> {
+        match launch.config() {
+            None => Ok(()),
+            Some(config) => self.check_config(operation, config),
+        }
+    }
+
+    #[cold]
+    fn check_config(&self, operation: &'static str, config: &CallConfig) -> Result<()> {
+        let call = self.call(operation, self.capabilities.call_config)?;
+        if matches!(operation, "send" | "recv") {
+            let message = "messages take no configuration of their own";
+            return Err(Error::new(ErrorKind::Unsupported, message)
+                .with_comm(self.comm)
+                .with_operation(operation));
+        }
+        config.check().map_err(|error| call.refuse(error.message()))
     }
 
     /// Usable memory, and another rank.

@@ -290,6 +290,10 @@ pub(crate) fn cases<B: Backend>() -> Vec<Case<B>> {
         config::a_part_has_a_configuration_of_its_own [CONFIG, SPLIT];
         config::several_ids_make_one_communicator [JOIN_MANY_IDS, Ranks(2)];
 
+        config::one_call_has_a_configuration_of_its_own [CALL_CONFIG];
+        config::impossible_configurations_of_a_call_are_refused [CALL_CONFIG];
+        config::keys_that_are_too_short_are_refused [Capability("encryption")];
+
         suspend::a_suspended_communicator_resumes_and_works [SUSPEND];
         suspend::operations_meanwhile_are_refused [SUSPEND];
         suspend::inside_a_group_it_is_refused [SUSPEND];
@@ -327,6 +331,7 @@ const ABORT: Need = Capability("abort");
 const ALL_TO_ALL: Need = Capability("all_to_all");
 const AVG: Need = Capability("reduce_avg");
 const BF16: Need = Capability("dtype_bf16");
+const CALL_CONFIG: Need = Capability("call_config");
 const CAPTURE: Need = Capability("capture");
 const CONFIG: Need = Capability("config");
 const F8E4M3: Need = Capability("dtype_f8e4m3");
