@@ -18,9 +18,10 @@ use collectives_core::{
 };
 
 use crate::{
-    AnyDevice, Stream,
+    AnyDevice, MemoryKind, Stream,
     communicator::CommInner,
     place::{Locked, Place},
+    symmetric::Piece,
 };
 
 /// An array of `T` in device memory.
@@ -111,6 +112,21 @@ impl<T: Element> Buffer<T> {
         Ok(buffer)
     }
 
+    /// Memory of a communicator's heap, which nobody uses yet.
+    pub(crate) fn of_heap(piece: Piece, len: usize) -> Self {
+        let device = piece.comm.device();
+        let memory = Allocation {
+            device: device.clone(),
+            place: Place::of(device),
+            ptr: piece.ptr,
+            bytes: piece.bytes,
+            home: Home::Heap(piece),
+            last_stream_id: AtomicU64::new(UNUSED),
+            last_stream: Mutex::new(None),
+        };
+        Self::over(memory, len)
+    }
+
     pub(crate) fn memory(&self) -> &Arc<Allocation> {
         &self.memory
     }
@@ -144,6 +160,26 @@ impl<T: Element> Buffer<T> {
     /// The device that holds it.
     pub fn device(&self) -> &AnyDevice {
         &self.memory.device
+    }
+
+    /// How the library of a communicator knows its memory: symmetric, registered, or not at all.
+    pub fn memory_kind(&self) -> MemoryKind {
+        match &self.memory.home {
+            Home::Heap(piece) => piece.kind,
+            Home::Library { registration: Some(_), .. } => MemoryKind::Registered,
+            Home::Library { .. } | Home::Cudarc { .. } | Home::Device | Home::Foreign => {
+                MemoryKind::Plain
+            }
+        }
+    }
+
+    /// Why memory of [`Communicator::alloc_symmetric`](crate::Communicator::alloc_symmetric) is not
+    /// symmetric; nothing of other memory.
+    pub fn memory_reason(&self) -> Option<&str> {
+        match &self.memory.home {
+            Home::Heap(piece) => piece.reason.as_deref(),
+            Home::Library { .. } | Home::Cudarc { .. } | Home::Device | Home::Foreign => None,
+        }
     }
 
     /// A view of the whole buffer, to be read.
@@ -488,6 +524,7 @@ enum Home {
         comm: Arc<CommInner>,
         registration: Option<RawRegistration>,
     },
+    Heap(Piece),
 }
 
 /// Not used on any stream yet.
@@ -568,6 +605,14 @@ impl Allocation {
 
     pub(crate) fn place(&self) -> Place {
         self.place
+    }
+
+    /// The part of a symmetric heap that it is, if it is one.
+    pub(crate) fn piece(&self) -> Option<&Piece> {
+        match &self.home {
+            Home::Heap(piece) => Some(piece),
+            Home::Library { .. } | Home::Cudarc { .. } | Home::Device | Home::Foreign => None,
+        }
     }
 
     #[inline]
@@ -656,8 +701,8 @@ impl Drop for Allocation {
         let last = self.last_stream.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         if is_lent {
             tracing::warn!("memory that was lent and never taken back is leaked");
-            if let Home::Cudarc { slice, .. } = &mut self.home {
-                std::mem::forget(slice.take());
+            if let Home::Cudarc { .. } | Home::Heap(_) = self.home {
+                std::mem::forget(std::mem::replace(&mut self.home, Home::Foreign));
             }
             return;
         }
@@ -686,6 +731,7 @@ impl Drop for Allocation {
             Home::Library { comm, registration } => {
                 comm.give_back(*registration, self.ptr, last);
             }
+            Home::Heap(piece) => piece.after = last,
         }
     }
 }

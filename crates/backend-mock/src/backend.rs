@@ -468,6 +468,13 @@ impl Backend for Mock {
         Ok(settings.map(|(name, value)| (name.to_owned(), value)).into())
     }
 
+    /// Checks the key: its ranks meet over nothing that could be listened to.
+    fn set_encryption(&self, key: Option<&str>) -> Result<()> {
+        fork::check()?;
+        let checked = shape::encryption_key(key, &Capabilities::FULL);
+        checked.map_err(|error| error.with_backend(BACKEND).with_operation("set_encryption"))
+    }
+
     fn unique_id(&self) -> Result<UniqueId> {
         fork::check()?;
         self.engine.threads.note(None);

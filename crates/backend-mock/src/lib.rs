@@ -230,6 +230,7 @@ mod relaunch;
 mod runtime;
 mod scene;
 mod schedule;
+mod signal;
 mod site;
 mod slab;
 mod snapshot;
