@@ -152,16 +152,19 @@ fn a_slice_that_is_dropped_inside_is_freed(backend: &AnyBackend) -> Result<(), F
         theirs.context().synchronize()?;
         Ok(theirs.context().mem_get_info()?.0)
     };
-    let mut least = None;
-    for _ in 0..4 {
+    let bytes = (1 << 22) * size_of::<f32>();
+    let mut before = None;
+    for _ in 0..5 {
         let slice = theirs.alloc_zeros::<f32>(1 << 22)?;
         let mut buffer = Buffer::from_cudarc(slice)?;
         comm.on(&stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum)?;
         drop(buffer);
         stream.synchronize()?;
-        let now = free()?;
-        assert_eq!(*least.get_or_insert(now), now, "each slice takes the place of the last");
+        before = before.or(Some(free()?));
     }
+    // Four more have come and gone. The driver may keep a pool.
+    let lost = before.unwrap_or_default().saturating_sub(free()?);
+    assert!(lost < 2 * bytes, "{lost} bytes are gone");
     Ok(())
 }
 

@@ -54,6 +54,10 @@ struct Args {
     #[arg(long, value_name = "SECONDS", default_value = "3")]
     deadline: f64,
 
+    /// How much later than that an error may come, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "2")]
+    grace: f64,
+
     /// Cases to run [default: all]
     #[arg(long = "case", value_name = "LIST", value_delimiter = ',')]
     cases: Vec<Case>,
@@ -95,12 +99,13 @@ fn run() -> Result<bool, Box<dyn Error>> {
     }
     let args = Args::parse();
     let deadline = Duration::try_from_secs_f64(args.deadline)?;
+    let grace = Duration::try_from_secs_f64(args.grace)?;
     let ranks = usize::from(args.ranks);
     let memory = machine::gpu_memory();
     let shared_memory = machine::shared_memory();
     let mut rounds = Vec::with_capacity(args.rounds);
     for task in tasks(&args, deadline) {
-        let mut round = Round::run(task, ranks, args.backend.as_deref());
+        let mut round = Round::run(task, ranks, args.backend.as_deref(), grace);
         let after = memory.as_deref().and_then(machine::gpu_memory_after);
         if let (Some(before), Some(after)) = (&memory, &after) {
             round.problems.extend(machine::leaked(before, after));

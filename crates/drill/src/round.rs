@@ -46,7 +46,7 @@ pub(crate) struct Told {
 
 impl Round {
     /// Runs it to its end, and looks whether anything of it is left.
-    pub(crate) fn run(task: Task, ranks: usize, backend: Option<&str>) -> Self {
+    pub(crate) fn run(task: Task, ranks: usize, backend: Option<&str>, grace: Duration) -> Self {
         let begun = Instant::now();
         let crew = Crew::start(CREW, ranks, |_| {
             let mut program = this_program()?;
@@ -70,7 +70,7 @@ impl Round {
             seconds: 0.0,
         };
         let mut round = match crew {
-            Ok(crew) => Host::new(round, crew).host(),
+            Ok(crew) => Host::new(round, crew).host(grace),
             Err(error) => Self { problems: vec![error.to_string()], ..round },
         };
         round.seconds = begun.elapsed().as_secs_f64();
@@ -85,9 +85,9 @@ impl Round {
 
 impl Told {
     /// What is wrong with it.
-    fn judge(&self, case: Case, deadline: Duration) -> Option<String> {
+    fn judge(&self, case: Case, limit: Duration) -> Option<String> {
         let Self { rank, millis, error } = self;
-        if Duration::from_millis(*millis) > deadline + GRACE {
+        if Duration::from_millis(*millis) > limit {
             return Some(format!("rank {rank} was told after {millis} ms: {error}"));
         }
         let names = |operation| case.operations().contains(&operation);
@@ -122,8 +122,8 @@ impl Host {
         Self { round, crew, alive, here, heard, done, members: None }
     }
 
-    fn host(mut self) -> Round {
-        let limit = 4 * self.round.task.deadline + PATIENCE;
+    fn host(mut self, grace: Duration) -> Round {
+        let limit = 4 * self.round.task.deadline + grace + PATIENCE;
         let until = Instant::now() + limit;
         self.crew.tell_all(&Order::Begin(self.round.task.clone()));
         while !self.alive.is_empty() {
@@ -138,7 +138,7 @@ impl Host {
                 }
             }
         }
-        self.look_back()
+        self.look_back(grace)
     }
 
     fn hear(&mut self, rank: usize, word: Word) {
@@ -217,7 +217,7 @@ impl Host {
     }
 
     /// Judges what was told, and looks for what is left.
-    fn look_back(self) -> Round {
+    fn look_back(self, grace: Duration) -> Round {
         let Self { mut round, crew, done, .. } = self;
         let pids: Vec<_> = (0..crew.size()).map(|rank| crew.pid(rank)).collect();
         drop(crew);
@@ -227,7 +227,9 @@ impl Host {
         if round.problems.is_empty() && done.len() != survivors {
             round.problems.push(format!("{} of {survivors} ranks went on", done.len()));
         }
-        round.problems.extend(round.told.iter().filter_map(|told| told.judge(case, deadline)));
+        round
+            .problems
+            .extend(round.told.iter().filter_map(|told| told.judge(case, deadline + grace)));
         let untold = (0..pids.len())
             .filter(|rank| *rank != victim && !round.told.iter().any(|told| told.rank == *rank));
         let untold: Vec<_> = untold.collect();
@@ -241,8 +243,6 @@ impl Host {
     }
 }
 
-/// How late an error may be.
-const GRACE: Duration = Duration::from_secs(2);
 /// How long a round may take, besides its deadlines.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -259,7 +259,7 @@ mod tests {
             None => error,
         };
         let case = Case::KilledDuringReplay;
-        Told { rank: 1, millis, error }.judge(case, Duration::from_secs(3))
+        Told { rank: 1, millis, error }.judge(case, Duration::from_secs(5))
     }
 
     #[test]
