@@ -8,24 +8,26 @@ use std::{
     panic::Location,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use collectives_core::{
-    AbortHandle, Backend, Capabilities, Collectives, CommInfo, Device, Element, Error, ErrorKind,
-    GrowConfig, JoinAllConfig, JoinConfig, MemoryUse, PreMulSum, Rank, RawRegistration, RecvBuf,
-    Result, Scalar, ShrinkConfig, Split, SplitConfig, UniqueId,
+    AbortHandle, Backend, CallConfig, Capabilities, Collectives, CommInfo, Device, Element, Error,
+    ErrorKind, GrowConfig, JoinAllConfig, JoinConfig, MemoryUse, PreMulSum, Rank, RawRegistration,
+    RecvBuf, Result, Scalar, ShrinkConfig, Split, SplitConfig, UniqueId,
 };
 
 use crate::{
-    AnyBackend, AnyComm, AnyDevice, Buffer, Graph, Op, PreMulSumOp, Scope, Slice, SliceMut, Stream,
-    Watch,
+    AlignedGraph, AnyBackend, AnyComm, AnyDevice, Buffer, Graph, Op, PreMulSumOp, Scope, Slice,
+    SliceMut, Stream, Watch,
     buffer::{Allocation, bytes_of, order_all},
-    operation::{Call, Operation, operations},
+    graph::refuse_in_capture,
+    operation::{Call, Connections, Operation, operations},
     place::Place,
     reduce::OpKeep,
+    symmetric::Heap,
     watchdog::Watched,
 };
 
@@ -76,9 +78,17 @@ pub(crate) struct CommInner {
     place: Place,
     handle: AbortHandle,
     returned: Mutex<Returned>,
+    /// Only the communicator's thread uses it.
+    heap: Mutex<Option<Heap>>,
     watched: OnceLock<Arc<Watched>>,
     /// For graphs, which are launched on any thread.
     suspended: AtomicBool,
+    /// What the library has connected; see [`Connections`].
+    connected: AtomicU32,
+    /// How many aligned graphs were captured.
+    aligned: AtomicU64,
+    /// The stream of the last launch of a graph that has this communicator's operations.
+    replayed: Mutex<Option<Stream>>,
 }
 
 /// What owners on other threads gave up, for the communicator's thread to give back.
@@ -86,6 +96,8 @@ pub(crate) struct CommInner {
 struct Returned {
     memory: Vec<ReturnedMemory>,
     ops: Vec<PreMulSum>,
+    /// Blocks of the heap, and the streams of their last uses.
+    blocks: Vec<(u64, Option<Stream>)>,
 }
 
 struct ReturnedMemory {
@@ -102,6 +114,7 @@ impl Communicator {
     /// As [`Backend::join`].
     #[track_caller]
     pub fn join(backend: &AnyBackend, id: &UniqueId, config: JoinConfig) -> Result<Self> {
+        refuse_in_capture("join")?;
         let device = config.device;
         let comm = backend.join(id, config)?;
         Ok(Self::over(comm, backend.device(device)?))
@@ -114,6 +127,7 @@ impl Communicator {
     #[doc(alias = "ncclCommGrow")]
     #[track_caller]
     pub fn join_grown(backend: &AnyBackend, id: &UniqueId, config: JoinConfig) -> Result<Self> {
+        refuse_in_capture("join_grown")?;
         let device = config.device;
         let comm = backend.join_grown(id, config)?;
         Ok(Self::over(comm, backend.device(device)?))
@@ -126,6 +140,7 @@ impl Communicator {
     /// As [`Backend::join_all`].
     #[track_caller]
     pub fn join_all(backend: &AnyBackend, config: JoinAllConfig) -> Result<Vec<Self>> {
+        refuse_in_capture("join_all")?;
         let comms = backend.join_all(config)?;
         comms
             .into_iter()
@@ -172,8 +187,12 @@ impl Communicator {
             info,
             device,
             returned: Mutex::default(),
+            heap: Mutex::new(None),
             watched: OnceLock::new(),
             suspended: AtomicBool::new(false),
+            connected: AtomicU32::new(0),
+            aligned: AtomicU64::new(0),
+            replayed: Mutex::default(),
         };
         #[expect(
             clippy::arc_with_non_send_sync,
@@ -238,7 +257,7 @@ impl Communicator {
     /// Operations of this communicator, enqueued on `stream` now.
     #[inline]
     pub fn on<'a>(&'a self, stream: &'a Stream) -> On<'a> {
-        On { comm: self, stream }
+        On { comm: self, stream, config: None }
     }
 
     /// Captures operations into a graph, which can be launched any number of times.
@@ -248,7 +267,14 @@ impl Communicator {
     /// it, to write inputs and read results; launches and other uses are ordered one after the
     /// other.
     ///
-    /// Call [`warm_up`](On::warm_up) before the first capture: libraries cannot connect inside one.
+    /// Call [`warm_up`](On::warm_up) before the first capture, on every rank. Libraries connect on
+    /// first use, which no capture can hold; so what is captured must have run before, by a `warm_up`
+    /// or by itself, and is refused otherwise. (A send may run to another rank than it is captured
+    /// to, so messages, gathers and scatters want the former.)
+    ///
+    /// While `body` runs, its thread enqueues nothing on other streams through this crate, launches
+    /// no graphs, and makes no communicators: what would run now, and not when the graph is
+    /// launched, is refused.
     ///
     /// # Errors
     /// The error of `body`, or of a refused call in it; what the device's runtime reports. Nothing
@@ -256,6 +282,25 @@ impl Communicator {
     #[track_caller]
     pub fn capture(&self, body: impl FnOnce(&Scope) -> Result<()>) -> Result<Graph> {
         Graph::capture(self, body)
+    }
+
+    /// As [`capture`](Self::capture), for a graph whose launches make sure that all ranks are at the
+    /// same step, in the same graph. It costs an exchange and a wait per launch: see [`AlignedGraph`].
+    ///
+    /// Collective, and every rank captures its aligned graphs in the same order.
+    ///
+    /// # Errors
+    /// As [`capture`](Self::capture).
+    #[track_caller]
+    pub fn capture_aligned(&self, body: impl FnOnce(&Scope) -> Result<()>) -> Result<AlignedGraph> {
+        AlignedGraph::capture(self, body)
+    }
+
+    /// Says that other code has run operations of every kind on this communicator, between all
+    /// ranks: one of another library's making ([`Backend::comm_from_raw`]), or one that is used on the
+    /// raw layer. [`capture`](Self::capture) then wants no [`warm_up`](On::warm_up).
+    pub fn assume_warmed_up(&self) {
+        self.inner.connected(Connections::ALL);
     }
 
     /// Makes a reduce operator that multiplies this rank's input by `scalar` and then sums.
@@ -312,6 +357,8 @@ impl Communicator {
         stream: &Stream,
     ) -> Result<(*mut c_void, usize)> {
         self.same_place(stream)?;
+        refuse_in_capture("alloc")?;
+        stream.not_captured("alloc")?;
         let bytes = bytes_of::<T>(len).map_err(|error| error.with_comm(self.info()))?;
         self.inner.collect_returned(Duration::ZERO);
         Ok((self.raw().mem_alloc(bytes)?, bytes))
@@ -324,6 +371,7 @@ impl Communicator {
     #[doc(alias = "ncclCommSplit")]
     #[track_caller]
     pub fn split(&self, config: SplitConfig) -> Result<Option<Self>> {
+        refuse_in_capture("split")?;
         let part = self.raw().split(config)?;
         Ok(part.map(|comm| self.child(comm)))
     }
@@ -339,6 +387,7 @@ impl Communicator {
     #[doc(alias = "ncclCommShrink")]
     #[track_caller]
     pub fn shrink(&self, config: ShrinkConfig) -> Result<Self> {
+        refuse_in_capture("shrink")?;
         Ok(self.child(self.raw().shrink(config)?))
     }
 
@@ -350,6 +399,7 @@ impl Communicator {
     #[doc(alias = "ncclCommGrow")]
     #[track_caller]
     pub fn grow(&self, config: GrowConfig) -> Result<Self> {
+        refuse_in_capture("grow")?;
         Ok(self.child(self.raw().grow(config)?))
     }
 
@@ -383,6 +433,7 @@ impl Communicator {
     /// As [`Collectives::suspend`].
     #[doc(alias = "ncclCommSuspend")]
     pub fn suspend(&self) -> Result<()> {
+        refuse_in_capture("suspend")?;
         self.inner.suspended.store(true, Ordering::SeqCst);
         self.raw().suspend().inspect_err(|_| {
             // It may have been suspended before.
@@ -398,6 +449,7 @@ impl Communicator {
     /// As [`Collectives::resume`].
     #[doc(alias = "ncclCommResume")]
     pub fn resume(&self) -> Result<()> {
+        refuse_in_capture("resume")?;
         self.raw().resume()?;
         self.inner.suspended.store(false, Ordering::SeqCst);
         Ok(())
@@ -468,8 +520,8 @@ impl Communicator {
     /// it, from threads of their own.
     ///
     /// # Errors
-    /// [`InvalidUsage`](ErrorKind::InvalidUsage) while graphs, registered buffers or reduce ops
-    /// still hold it: it is then destroyed with the last of them. Else what the library reports.
+    /// [`InvalidUsage`](ErrorKind::InvalidUsage) while graphs, buffers of its own memory or
+    /// reduce ops still hold it: it is then destroyed with the last of them. Else what the library reports.
     #[doc(alias = "ncclCommFinalize")]
     pub fn finalize(self) -> Result<()> {
         self.end(Collectives::finalize)
@@ -489,10 +541,13 @@ impl Communicator {
         drop(scratch);
         inner.collect_returned(LAST_USE);
         match Arc::try_unwrap(inner) {
-            Ok(mut inner) => inner.comm.take().map_or(Ok(()), |comm| how(Box::new(comm))),
+            Ok(mut inner) => {
+                inner.end_heap();
+                inner.comm.take().map_or(Ok(()), |comm| how(Box::new(comm)))
+            }
             Err(inner) => Err(Error::new(
                 ErrorKind::InvalidUsage,
-                "graphs, registered buffers or reduce ops still hold the communicator",
+                "graphs, buffers of its own memory or reduce ops still hold the communicator",
             )
             .with_comm(&inner.info)
             .with_operation("finalize")
@@ -603,13 +658,41 @@ impl fmt::Debug for Communicator {
 pub struct On<'a> {
     comm: &'a Communicator,
     stream: &'a Stream,
+    config: Option<&'a CallConfig>,
+}
+
+impl<'a> On<'a> {
+    /// The same, with a configuration for each collective that is called on it.
+    ///
+    /// ```
+    /// use collectives::{CallConfig, ReduceOp, mock};
+    ///
+    /// mock::run(2, |comm| {
+    ///     let stream = comm.new_stream()?;
+    ///     let mut buffer = stream.zeros::<f32>(1024)?;
+    ///     let few = CallConfig::new().with_ctas(1..=4);
+    ///     comm.on(&stream).with_config(&few).all_reduce_in_place(&mut buffer, ReduceOp::Sum)
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// See [`Launch::with_config`](collectives_core::Launch::with_config).
+    #[must_use]
+    pub const fn with_config(mut self, config: &'a CallConfig) -> Self {
+        self.config = Some(config);
+        self
+    }
 }
 
 impl On<'_> {
     operations!(self, 'b, ['b]);
 
-    fn comm(&self) -> &Communicator {
+    pub(crate) fn comm(&self) -> &Communicator {
         self.comm
+    }
+
+    pub(crate) fn stream(&self) -> &Stream {
+        self.stream
     }
 
     #[inline]
@@ -617,13 +700,18 @@ impl On<'_> {
         self.comm.same_place(self.stream)?;
         self.comm.same_places(&operation)?;
         self.comm.not_in_raw_group()?;
+        refuse_in_capture(operation.call.name())?;
+        self.stream.not_captured_by_others(operation.call.name())?;
         let _locked = order_all(&operation.memory, self.stream)?;
         // SAFETY: the buffers are of this device and as long as they say, and are freed only
         // after the stream has passed their last use, before which every other use is ordered;
         // the stream is of this device and alive while work is enqueued on it. That the ranks
         // agree no single rank can know: `Communicator` names it as the limit of this layer.
-        let issue = || unsafe { operation.issue(self.comm.raw(), self.stream) };
-        self.comm.inner.enqueue(self.stream, operation.call.name(), operation.site, issue)
+        let issue = || unsafe { operation.issue(self.comm.raw(), self.stream, self.config) };
+        let inner = &self.comm.inner;
+        inner.enqueue(self.stream, operation.call.name(), operation.site, issue)?;
+        inner.connected(operation.call.makes());
+        Ok(())
     }
 }
 
@@ -672,6 +760,48 @@ impl CommInner {
         }
     }
 
+    /// Notes what the library has connected.
+    #[inline]
+    pub(crate) fn connected(&self, made: Connections) {
+        if !made.are_in(self.connected.load(Ordering::Relaxed)) {
+            self.connected.fetch_or(made.bits(), Ordering::Relaxed);
+        }
+    }
+
+    /// Refuses to capture what the library would have to connect for.
+    pub(crate) fn check_connected(&self, call: &Call<'_>) -> Result<()> {
+        if call.uses().are_in(self.connected.load(Ordering::Relaxed)) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::InvalidUsage,
+            "captured before the communicator has run it: libraries connect on first use, which no \
+             capture can hold",
+        )
+        .with_comm(&self.info)
+        .with_operation(call.name())
+        .with_hint("call warm_up on a stream before the capture, on every rank"))
+    }
+
+    /// The number of the next aligned graph.
+    pub(crate) fn next_aligned(&self) -> u64 {
+        self.aligned.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Orders `stream` after the last launch of a graph with operations of this communicator, and
+    /// makes it the last. The caller holds the device's lock until it has launched: so launches of
+    /// such graphs never overlap, on whichever streams and threads.
+    pub(crate) fn order_replay(&self, stream: &Stream) -> Result<()> {
+        let mut last = self.replayed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = &*last
+            && last.id() != stream.id()
+        {
+            stream.follow(last)?;
+        }
+        *last = Some(stream.clone());
+        Ok(())
+    }
+
     /// Refuses where the communicator has given its memory back.
     pub(crate) fn check_active(&self) -> Result<()> {
         if !self.suspended.load(Ordering::SeqCst) {
@@ -706,6 +836,34 @@ impl CommInner {
         self.returned().ops.push(op);
     }
 
+    /// Takes a block of the heap back, from any thread.
+    pub(crate) fn give_back_block(&self, number: u64, after: Option<Stream>) {
+        self.returned().blocks.push((number, after));
+    }
+
+    /// The blocks that were given back since the last time.
+    pub(crate) fn take_blocks(&self) -> Vec<(u64, Option<Stream>)> {
+        std::mem::take(&mut self.returned().blocks)
+    }
+
+    /// The symmetric heap, for the thread that may call on the communicator.
+    pub(crate) fn heap(&self) -> MutexGuard<'_, Option<Heap>> {
+        self.heap.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn device(&self) -> &AnyDevice {
+        &self.device
+    }
+
+    /// Frees the symmetric heap, of which no buffer is left.
+    fn end_heap(&mut self) {
+        let blocks = self.take_blocks();
+        let heap = self.heap.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let (Some(heap), Some(comm)) = (heap, &self.comm) {
+            heap.end(comm, &self.device, blocks, LAST_USE);
+        }
+    }
+
     fn returned(&self) -> MutexGuard<'_, Returned> {
         self.returned.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -714,7 +872,10 @@ impl CommInner {
     /// `limit` for all of it. Called by the thread that may call on the communicator.
     fn collect_returned(&self, limit: Duration) {
         let Some(comm) = &self.comm else { return };
-        let Returned { memory, ops } = std::mem::take(&mut *self.returned());
+        let (memory, ops) = {
+            let mut returned = self.returned();
+            (std::mem::take(&mut returned.memory), std::mem::take(&mut returned.ops))
+        };
         for op in ops {
             log(comm.destroy_pre_mul_sum(op), "a reduce op could not be destroyed");
         }
@@ -760,6 +921,7 @@ impl Drop for CommInner {
             watched.end();
         }
         self.collect_returned(LAST_USE);
+        self.end_heap();
     }
 }
 
