@@ -362,6 +362,35 @@ mod processes {
     }
 
     #[test]
+    #[cfg(target_os = "linux")]
+    fn a_rank_that_ends_before_the_call_is_not_waited_for() {
+        // Who of the processes is rank 1, before the call says so.
+        let seat = std::env::var("COLLECTIVES_CREW");
+        if seat.is_ok_and(|seat| seat.starts_with("1/")) {
+            // The others have the id by then, or would be told that there will be none.
+            thread::sleep(Duration::from_secs(2));
+            std::process::exit(4);
+        }
+        let start = Instant::now();
+        let outcome = world("a_rank_that_ends_before_the_call_is_not_waited_for")
+            .run_processes(|comm| Ok(comm.rank()));
+        let failure = fails(
+            outcome,
+            &[
+                "3 of 3 ranks failed after ",
+                "\n  rank 1: its process ",
+                " ended: exit status: 4",
+                "\n  ranks 0, 2: join: ranks wait in the join of 'world' for ranks that never come",
+                "rank 1: has not joined, and process 1 (pid ",
+                ") ended with exit code 4",
+            ],
+        );
+        let is_verdict = |cause: &Cause| matches!(cause, Cause::Error(error) if error.kind() == ErrorKind::Deadlock);
+        assert!(failure.failures()[1..].iter().all(|rank| is_verdict(&rank.cause)), "{failure}");
+        assert!(start.elapsed() < Duration::from_secs(30));
+    }
+
+    #[test]
     fn a_late_world_is_killed_and_says_what_its_ranks_do() {
         let start = Instant::now();
         let world = world("a_late_world_is_killed_and_says_what_its_ranks_do")

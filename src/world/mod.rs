@@ -564,7 +564,14 @@ fn device_of(environment: &Environment, devices: usize) -> Result<usize> {
 
 /// Whose error it is. `kept` says whether rank 0 serves the store.
 fn named(error: Error, rank: u32, size: usize, kept: bool) -> Error {
-    let lost = error.kind() == ErrorKind::Remote && error.message().starts_with("TCP store at ");
+    // A store that was not reached says what the network said. Of keys that did not come it has no more to
+    // say than that.
+    let unreached = match error.kind() {
+        ErrorKind::Remote => true,
+        ErrorKind::Timeout => std::error::Error::source(&error).is_some(),
+        _ => false,
+    };
+    let lost = unreached && error.message().starts_with("TCP store at ");
     let error = if lost && kept && rank != 0 {
         let message = format!(
             "rank 0 of {size}, which serves the store, has ended or cannot be reached: {}",

@@ -598,7 +598,11 @@ impl State {
             self.break_comm(key, &failure, told.except);
         }
         if !broken && let Some(told) = joint.board.told(End::Failed) {
-            self.break_comm(key, &Failure::told(&told), told.except);
+            let failure = Failure::told(&told);
+            if let Some(verdict) = failure.verdict() {
+                self.note_once(verdict);
+            }
+            self.break_comm(key, &failure, told.except);
         }
     }
 

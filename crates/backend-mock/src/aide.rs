@@ -18,9 +18,9 @@ use crate::{
     engine::Engine,
     error::{Failure, refuse},
     fork,
+    memory::PAGES,
     process::{
         peer::{Process, Token, random},
-        verdicts::Desk,
         watch::Watch,
     },
     threads,
@@ -79,9 +79,7 @@ impl Drop for Aides {
         self.stopped.store(true, Ordering::Release);
         if let Some(process) = self.process.as_ref().filter(|_| !fork::in_forked_child()) {
             process.own().bell().ring();
-            if let Some(desk) = Desk::of(process.own()) {
-                desk.bell().ring();
-            }
+            Clerk::wake(process);
         }
     }
 }
@@ -114,7 +112,8 @@ impl Progress {
 
 /// This process for an engine of its own.
 pub(crate) fn process(config: &MockConfig) -> Result<Arc<Process>, Failure> {
-    let bytes = config.device_memory.saturating_mul(config.devices);
+    let waste = if config.guards.protect { PAGES } else { 0 };
+    let bytes = config.device_memory.saturating_mul(config.devices).saturating_add(waste);
     Process::new(bytes).map(Arc::new).map_err(|error| {
         let kind = match error.kind() {
             io::ErrorKind::Unsupported => ErrorKind::Unsupported,
@@ -128,7 +127,7 @@ pub(crate) fn process(config: &MockConfig) -> Result<Arc<Process>, Failure> {
 impl Engine {
     /// A token for an id.
     pub(crate) fn random_token(&self) -> Result<Token> {
-        self.check_processes()?;
+        self.check_able()?;
         random().map_err(|error| refuse(ErrorKind::System, format!("random bits: {error}")))
     }
 }

@@ -2,7 +2,7 @@
 //! [`crate::process::verdicts`].
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
@@ -15,8 +15,11 @@ use crate::{
     engine::Engine,
     process::{
         peer::{Peer, Process, Token},
-        verdicts::{Answer, Answers, Desk, Part, Ruling, ask_all, confirmed, is_ours_to_ask, rule},
+        verdicts::{
+            Answer, Answers, Desk, Part, Roll, Ruling, ask_all, confirmed, is_ours_to_ask, rule,
+        },
     },
+    scene::Job,
     slab::Key,
     state::State,
     threads,
@@ -31,7 +34,23 @@ pub(crate) struct Clerk {
     pub(crate) stopped: Arc<AtomicBool>,
 }
 
+/// Whose rulings are read.
+#[derive(Clone, Copy, Eq, Hash, PartialEq)]
+enum Source {
+    /// A process that was met.
+    Met(Token),
+    /// A process of the same job, by its seat.
+    Seat(usize),
+}
+
 impl Clerk {
+    /// Has the clerk of a process look whether it is stopped.
+    pub(crate) fn wake(process: &Process) {
+        if let Some(desk) = Desk::of(process.own()) {
+            desk.bell().ring();
+        }
+    }
+
     /// Serves until it is stopped, or the engine ends.
     pub(crate) fn run(&self) {
         threads::enlist_watcher();
@@ -60,50 +79,78 @@ impl Engine {
     pub(crate) fn inquire(&self) -> Found {
         let Some(process) = &self.process else { return Found::Slow };
         self.suspect(true);
-        let mut peers = self.others();
+        let (mut peers, roll) = (self.others(), self.call_the_roll());
         peers.retain(|peer| !peer.has_ended());
-        let others = || peers.iter().map(|peer| &**peer);
-        if !is_ours_to_ask(process.own(), others()) {
+        let others = self.desks(&peers, roll.as_ref());
+        if !is_ours_to_ask(process.own(), &others) {
             return Found::Slow;
         }
         let ask = || -> Answers {
-            let mut answers = ask_all(others());
+            let mut answers = ask_all(&others);
             answers.insert(process.own().token(), self.testify());
             answers
         };
         let first = ask();
-        if rule(&first).is_empty() {
+        if rule(&first, roll.as_ref()).is_empty() {
             return Found::Slow;
         }
-        let rulings = rule(&confirmed(&first, ask()));
+        let rulings = rule(&confirmed(&first, ask()), roll.as_ref());
         let Some(desk) = Desk::of(process.own()).filter(|_| !rulings.is_empty()) else {
             return Found::Slow;
         };
         desk.publish(&rulings);
-        for peer in others() {
-            if let Some(desk) = Desk::of(peer) {
-                desk.bell().ring();
-            }
-        }
+        others.values().for_each(|desk| desk.bell().ring());
         let own = rulings.into_iter().find(|ruling| ruling.process == process.own().token());
         own.into_iter().for_each(|ruling| self.obey(ruling));
         Found::Progress
     }
 
+    /// The job that this process belongs to, if all who could come to a join of its ranks have ended
+    /// or can be asked.
+    pub(crate) fn job_if_all_can_be_asked(&self) -> Option<Job> {
+        self.call_the_roll()?.answered(|_| true)
+    }
+
+    /// Who has ended of the processes of its job, and who can be asked.
+    fn call_the_roll(&self) -> Option<Roll> {
+        Roll::call(self.process.as_ref()?.roster()?)
+    }
+
+    /// Where others are asked: those that this process has met, and those of its job.
+    fn desks<'a>(&self, peers: &'a [Arc<Peer>], roll: Option<&Roll>) -> BTreeMap<Token, Desk<'a>> {
+        let met = peers.iter().filter_map(|peer| Some((peer.token(), Desk::of(peer)?)));
+        let mut desks: BTreeMap<_, _> = met.collect();
+        let Some((process, roll)) = self.process.as_ref().zip(roll) else { return desks };
+        let Some(roster) = process.roster() else { return desks };
+        let others = roll.here().filter(|(_, token)| *token != process.own().token());
+        desks.extend(others.filter_map(|(seat, token)| Some((token, roster.desk(seat)?))));
+        desks
+    }
+
     /// Answers what this process is asked, and does what others have found that it has to do. `read`
     /// says which of their rulings are known.
-    fn attend(&self, process: &Process, desk: &Desk<'_>, read: &mut HashMap<Token, u32>) {
+    fn attend(&self, process: &Process, desk: &Desk<'_>, read: &mut HashMap<Source, u32>) {
         desk.serve(|| self.testify());
-        for peer in self.others() {
-            let Some(desk) = Desk::of(&peer) else { continue };
+        let (peers, roster) = (self.others(), process.roster());
+        let met = peers.iter().filter(|peer| {
+            let is_on = |roster| peer.exit().is_some_and(|exit| exit.has_desk_on(roster));
+            !roster.is_some_and(is_on)
+        });
+        let met = met.filter_map(|peer| Some((Source::Met(peer.token()), Desk::of(peer)?)));
+        // Also of those that have ended: what they found is true.
+        let seats = roster.into_iter().flat_map(|roster| {
+            let desk = |seat| Some((Source::Seat(seat), roster.desk(seat)?));
+            (0..roster.seats().len()).filter_map(desk)
+        });
+        for (source, desk) in met.chain(seats) {
             let edition = desk.edition();
-            if read.get(&peer.token()).copied().unwrap_or(0) == edition {
+            if read.get(&source).copied().unwrap_or(0) == edition {
                 continue;
             }
             // Where it is just being written, the bell is rung afterwards.
             let ruling = desk.ruling(&process.own().token());
             if desk.edition() == edition {
-                read.insert(peer.token(), edition);
+                read.insert(source, edition);
                 ruling.into_iter().for_each(|ruling| self.obey(ruling));
             }
         }
@@ -136,8 +183,8 @@ impl Engine {
                 }
                 parts.retain(|part| {
                     let is_done = state.is_done(&part.actions);
-                    if is_done && let Some(verdict) = &part.verdict {
-                        state.take_note(verdict, &part.actions);
+                    if is_done {
+                        self.catch_up(state, part);
                     }
                     !is_done
                 });
@@ -149,6 +196,31 @@ impl Engine {
             }
             // Void, or others are just doing it.
             thread::sleep(PAUSE);
+        }
+        self.witness(|state, _| parts.iter().for_each(|part| self.end_joins(state, part)));
+    }
+
+    /// Others were quicker.
+    fn catch_up(&self, state: &mut State, part: &Part) {
+        self.end_joins(state, part);
+        if let Some(verdict) = &part.verdict {
+            state.take_note(verdict, &part.actions);
+        }
+    }
+
+    /// Ends the joins of a verdict, whatever has moved since: it was true when they had begun, and the
+    /// others have been told by now and won't come.
+    fn end_joins(&self, state: &mut State, part: &Part) {
+        let open = part.actions.iter().filter_map(|action| match *action {
+            Action::CallOffJoin { id, visits } => Some((id, visits)),
+            _ => None,
+        });
+        let mut open =
+            open.filter(|&(id, visits)| self.meetings.across.is_open(id, visits)).peekable();
+        if let Some(verdict) = part.verdict.as_ref().filter(|_| open.peek().is_some()) {
+            state.note_once(verdict);
+            let failure = verdict.failure();
+            open.for_each(|(id, visits)| self.meetings.call_off(id, visits, &failure));
         }
     }
 }
@@ -168,8 +240,8 @@ impl State {
                 _ => {}
             }
         }
-        if is_ours && !self.verdicts.iter().any(|known| known.to_string() == text) {
-            self.pronounce(verdict.clone());
+        if is_ours {
+            self.note_once(verdict);
         }
     }
 
@@ -180,14 +252,16 @@ impl State {
         failures.any(|failure| failure.plain().message().starts_with(text))
     }
 
-    /// Whether all communicators that are to fail have failed.
+    /// Whether all communicators that are to fail have failed, if there are any. A join ends in each
+    /// process for itself.
     fn is_done(&self, actions: &[Action]) -> bool {
-        let mut comms = actions.iter().filter_map(|action| match action {
-            Action::FailComm { comm } => Some(*comm),
+        let has_failed = |comm| self.comms.get(comm).is_some_and(|comm| comm.broken);
+        let mut outcomes = actions.iter().filter_map(|action| match *action {
+            Action::FailComm { comm } => Some(has_failed(comm)),
+            Action::CallOffJoin { .. } => Some(true),
             _ => None,
         });
-        let has_failed = |comm| self.comms.get(comm).is_some_and(|comm| comm.broken);
-        comms.clone().next().is_some() && comms.all(has_failed)
+        outcomes.clone().next().is_some() && outcomes.all(|is_done| is_done)
     }
 }
 

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use collectives_core::{CommInfo, Error, ErrorKind};
 
+use crate::verdict::Verdict;
+
 /// Why a communicator failed, or work on a stream: kept, and made an [`Error`] each time it is asked
 /// for.
 #[derive(Clone, Debug)]
@@ -11,11 +13,20 @@ pub(crate) struct Failure {
     kind: ErrorKind,
     message: Arc<str>,
     hint: Option<Arc<str>>,
+    /// Which says the same as data.
+    verdict: Option<Arc<Verdict>>,
 }
 
 impl Failure {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<Arc<str>>) -> Self {
-        Self { kind, message: message.into(), hint: None }
+        Self { kind, message: message.into(), hint: None, verdict: None }
+    }
+
+    /// Of a verdict.
+    #[must_use]
+    pub(crate) fn with_verdict(mut self, verdict: Verdict) -> Self {
+        self.verdict = Some(Arc::new(verdict));
+        self
     }
 
     #[must_use]
@@ -41,6 +52,10 @@ impl Failure {
 
     pub(crate) fn message(&self) -> &str {
         &self.message
+    }
+
+    pub(crate) fn verdict(&self) -> Option<&Verdict> {
+        self.verdict.as_deref()
     }
 
     pub(crate) fn hint(&self) -> Option<&str> {

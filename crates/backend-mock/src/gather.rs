@@ -31,11 +31,13 @@ use crate::{
     meeting::late,
     process::{
         board::{self, Board, MAX_RANKS},
+        launch,
         peer::{Process, Token, random},
         rendezvous::{self, Call, Met, Missed},
         shared::Shared,
     },
     schedule::mix,
+    snapshot::{Meeting, Place},
     sync::lock,
     threads::What,
 };
@@ -54,8 +56,71 @@ struct Gathered {
     used: BTreeSet<u64>,
     /// Joins that nobody waits in, by id and rank.
     pending: HashMap<(u64, u32), Arc<Pending>>,
+    /// Ranks that have come to a join which is not over.
+    visitors: Vec<Visitor>,
+    /// How many there were.
+    visits: u64,
     /// Why all joins end, if they do.
     called_off: Option<Failure>,
+}
+
+/// A rank of this process in a join.
+struct Visitor {
+    /// The first is 1.
+    number: u64,
+    id: u64,
+    rank: u32,
+    size: u32,
+    name: Option<String>,
+    /// Whether all have come. Every rank knows that before any of them goes on.
+    is_complete: bool,
+    /// Why nothing comes of it.
+    failure: Option<Failure>,
+}
+
+/// A rank stays in a join as long as this lives.
+struct Stay<'a> {
+    joins: &'a Gatherings,
+    number: u64,
+}
+
+impl<'a> Stay<'a> {
+    fn begin(joins: &'a Gatherings, id: u64, config: &JoinConfig) -> Self {
+        let mut state = lock(&joins.state);
+        state.visits += 1;
+        let number = state.visits;
+        state.visitors.push(Visitor {
+            number,
+            id,
+            rank: config.rank.get(),
+            size: config.size as u32,
+            name: config.name.clone(),
+            is_complete: false,
+            failure: None,
+        });
+        Self { joins, number }
+    }
+
+    fn with<R>(&self, act: impl FnOnce(&mut Visitor) -> R) -> Option<R> {
+        let mut state = lock(&self.joins.state);
+        state.visitors.iter_mut().find(|visitor| visitor.number == self.number).map(act)
+    }
+
+    /// All have come.
+    fn complete(&self) {
+        self.with(|visitor| visitor.is_complete = true);
+    }
+
+    /// Why nothing comes of it, if that is known.
+    fn failure(&self) -> Option<Failure> {
+        self.with(|visitor| visitor.failure.clone()).flatten()
+    }
+}
+
+impl Drop for Stay<'_> {
+    fn drop(&mut self) {
+        lock(&self.joins.state).visitors.retain(|visitor| visitor.number != self.number);
+    }
 }
 
 /// A join that a helper thread waits in.
@@ -86,6 +151,51 @@ impl Gatherings {
         lock(&self.state).called_off = Some(failure);
     }
 
+    /// Ends a join for the ranks here that have come to it, if their number is at most `visits`.
+    pub(crate) fn call_off(&self, id: u64, visits: u64, failure: &Failure) {
+        let mut state = lock(&self.state);
+        let concerned = |it: &&mut Visitor| it.id == id && it.number <= visits;
+        for visitor in state.visitors.iter_mut().filter(concerned) {
+            visitor.failure.get_or_insert_with(|| failure.clone());
+        }
+    }
+
+    /// Whether a rank is in a join that [`call_off`](Self::call_off) would end.
+    pub(crate) fn is_open(&self, id: u64, visits: u64) -> bool {
+        let concerned = |it: &Visitor| it.id == id && it.number <= visits && it.failure.is_none();
+        lock(&self.state).visitors.iter().any(concerned)
+    }
+
+    /// Where ranks of this process wait for others, as far as is known here.
+    pub(crate) fn open(&self) -> Vec<Meeting> {
+        let state = lock(&self.state);
+        let mut open: Vec<Meeting> = Vec::new();
+        let waits = |it: &&Visitor| !it.is_complete && it.failure.is_none();
+        for visitor in state.visitors.iter().filter(waits) {
+            let place = Place::Join { id: visitor.id };
+            let token = usize::try_from(visitor.id).ok().and_then(|at| state.tokens.get(at));
+            let known = open.iter().position(|it| (it.place, it.size) == (place, visitor.size));
+            let known = known.unwrap_or_else(|| {
+                open.push(Meeting {
+                    place,
+                    visits: 0,
+                    token: token.map(|token| u128::from_le_bytes(*token)),
+                    name: None,
+                    size: visitor.size,
+                    missing: (0..visitor.size).collect(),
+                });
+                open.len() - 1
+            });
+            let meeting = &mut open[known];
+            meeting.visits = meeting.visits.max(visitor.number);
+            meeting.missing.retain(|&rank| rank != visitor.rank);
+            if meeting.name.is_none() {
+                meeting.name.clone_from(&visitor.name);
+            }
+        }
+        open
+    }
+
     /// Joins, and waits for the other ranks.
     pub(crate) fn join(
         &self,
@@ -103,9 +213,11 @@ impl Gatherings {
             return Err(at(error.with_hint("make a new id for each communicator")));
         }
         let bytes = board_bytes(size).map_err(at)?;
+        let process = engine.process().map_err(at)?;
         let until = deadline.and_then(|deadline| Instant::now().checked_add(deadline));
-        let cancelled =
-            || given_up.load(Ordering::Relaxed) || lock(&self.state).called_off.is_some();
+        let stay = Stay::begin(self, id, config);
+        let called_off = || stay.failure().or_else(|| lock(&self.state).called_off.clone());
+        let cancelled = || given_up.load(Ordering::Relaxed) || called_off().is_some();
         let payload = Ticket { device, name: name.clone(), split: None }.encode();
         let call = Call {
             token,
@@ -115,11 +227,10 @@ impl Gatherings {
             board_bytes: bytes,
             until,
             cancelled: &cancelled,
+            complete: &|| stay.complete(),
         };
-        let met = rendezvous::meet(engine.process().map_err(at)?, call);
-        let met = met.map_err(|missed| {
-            let called_off = lock(&self.state).called_off.clone();
-            at(match (missed, called_off) {
+        let met = rendezvous::meet(process, call).map_err(|missed| {
+            at(match (missed, called_off()) {
                 (Missed::Cancelled, Some(failure)) => failure.plain(),
                 (missed, _) => explain(missed, deadline),
             })
@@ -284,6 +395,7 @@ impl Engine {
             board_bytes: most.ok_or_else(|| named(too_many(size)))?,
             until: None,
             cancelled: &cancelled,
+            complete: &|| (),
         };
         let met = rendezvous::meet(&joint.process, call).map_err(|missed| {
             // Why the others left is on the board.
@@ -387,6 +499,7 @@ impl Engine {
             board_bytes: board_bytes(stay.len())?,
             until: None,
             cancelled: &cancelled,
+            complete: &|| (),
         };
         let met = match rendezvous::meet(&joint.process, call) {
             Ok(met) => met,
@@ -658,12 +771,13 @@ fn explain(missed: Missed, deadline: Option<Duration>) -> Error {
         Missed::Disagree(text) => {
             invalid(format!("the ranks' processes disagree: {}", text.replace("seat", "rank")))
         }
-        Missed::Died { seat: Some(rank), pid } => {
-            let message = format!("rank {rank} (pid {pid}) ended before all ranks had come");
-            refuse(ErrorKind::Remote, message)
-        }
-        Missed::Died { seat: None, pid } => {
-            refuse(ErrorKind::Remote, format!("pid {pid} ended before all ranks had come"))
+        Missed::Died { seat, pid } => {
+            let who = match seat {
+                Some(rank) => format!("rank {rank} (pid {pid})"),
+                None => format!("pid {pid}"),
+            };
+            let how = launch::end_of(pid).map_or_else(|| "ended".into(), |end| end.to_string());
+            refuse(ErrorKind::Remote, format!("{who} {how} before all ranks had come"))
         }
         Missed::Late { came } => late(&came, deadline.unwrap_or_default()),
         Missed::System { what, error } => {

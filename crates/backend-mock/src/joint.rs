@@ -630,15 +630,20 @@ impl Failure {
     /// As other processes are told.
     pub(crate) fn tell(&self, except: Option<Rank>) -> Told {
         let (message, hint) = (self.message().into(), self.hint().map(Into::into));
-        Told { kind: self.kind(), message, hint, except }
+        // Only memory could run out, which there is no answer for.
+        let data = self.verdict().map(|verdict| serde_json::to_vec(verdict).unwrap_or_default());
+        Told { kind: self.kind(), message, hint, except, data: data.unwrap_or_default() }
     }
 
     /// As another process has told.
     pub(crate) fn told(told: &Told) -> Self {
-        let failure = Self::new(told.kind, &*told.message);
-        match &told.hint {
-            Some(hint) => failure.with_hint(&**hint),
-            None => failure,
+        let mut failure = Self::new(told.kind, &*told.message);
+        if let Some(hint) = &told.hint {
+            failure = failure.with_hint(&**hint);
+        }
+        match serde_json::from_slice(&told.data) {
+            Ok(verdict) => failure.with_verdict(verdict),
+            Err(_) => failure,
         }
     }
 }

@@ -124,7 +124,8 @@ impl Engine {
             same.then(|| Snapshot::take(self, state, View::Nobody))
         });
         let Some(snapshot) = snapshot else { return Found::Progress };
-        let scene = Scene::new([snapshot]);
+        let mut scene = Scene::new([snapshot]);
+        scene.job = self.job_if_all_can_be_asked();
         // As if nobody acted who does not wait here.
         if !Judge::suspicious(&scene).finds_stuck() {
             self.suspect(false);
@@ -448,7 +449,7 @@ impl<'a> Judge<'a> {
                 others.map(|other| Node::Absent(comm, other)).collect()
             }
             For::Join { meeting, .. } => {
-                let comes = self.somebody_may_join(thread);
+                let comes = self.somebody_may_join(meeting, self.scene.threads[thread].process);
                 if comes { Vec::new() } else { vec![Node::Meeting(meeting)] }
             }
             For::Nothing => Vec::new(),
@@ -611,16 +612,29 @@ impl<'a> Judge<'a> {
         called || others() || self.scene.outside[end.process].acts
     }
 
-    /// Whether a rank may come to a join in which `thread` waits.
-    fn somebody_may_join(&self, thread: usize) -> bool {
-        let process = self.scene.threads[thread].process;
-        let known =
-            self.callers(process).filter(|&(index, _)| index != thread).any(|(index, other)| {
-                match other.waiting {
-                    Some(_) => self.goes_on[index],
-                    None => self.may_be_woken(index),
-                }
-            });
+    /// Whether a rank may come to a join in which somebody of a process waits.
+    fn somebody_may_join(&self, meeting: u32, process: usize) -> bool {
+        let meeting = &self.scene.meetings[meeting as usize];
+        if !meeting.is_across() {
+            return self.may_join_from(process);
+        }
+        if meeting.missing.is_empty() {
+            return true;
+        }
+        let job = self.scene.job.as_ref().map(|job| job.number);
+        let all_are_known = job.is_some() && self.scene.jobs[process] == job;
+        !all_are_known || (0..self.scene.outside.len()).any(|other| self.may_join_from(other))
+    }
+
+    /// Whether a rank may come to a join from a process.
+    fn may_join_from(&self, process: usize) -> bool {
+        if !self.callers(process).any(|(_, thread)| thread.waiting.is_some()) {
+            return !self.is_quiet(process);
+        }
+        let known = self.callers(process).any(|(index, thread)| match thread.waiting {
+            Some(_) => self.goes_on[index],
+            None => self.may_be_woken(index),
+        });
         // A rank that has not joined has not called, so it takes a look at all threads.
         let outside = self.scene.outside[process];
         known || outside.acts || outside.is_unseen

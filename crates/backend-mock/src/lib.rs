@@ -92,8 +92,8 @@
 //!   process, and how it ended where a launcher tells ([`ExitNotice`]). [`Action::Kill`] kills the
 //!   process.
 //! * Operations go on while the program does not call, within a millisecond or so.
-//! * Verdicts: ranks that disagree are told as always. What hangs is told where all that hangs together
-//!   is in one process; a rank of another process counts as one that may still act.
+//! * Verdicts take the processes' agreement, some 20 milliseconds. On a join there is one where a
+//!   launcher says who all are ([`ExitNotices`]), as [`World::run_processes`] and `collectives launch` do.
 //! * Devices have the same numbers in all processes: ranks of a communicator have different ones.
 //! * There is one version of the library in all processes.
 //!
@@ -138,8 +138,11 @@
 //!   known to be there before that thread calls on it. What stands deeper than 256 entries in a stream
 //!   is looked at when it has come nearer.
 //! * **Ranks that are processes** are judged together: those whose threads can't act say so, whatever
-//!   they wait for. There is no verdict on joins then, since a process may come of which nobody knows,
-//!   and none on a hang over processes of which none shares communicators with all the others.
+//!   they wait for. On a join there is a verdict where all processes were started as one job
+//!   ([`ExitNotices`]): each waits, too, or has ended, which is told with how. One that has not made a
+//!   mock yet, has several, or has children may come. Of other programs a process may come of which
+//!   nobody knows, so joins wait for their deadline; and there is no verdict on a hang over processes of
+//!   which none shares communicators with all the others.
 //! * **Elsewhere than on Linux** threads that never called are not seen, and neither are ends of
 //!   threads and joins that nobody comes to.
 //!
@@ -172,8 +175,8 @@
 //! # Making it hard
 //! [`MockConfig::strict`] and [`MockConfig::adversarial`] find programs that are right only by luck.
 //! A [`Schedule`] puts work off as long as is legal, or as a seed says; [`Guards`] poison what is to
-//! be received, sum what is sent, and compare what streams access. A [`FaultPlan`] has delays, hangs,
-//! deaths and errors where a program shall survive them. All are functions of seeds and of places in
+//! be received, sum what is sent, compare what streams access, and see the program's own loads and
+//! stores. A [`FaultPlan`] has delays, hangs, deaths and errors where a program shall survive them. All are functions of seeds and of places in
 //! the program, never of time, and errors name the seed and the rules, so that a run can be had again.
 //! [`MockConfig::from_env`] has them from outside, and so have [`Mock::shared`] and [`World`]. The guide `docs/faults.md` has recipes.
 //!
@@ -191,6 +194,7 @@ mod alive;
 mod asleep;
 mod backend;
 mod calls;
+#[cfg_attr(not(target_os = "linux"), path = "clerk_elsewhere.rs")]
 mod clerk;
 mod comm;
 mod comm_state;
@@ -212,6 +216,8 @@ mod judge;
 mod lifecycle;
 mod meeting;
 mod memory;
+#[cfg_attr(not(target_os = "linux"), path = "mirror_elsewhere.rs")]
+mod mirror;
 mod numerics;
 mod op;
 mod pending;
@@ -224,6 +230,7 @@ mod relaunch;
 mod runtime;
 mod scene;
 mod schedule;
+mod signal;
 mod site;
 mod slab;
 mod snapshot;
@@ -233,6 +240,9 @@ mod sync;
 mod threads;
 mod timer;
 mod transfer;
+#[cfg(target_os = "linux")]
+mod trap;
+mod veil;
 mod verdict;
 mod watch;
 mod window;
@@ -248,7 +258,7 @@ pub use guard::Guards;
 pub use lifecycle::{JoinState, PendingJoin};
 pub use pending::{PendingOp, PendingStatus};
 #[cfg(target_os = "linux")]
-pub use process::launch::ExitNotice;
+pub use process::launch::{ExitNotice, ExitNotices};
 pub use runtime::{Allocation, CaptureFault, CaptureInfo};
 pub use schedule::Schedule;
 pub use site::Site;

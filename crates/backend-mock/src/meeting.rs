@@ -270,12 +270,14 @@ impl JoinMeetings {
         }
     }
 
-    /// Ends the meeting under `id`, if it is open.
-    pub(crate) fn call_off(&self, id: u64, failure: Failure) {
+    /// Ends the meeting under `id`, if it is open; where ranks are processes, for those here whose
+    /// number is at most `visits`.
+    pub(crate) fn call_off(&self, id: u64, visits: u64, failure: &Failure) {
+        self.across.call_off(id, visits, failure);
         if let Some(join) = lock(&self.state).open.get_mut(&id)
             && join.outcome.is_none()
         {
-            self.fail(join, failure);
+            self.fail(join, failure.clone());
         }
     }
 

@@ -56,11 +56,15 @@ pub(crate) mod bell {
 }
 
 pub(crate) mod segment {
-    use std::convert::Infallible;
+    use std::{convert::Infallible, io};
 
     pub(crate) struct Segment(Infallible);
 
     impl Segment {
+        pub(crate) fn new(_: usize) -> io::Result<Self> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
         pub(crate) fn alloc(&self, _: usize, _: usize) -> Option<u64> {
             match self.0 {}
         }
@@ -105,7 +109,15 @@ pub(crate) mod peer {
             match self.0 {}
         }
 
-        pub(crate) fn segment(&self) -> &Segment {
+        pub(crate) fn segment(&self) -> &Arc<Segment> {
+            match self.0 {}
+        }
+
+        pub(crate) fn roster(&self) -> Option<&Infallible> {
+            match self.0 {}
+        }
+
+        pub(crate) fn job(&self) -> Option<u128> {
             match self.0 {}
         }
     }
@@ -151,6 +163,14 @@ pub(crate) mod peer {
     }
 }
 
+pub(crate) mod launch {
+    use super::peer::End;
+
+    pub(crate) fn end_of(_: u32) -> Option<End> {
+        None
+    }
+}
+
 pub(crate) mod rendezvous {
     use std::{convert::Infallible, io, sync::Arc, time::Instant};
 
@@ -168,6 +188,7 @@ pub(crate) mod rendezvous {
         pub(crate) board_bytes: usize,
         pub(crate) until: Option<Instant>,
         pub(crate) cancelled: &'a dyn Fn() -> bool,
+        pub(crate) complete: &'a dyn Fn(),
     }
 
     pub(crate) struct Met {

@@ -133,10 +133,10 @@ struct Progress {
 
 impl Launch {
     fn start(world: &World, test: &str, earlier: Vec<Value>, start: Instant) -> io::Result<Self> {
-        let mut notices = Vec::new();
-        let mut crew = Crew::start(CREW, world.ranks, |_| {
+        let (job, mut notices) = (Notices::for_job(world.ranks)?, Vec::new());
+        let mut crew = Crew::start(CREW, world.ranks, |rank| {
             let mut program = program(test)?;
-            notices.push(Notice::attach(&mut program)?);
+            notices.push(job.attach(rank, &mut program)?);
             Ok(program)
         })?;
         crew.tell_all(&Order::Start(earlier));
@@ -258,18 +258,31 @@ impl Launch {
     }
 }
 
-/// What tells the other ranks how one has ended, where the system has such means.
+/// What tells the ranks how others have ended, where the system has such means.
+struct Notices {
+    #[cfg(target_os = "linux")]
+    job: crate::ExitNotices,
+}
+
+/// That of one rank.
 struct Notice {
     #[cfg(target_os = "linux")]
     notice: Option<crate::ExitNotice>,
 }
 
 #[cfg(target_os = "linux")]
-impl Notice {
-    fn attach(program: &mut Command) -> io::Result<Self> {
-        Ok(Self { notice: Some(crate::ExitNotice::attach(program)?) })
+impl Notices {
+    fn for_job(ranks: usize) -> io::Result<Self> {
+        Ok(Self { job: crate::ExitNotices::for_job(ranks)? })
     }
 
+    fn attach(&self, rank: usize, program: &mut Command) -> io::Result<Notice> {
+        Ok(Notice { notice: Some(self.job.attach(rank, program)?) })
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Notice {
     fn publish(&mut self, end: &End) {
         if let (Some(notice), Some(status)) = (self.notice.take(), end.status) {
             notice.publish(status);
@@ -278,11 +291,18 @@ impl Notice {
 }
 
 #[cfg(not(target_os = "linux"))]
-impl Notice {
-    fn attach(_: &mut Command) -> io::Result<Self> {
+impl Notices {
+    fn for_job(_: usize) -> io::Result<Self> {
         Ok(Self {})
     }
 
+    fn attach(&self, _: usize, _: &mut Command) -> io::Result<Notice> {
+        Ok(Notice {})
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Notice {
     fn publish(&mut self, _: &End) {}
 }
 

@@ -8,7 +8,7 @@ use std::{collections::HashMap, ops::Deref};
 use crate::{
     site::Site,
     slab::Key,
-    snapshot::{self, End, Entry, For, Meeting, Op, Outside, Run, Snapshot, Stream, Thread, Unit},
+    snapshot::{self, End, Entry, For, Op, Outside, Place, Run, Snapshot, Stream, Thread, Unit},
 };
 
 /// What is known of all processes.
@@ -16,14 +16,47 @@ use crate::{
 pub(crate) struct Scene {
     /// By process.
     pub(crate) outside: Vec<Outside>,
+    /// By process: the job that it speaks for, if it does.
+    pub(crate) jobs: Vec<Option<u128>>,
+    /// The job of which nobody lives whose snapshot is not here, if that is known of one.
+    pub(crate) job: Option<Job>,
     pub(crate) comms: Vec<Comm>,
     pub(crate) streams: Vec<In<Stream>>,
     pub(crate) threads: Vec<In<Thread>>,
-    pub(crate) meetings: Vec<In<Meeting>>,
+    pub(crate) meetings: Vec<Meeting>,
     pub(crate) units: Vec<Unit>,
     pub(crate) runs: Vec<Run>,
     pub(crate) sites: Vec<Site>,
     signals: u32,
+}
+
+/// Processes that were started together, and those of them that have ended.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) number: u128,
+    pub(crate) ended: Vec<Ended>,
+}
+
+/// One that has ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// The launcher's.
+    pub(crate) number: u32,
+    pub(crate) pid: u32,
+    /// For people: what comes behind its name.
+    pub(crate) how: String,
+}
+
+/// Where ranks meet, while some are missing.
+#[derive(Debug)]
+pub(crate) struct Meeting {
+    pub(crate) name: Option<String>,
+    pub(crate) size: u32,
+    pub(crate) missing: Vec<u32>,
+    /// What it is known by in all processes, where that is a join across them.
+    token: Option<u128>,
+    /// In the processes that have part in it here, and [`snapshot::Meeting::visits`].
+    pub(crate) places: Vec<(usize, Place, u64)>,
 }
 
 /// Something, and the process that it is in.
@@ -75,8 +108,18 @@ impl Scene {
     }
 
     fn add(&mut self, snapshot: Snapshot, known: &mut HashMap<u128, u32>) {
-        let Snapshot { outside, comms, streams, threads, meetings, units, runs, sites, signals } =
-            snapshot;
+        let Snapshot {
+            outside,
+            job,
+            comms,
+            streams,
+            threads,
+            meetings,
+            units,
+            runs,
+            sites,
+            signals,
+        } = snapshot;
         let process = self.outside.len();
         let shift = Shift {
             streams: self.streams.len() as u32,
@@ -85,9 +128,10 @@ impl Scene {
             sites: self.sites.len() as u32,
             signals: self.signals,
             comms: comms.into_iter().map(|comm| self.add_comm(process, comm, known)).collect(),
-            meetings: self.meetings.len() as u32,
+            meetings: meetings.into_iter().map(|it| self.add_meeting(process, it)).collect(),
         };
         self.outside.push(outside);
+        self.jobs.push(job);
         self.streams.extend(streams.into_iter().map(|mut stream| {
             stream.queue.iter_mut().for_each(|entry| shift.entry(entry));
             In { process, it: stream }
@@ -102,11 +146,26 @@ impl Scene {
             unit.ops.iter_mut().for_each(|op| shift.op(op));
             unit
         }));
-        self.meetings.extend(meetings.into_iter().map(|it| In { process, it }));
         let run = |run: Run| Run { before: run.before.map(|run| run + shift.runs), ..run };
         self.runs.extend(runs.into_iter().map(run));
         self.sites.extend(sites);
         self.signals += signals;
+    }
+
+    /// Joins under one token are one, and only those are missing who are missing everywhere.
+    fn add_meeting(&mut self, process: usize, meeting: snapshot::Meeting) -> u32 {
+        let snapshot::Meeting { place, visits, token, name, size, missing } = meeting;
+        let is_same = |it: &Meeting| token.is_some() && (it.token, it.size) == (token, size);
+        if let Some(index) = self.meetings.iter().position(is_same) {
+            let known = &mut self.meetings[index];
+            known.missing.retain(|rank| missing.contains(rank));
+            known.name = known.name.take().or(name);
+            known.places.push((process, place, visits));
+            return index as u32;
+        }
+        let places = vec![(process, place, visits)];
+        self.meetings.push(Meeting { name, size, missing, token, places });
+        self.meetings.len() as u32 - 1
     }
 
     fn add_comm(
@@ -142,6 +201,13 @@ impl Scene {
     }
 }
 
+impl Meeting {
+    /// Whether ranks of several processes may meet there to join.
+    pub(crate) fn is_across(&self) -> bool {
+        self.token.is_some()
+    }
+}
+
 impl<T> Deref for In<T> {
     type Target = T;
 
@@ -157,9 +223,9 @@ struct Shift {
     runs: u32,
     sites: u32,
     signals: u32,
-    meetings: u32,
     /// By place in the snapshot.
     comms: Vec<u32>,
+    meetings: Vec<u32>,
 }
 
 impl Shift {
@@ -185,11 +251,11 @@ impl Shift {
             For::Flush { comm, .. } | For::GrowId { comm, .. } => {
                 *comm = self.comms[*comm as usize];
             }
-            For::Join { meeting, .. } => *meeting += self.meetings,
+            For::Join { meeting, .. } => *meeting = self.meetings[*meeting as usize],
             For::Nothing => {}
             For::Shrink { comm, meeting } | For::Split { comm, meeting } => {
                 *comm = self.comms[*comm as usize];
-                *meeting += self.meetings;
+                *meeting = self.meetings[*meeting as usize];
             }
             For::Stream { stream, .. } => *stream += self.streams,
         }

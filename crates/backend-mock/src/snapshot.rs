@@ -33,6 +33,9 @@ use crate::{
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Snapshot {
     pub(crate) outside: Outside,
+    /// The job that its process was started in, where none but the threads here can take part in it
+    /// for the process.
+    pub(crate) job: Option<u128>,
     pub(crate) comms: Vec<Comm>,
     pub(crate) streams: Vec<Stream>,
     /// Those that have called and not ended come first.
@@ -214,11 +217,15 @@ pub(crate) enum For {
     Stream { stream: u32, entries: usize },
 }
 
-/// Where ranks meet to make a communicator, while some are missing. Who is missing is the same for all
-/// processes, so that each has a meeting of its own here.
+/// Where ranks meet to make a communicator, while some are missing, as far as the process knows.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Meeting {
     pub(crate) place: Place,
+    /// Those that came here last, of joins under one id, have at most this number.
+    pub(crate) visits: u64,
+    /// Of a join across processes, what all of them know it by. Then those are missing that are not in
+    /// this process. Who misses at other meetings is the same for all processes.
+    pub(crate) token: Option<u128>,
     /// The name of the communicator to be.
     pub(crate) name: Option<String>,
     pub(crate) size: u32,
@@ -333,7 +340,11 @@ impl<'a> Camera<'a> {
             engine,
             state,
             view,
-            snapshot: Snapshot { outside: view.outside(), ..Snapshot::default() },
+            snapshot: Snapshot {
+                outside: view.outside(),
+                job: engine.process.as_ref().and_then(|process| process.job()),
+                ..Snapshot::default()
+            },
             comms: HashMap::new(),
             streams: HashMap::new(),
             signals: HashMap::new(),
@@ -527,6 +538,8 @@ impl<'a> Camera<'a> {
         let meetings: BTreeMap<Place, Meeting> = waiting
             .iter()
             .filter_map(|waiting| self.meeting(waiting.as_ref()?.what))
+            // Also of ranks that have come and don't wait.
+            .chain(self.engine.meetings.across.open())
             .map(|meeting| (meeting.place, meeting))
             .collect();
         let places: HashMap<_, _> = meetings.keys().copied().zip(0..).collect();
@@ -552,7 +565,7 @@ impl<'a> Camera<'a> {
                 let (size, came) = (gathered.came.len() as u32, gathered.came);
                 let missing = (0..).zip(came).filter(|(_, came)| !came);
                 let missing = missing.map(|(rank, _)| rank).collect();
-                Meeting { place, name: gathered.name, size, missing }
+                Meeting { place, visits: 0, token: None, name: gathered.name, size, missing }
             }
             Place::Shrink { comm: key, number } => {
                 // The communicator may be broken: that is what a shrink is for.
@@ -566,7 +579,14 @@ impl<'a> Camera<'a> {
                         missing.into_iter().map(Rank::get).collect()
                     }
                 };
-                Meeting { place, name: None, size: comm.ends.len() as u32, missing }
+                Meeting {
+                    place,
+                    visits: 0,
+                    token: None,
+                    name: None,
+                    size: comm.ends.len() as u32,
+                    missing,
+                }
             }
             Place::Split { comm: key, round } => {
                 let comm = self.state.comms.get(key).filter(|comm| !comm.broken)?;
@@ -577,7 +597,14 @@ impl<'a> Camera<'a> {
                 if missing.iter().any(|&rank| comm.ends[rank as usize].departed) {
                     return None;
                 }
-                Meeting { place, name: None, size: comm.ends.len() as u32, missing }
+                Meeting {
+                    place,
+                    visits: 0,
+                    token: None,
+                    name: None,
+                    size: comm.ends.len() as u32,
+                    missing,
+                }
             }
         })
     }

@@ -16,9 +16,9 @@ use crate::{
     judge::{Judge, Node, Place, Sentence},
     op::Kind,
     pending::{PendingOp, PendingStatus, known},
-    scene::Seat,
+    scene::{Ended, Meeting, Seat},
     slab::Key,
-    snapshot::{self, End, Entry, For, Meeting, Op, Wait},
+    snapshot::{self, End, Entry, For, Op, Wait},
     state::{Arrival, Owner, State},
     stream,
     threads::{Thread, What},
@@ -120,7 +120,7 @@ impl Verdict {
                 "split on all ranks; those that want no part pass SplitConfig::no_color()",
             ),
         };
-        Failure::new(kind, self.to_string()).with_hint(hint)
+        Failure::new(kind, self.to_string()).with_hint(hint).with_verdict(self.clone())
     }
 }
 
@@ -353,6 +353,14 @@ impl State {
         }
     }
 
+    /// Keeps a verdict that another process has found, unless it is known here.
+    pub(crate) fn note_once(&mut self, verdict: &Verdict) {
+        let text = verdict.to_string();
+        if !self.verdicts.iter().any(|known| known.to_string() == text) {
+            self.pronounce(verdict.clone());
+        }
+    }
+
     /// Logs a verdict and keeps it for [`Mock::verdicts`](crate::Mock::verdicts).
     pub(crate) fn pronounce(&mut self, verdict: Verdict) -> Failure {
         tracing::error!("{verdict}");
@@ -453,9 +461,11 @@ pub(crate) enum Action {
     FailComm {
         comm: Key,
     },
-    /// End a join for all who came and will come.
+    /// End a join for all who came and will come; where ranks are processes, for those who came
+    /// until then.
     CallOffJoin {
         id: u64,
+        visits: u64,
     },
     /// Send a thread away that drops an end, and only waits to be polite.
     Release {
@@ -480,10 +490,10 @@ impl Case {
                     }));
                 }
                 Some(For::Shrink { meeting, .. }) => {
-                    let meeting = &scene.meetings[meeting as usize];
-                    if let snapshot::Place::Shrink { comm, number } = meeting.place {
-                        let action = Action::CallOffShrink { comm, number };
-                        actions.insert((meeting.process, action));
+                    for &(process, place, _) in &scene.meetings[meeting as usize].places {
+                        if let snapshot::Place::Shrink { comm, number } = place {
+                            actions.insert((process, Action::CallOffShrink { comm, number }));
+                        }
                     }
                 }
                 Some(For::Stream { stream, .. }) => {
@@ -502,9 +512,10 @@ impl Case {
             actions.extend(keys.map(|&(process, comm)| (process, Action::FailComm { comm })));
         }
         for &meeting in &part.joins {
-            let meeting = &scene.meetings[meeting as usize];
-            if let snapshot::Place::Join { id } = meeting.place {
-                actions.insert((meeting.process, Action::CallOffJoin { id }));
+            for &(process, place, visits) in &scene.meetings[meeting as usize].places {
+                if let snapshot::Place::Join { id } = place {
+                    actions.insert((process, Action::CallOffJoin { id, visits }));
+                }
             }
         }
         let verdict = Some(Report { judge, part }.verdict());
@@ -530,8 +541,8 @@ impl Engine {
         let failure = verdict.map(|verdict| state.pronounce(verdict));
         for action in actions {
             match (action, &failure) {
-                (Action::CallOffJoin { id }, Some(failure)) => {
-                    self.meetings.call_off(id, failure.clone());
+                (Action::CallOffJoin { id, visits }, Some(failure)) => {
+                    self.meetings.call_off(id, visits, failure);
                 }
                 (Action::CallOffShrink { comm, number }, Some(failure)) => {
                     state.call_off_shrink(comm, number, failure);
@@ -592,7 +603,12 @@ impl Report<'_> {
     /// From a wait along the first cause of each, to a cycle (whose first node is again the last) or
     /// to what has no cause.
     fn path(&self) -> Vec<Node> {
-        let Some(&first) = self.part.waits.first() else { return Vec::new() };
+        // A join has no cause to show.
+        let joins =
+            |wait: &&usize| matches!(self.wait(**wait), Some(Wait { what: For::Join { .. }, .. }));
+        let mut waits = self.part.waits.iter();
+        let story = waits.clone().find(|wait| !joins(wait));
+        let Some(&first) = story.or_else(|| waits.next()) else { return Vec::new() };
         let mut path = vec![Node::Wait(first)];
         while let Some(&node) = path.last()
             && let Some(&next) = self.judge.causes(node).first()
@@ -751,7 +767,7 @@ impl Report<'_> {
 
     /// Who came to a join, and who did not.
     fn meeting(&self, index: u32) -> (String, Vec<RankState>) {
-        let Meeting { name, size, missing, .. } = &*self.judge.scene.meetings[index as usize];
+        let Meeting { name, size, missing, .. } = &self.judge.scene.meetings[index as usize];
         let title = name.clone().unwrap_or_else(|| "a new communicator".into());
         let state = |rank: u32| {
             let waits = self.judge.scene.threads.iter().find_map(|thread| {
@@ -764,9 +780,7 @@ impl Report<'_> {
                 }
             });
             let doing = match waits {
-                _ if missing.contains(&rank) => {
-                    "has not joined, and no thread is left that could".into()
-                }
+                _ if missing.contains(&rank) => self.absence(index, rank),
                 Some(waits) => waits,
                 None => "has come, and does not wait".into(),
             };
@@ -775,6 +789,27 @@ impl Report<'_> {
         };
         let states = (0..*size).map(state).collect();
         (title, states)
+    }
+
+    /// Why a rank will not come to a join.
+    fn absence(&self, meeting: u32, rank: u32) -> String {
+        let scene = self.judge.scene;
+        let is_across = scene.meetings[meeting as usize].is_across();
+        let Some(job) = scene.job.as_ref().filter(|_| is_across) else {
+            return "has not joined, and no thread is left that could".into();
+        };
+        let ended: Vec<_> = job
+            .ended
+            .iter()
+            .map(|Ended { number, pid, how }| format!("process {number} (pid {pid}) {how}"))
+            .collect();
+        // Ranks are numbered as processes are, as a rule.
+        let own = job.ended.iter().position(|ended| ended.number == rank);
+        match own {
+            Some(own) => format!("has not joined, and {}", ended[own]),
+            None if ended.is_empty() => "has not joined, and no thread is left that could".into(),
+            None => format!("has not joined; of the job, {}", ended.join(", ")),
+        }
     }
 
     /// The thread that called on an end last.

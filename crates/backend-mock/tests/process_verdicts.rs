@@ -368,6 +368,112 @@ fn a_grow_for_which_nobody_makes_an_id() {
 }
 
 #[test]
+fn messages_of_unequal_size() {
+    processes("messages_of_unequal_size", 2, &[], |process| {
+        let end = process.join();
+        let error = told("unequal sizes", ErrorKind::InvalidUsage, || {
+            if end.rank() == 0 {
+                end.send(1)?;
+            } else {
+                let recv = RecvBuf { count: 5, ..end.buffers().1 };
+                let launch = Launch::new(RawStream::DEFAULT);
+                // SAFETY: as in `all_reduce`; the memory has room for 16.
+                unsafe { end.comm.recv(recv, Rank::new(0), launch) }?;
+            }
+            end.wait()
+        });
+        assert_eq!(process.verdict().kind, VerdictKind::Mismatch);
+        contains(
+            error.message(),
+            &["rank 0 calls send of 4 × f32", "rank 1 calls recv of 5 × f32"],
+        );
+    });
+}
+
+#[test]
+fn a_message_to_the_wrong_rank() {
+    processes("a_message_to_the_wrong_rank", 3, &[], |process| {
+        let end = process.join();
+        let error = told("a wrong peer", ErrorKind::Deadlock, || {
+            match end.rank() {
+                0 => end.send(2)?,
+                1 => end.recv(0)?,
+                _ => end.recv(1)?,
+            }
+            end.wait()
+        });
+        assert_eq!(process.verdict().kind, VerdictKind::Cycle);
+        contains(
+            error.message(),
+            &[
+                "rank 0: send #0 of 4 × f32, to rank 2",
+                "rank 1: recv #0 of 4 × f32, from rank 0",
+                "rank 2: recv #0 of 4 × f32, from rank 1",
+            ],
+        );
+    });
+}
+
+#[test]
+fn a_graph_that_is_replayed_by_one_process() {
+    processes("a_graph_that_is_replayed_by_one_process", 2, &[], |process| {
+        let end = process.join();
+        let stream = end.device.stream_create().unwrap();
+        let (send, recv) = end.buffers();
+        // SAFETY: the stream was made above, and lives as long as the mock, here and below.
+        unsafe { end.device.begin_capture(stream) }.unwrap();
+        // SAFETY: as in `all_reduce`.
+        unsafe { end.comm.all_reduce(send, recv, ReduceOp::Sum, Launch::new(stream)) }.unwrap();
+        // SAFETY: as above.
+        let graph = unsafe { end.device.end_capture(stream) }.unwrap();
+        let error = told("a graph", ErrorKind::InvalidUsage, || {
+            if end.rank() == 1 {
+                end.recv(0)?;
+                return end.wait();
+            }
+            // SAFETY: as above.
+            unsafe { end.device.launch(graph, stream) }?;
+            // SAFETY: as above.
+            unsafe { end.device.synchronize(stream, None) }
+        });
+        let verdict = process.verdict();
+        assert_eq!(verdict.kind, VerdictKind::Mismatch);
+        assert!(verdict.ranks[0].operation.as_ref().is_some_and(|op| op.in_graph), "{verdict}");
+        contains(error.message(), &["rank 0 calls all_reduce", "rank 1 calls recv of 4 × f32"]);
+    });
+}
+
+#[test]
+fn a_rank_that_leaves_the_communicator() {
+    processes("a_rank_that_leaves_the_communicator", 2, &[1], |process| {
+        let end = process.join();
+        if end.rank() == 1 {
+            drop(end);
+            sleep_for_ever();
+        }
+        let error = told("left", ErrorKind::Remote, || {
+            end.all_reduce()?;
+            end.wait()
+        });
+        contains(error.message(), &["rank 1"]);
+    });
+}
+
+#[test]
+fn a_finalize_that_waits_in_vain() {
+    processes("a_finalize_that_waits_in_vain", 2, &[1], |process| {
+        let end = process.join();
+        if end.rank() == 1 {
+            sleep_for_ever();
+        }
+        end.all_reduce().unwrap();
+        let comm = Box::new(end.comm);
+        told("finalize", ErrorKind::Deadlock, || comm.finalize());
+        assert_eq!(process.verdict().kind, VerdictKind::MissingRank);
+    });
+}
+
+#[test]
 fn ranks_as_threads_of_processes() {
     // Ranks 0 and 1 in one process, 2 in another: each waits for the next one.
     processes("ranks_as_threads_of_processes", 2, &[], |process| {

@@ -16,7 +16,7 @@ use std::{
 
 use collectives_backend_mock::{
     Action, ExitNotice, FaultPlan, Guards, JoinState, Mock, MockComm, MockConfig, MockDevice,
-    Ranks, Rule, Schedule,
+    Ranks, Rule, Schedule, VerdictKind,
 };
 use collectives_core::{
     Backend, BackendExt, Collectives, DType, Device, ErrorKind, GrowConfig, JoinConfig, Launch,
@@ -544,6 +544,7 @@ fn an_abort_reaches_all() {
 fn a_mismatch_is_shown_to_all_with_both_places() {
     processes("a_mismatch_is_shown_to_all_with_both_places", 2, |process| {
         let comm = process.join();
+        let other = comm.split(SplitConfig::new(0).with_name("other")).unwrap().unwrap();
         let device = process.device(&comm);
         let value = Buffer::new(&device, &[1_i32; 8]);
         works(process, &comm);
@@ -569,6 +570,14 @@ fn a_mismatch_is_shown_to_all_with_both_places() {
         let places = text.matches("processes.rs:").count();
         assert_eq!(places, 2, "{text}");
         assert_eq!(value.values(), [1; 8], "nothing was moved");
+        // As data, too, whoever found it.
+        let verdicts = process.mock.verdicts();
+        assert_eq!(verdicts.len(), 1, "{verdicts:#?}");
+        assert_eq!((verdicts[0].kind, verdicts[0].ranks.len()), (VerdictKind::Mismatch, 2));
+        assert_eq!(verdicts[0].fields, ["count"]);
+        assert!(error.message().starts_with(&verdicts[0].to_string()), "{error}");
+        // What has no part in it can be used.
+        works(process, &other);
     });
 }
 
@@ -1030,5 +1039,128 @@ fn long_programs_of_many_streams_and_communicators_agree() {
             }
         });
         process.mock.check_leaks().unwrap();
+    });
+}
+
+/// Runs `body` in two processes, under a plan of one rule.
+fn two_with(test: &str, rule: Rule, body: impl FnOnce(&Process)) {
+    let config = MockConfig::new().with_faults(FaultPlan::new().with_rule(rule));
+    processes_with(test, 2, config, body, |_, status| status.success());
+}
+
+#[test]
+fn a_delay_is_waited_for_across_processes() {
+    let rule = Rule::new(Action::Delay(Duration::from_millis(300))).on_rank(1).at(1..2);
+    two_with("a_delay_is_waited_for_across_processes", rule, is_only_slow);
+}
+
+#[test]
+fn a_straggler_is_waited_for_across_processes() {
+    let rule = Rule::new(Action::Straggle(Duration::from_millis(100))).on_rank(1).at(1..2);
+    two_with("a_straggler_is_waited_for_across_processes", rule, is_only_slow);
+}
+
+fn is_only_slow(process: &Process) {
+    let comm = process.join();
+    (0..4).for_each(|_| works(process, &comm));
+    assert!(process.mock.verdicts().is_empty(), "{:#?}", process.mock.verdicts());
+}
+
+#[test]
+fn what_hangs_in_another_process_ends_by_a_deadline_and_an_abort() {
+    let test = "what_hangs_in_another_process_ends_by_a_deadline_and_an_abort";
+    let rule = Rule::new(Action::Hang).on_communicator("world").on_rank(1).at(2..3);
+    two_with(test, rule, |process| {
+        let comm = process.join();
+        works(process, &comm);
+        let device = process.device(&comm);
+        let value = Buffer::new(&device, &[1_i32]);
+        all_reduce(&comm, &value, &value).unwrap();
+        let soon = Some(Duration::from_millis(500));
+        if process.number == 0 {
+            // SAFETY: the default stream always lives.
+            let error = unsafe { device.synchronize(RawStream::DEFAULT, soon) }.unwrap_err();
+            // It was asked for, to try out deadlines: there is no verdict on it.
+            assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+            assert!(error.to_string().contains("waiting for rank 1"), "{error}");
+            comm.abort_handle().abort().unwrap();
+            // Who aborts knows.
+            wait(&device).unwrap();
+        } else {
+            assert_eq!(wait(&device).unwrap_err().kind(), ErrorKind::Remote);
+        }
+        assert!(process.mock.verdicts().is_empty(), "{:#?}", process.mock.verdicts());
+        drop((comm, value));
+        let id = process.mock.unique_id_named(&process.id.to_base64()).unwrap();
+        let config = JoinConfig::new(process.number as u32, 2).with_name("second");
+        let second = process.mock.join(&id, config.with_deadline(PATIENCE)).unwrap();
+        works(process, &second);
+        works(process, &second);
+    });
+}
+
+#[test]
+fn an_asynchronous_error_reaches_the_other_process() {
+    let action = Action::AsyncError { after: 3, kind: ErrorKind::System };
+    let rule = Rule::new(action).on_rank(1).at(3..4);
+    two_with("an_asynchronous_error_reaches_the_other_process", rule, |process| {
+        let comm = process.join();
+        works(process, &comm);
+        works(process, &comm);
+        let until = Instant::now() + PATIENCE;
+        let mut polls = 0;
+        let error = loop {
+            polls += 1;
+            match comm.poll_error() {
+                Err(error) => break error,
+                Ok(()) if Instant::now() > until => panic!("nobody is told"),
+                Ok(()) => thread::sleep(Duration::from_millis(1)),
+            }
+        };
+        assert_eq!((error.kind(), error.poisons_communicator()), (ErrorKind::System, true));
+        assert!(error.to_string().contains("by fault rule 0"), "{error}");
+        assert!(process.number == 0 || polls == 3, "told at poll {polls}");
+    });
+}
+
+#[test]
+fn memory_of_a_process_runs_out_at_the_allocation_that_was_said() {
+    let test = "memory_of_a_process_runs_out_at_the_allocation_that_was_said";
+    let rule = Rule::new(Action::OutOfMemory { allocation: 1 }).on_rank(1).at_most(1);
+    two_with(test, rule, |process| {
+        let comm = process.join();
+        let device = process.device(&comm);
+        let allocations = [(); 3].map(|()| device.alloc(8));
+        for (number, allocation) in allocations.into_iter().enumerate() {
+            let runs_out = (process.number, number) == (1, 1);
+            let kind = allocation.map_err(|error| error.kind()).err();
+            assert_eq!(kind, runs_out.then_some(ErrorKind::OutOfMemory));
+        }
+        works(process, &comm);
+    });
+}
+
+#[test]
+fn a_join_that_hangs_in_another_process_is_late() {
+    let rule = Rule::new(Action::JoinHangs).on_rank(1).at_most(1);
+    two_with("a_join_that_hangs_in_another_process_is_late", rule, |process| {
+        let config = JoinConfig::new(process.number as u32, 2).with_name("world");
+        let soon = Duration::from_millis(500);
+        let error = process.mock.join(&process.id, config.with_deadline(soon)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+        assert!(process.mock.verdicts().is_empty(), "{:#?}", process.mock.verdicts());
+        // Not so soon that it would meet the first try of the other.
+        thread::sleep(if process.number == 1 { 4 * soon } else { Duration::ZERO });
+        // Once was enough: the next try meets.
+        works(process, &process.join());
+    });
+}
+
+#[test]
+fn a_late_joiner_of_another_process_is_waited_for() {
+    let rule = Rule::new(Action::JoinLate(Duration::from_millis(300))).on_rank(1);
+    two_with("a_late_joiner_of_another_process_is_waited_for", rule, |process| {
+        works(process, &process.join());
+        assert!(process.mock.verdicts().is_empty(), "{:#?}", process.mock.verdicts());
     });
 }

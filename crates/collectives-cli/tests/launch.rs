@@ -15,13 +15,14 @@ mod unix {
         collections::BTreeSet,
         env, fs,
         io::{self, BufRead, BufReader, Read, Write},
+        net::{TcpListener, TcpStream},
         path::Path,
         process::{Child, Command, ExitCode, Output, Stdio, exit},
         thread,
         time::{Duration, Instant},
     };
 
-    use collectives::ReduceOp;
+    use collectives::{Backend, Communicator, JoinConfig, ReduceOp, UniqueId};
     use libtest_mimic::{Arguments, Failed, Trial};
     use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
@@ -43,10 +44,15 @@ mod unix {
                 }
             };
         }
-        let tests: [(&str, Test); 22] = [
+        let tests: [(&str, Test); 24] = [
             ("eight_ranks_sum_on_the_mock", eight_ranks_sum_on_the_mock),
             ("more_ranks_than_the_mock_has_devices", more_ranks_than_the_mock_has_devices),
             ("survivors_are_told_which_signal", survivors_are_told_which_signal),
+            ("a_join_is_not_waited_for_in_vain", a_join_is_not_waited_for_in_vain),
+            (
+                "a_rank_may_be_a_child_of_what_was_started",
+                a_rank_may_be_a_child_of_what_was_started,
+            ),
             ("ranks_find_the_variables_of_torchrun", ranks_find_the_variables_of_torchrun),
             ("what_is_set_stays_where_it_may", what_is_set_stays_where_it_may),
             ("the_first_failure_ends_all", the_first_failure_ends_all),
@@ -77,7 +83,8 @@ mod unix {
     }
 
     /// What this program does as a rank.
-    const ROLES: [(&str, Role); 3] = [("sum", sum), ("killed", killed), ("writer", writer)];
+    const ROLES: [(&str, Role); 4] =
+        [("sum", sum), ("killed", killed), ("absent", absent), ("writer", writer)];
 
     /// Joins, and sums the ranks' numbers.
     fn sum() -> collectives::Result<()> {
@@ -101,6 +108,52 @@ mod unix {
         }
         comm.on(&stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum)?;
         stream.synchronize()
+    }
+
+    /// Rank 2 ends before it joins, by a code or, for 0, as if it were done.
+    fn absent() -> collectives::Result<()> {
+        join_unless(|rank| {
+            if rank == 2 {
+                exit(env::var("CODE").map_or(0, |code| code.parse().expect("a number")));
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Joins from torchrun's variables; rank 0 hands out the id at the master's address. What stands
+    /// in between may end the rank.
+    fn join_unless(ends: fn(usize)) -> collectives::Result<Communicator> {
+        let number =
+            |name: &str| -> usize { env::var(name).expect(name).parse().expect("a number") };
+        let (rank, size) = (number("RANK"), number("WORLD_SIZE"));
+        let backend = collectives::backend()?;
+        let address = (env::var("MASTER_ADDR").expect("set"), number("MASTER_PORT") as u16);
+        let id = if rank == 0 {
+            let id = backend.unique_id()?;
+            let listener = TcpListener::bind(address).expect("the port is free");
+            for _ in 1..size {
+                let (mut stream, _) = listener.accept().expect("another rank");
+                stream.write_all(id.as_bytes()).expect("it reads");
+            }
+            id
+        } else {
+            let mut bytes = Vec::new();
+            loop {
+                match TcpStream::connect(&address) {
+                    Ok(mut stream) => {
+                        stream.read_to_end(&mut bytes).expect("rank 0 writes");
+                        break UniqueId::from_bytes(bytes);
+                    }
+                    Err(_) => thread::sleep(Duration::from_millis(5)),
+                }
+            }
+        };
+        ends(rank);
+        let mut config = JoinConfig::new(rank as u32, size).with_device(number("LOCAL_RANK"));
+        config.deadline = env::var("JOIN_DEADLINE_MS")
+            .map(|ms| Duration::from_millis(ms.parse().expect("a number")))
+            .ok();
+        Communicator::join(&backend, &id, config)
     }
 
     /// Writes lines of many lengths, in pieces that are not lines.
@@ -159,6 +212,54 @@ mod unix {
         let (_, block) = errors.split_once("rank 2 failed; what it wrote:\n").expect("a block");
         assert!(block.starts_with("rank 2| about to end\nerror: launch: rank 2 (pid "), "{block}");
         assert!(block.ends_with(") was killed by SIGKILL\n"), "{block}");
+        Ok(())
+    }
+
+    fn a_join_is_not_waited_for_in_vain() -> Outcome {
+        for code in [0, 3] {
+            let mut program = vec!["env".into(), format!("CODE={code}")];
+            program.extend(role("absent"));
+            let ran = launch(&["-n", "4", "--backend", "mock", "--grace", "60"], &program);
+            let errors = text(&ran.stderr);
+            // The first that failed is rank 2, or one that was told of its end.
+            assert_eq!(ran.status.code(), Some(if code == 0 { 1 } else { code }), "{errors}");
+            for rank in [0, 1, 3] {
+                for (what, how) in [
+                    ("ranks wait in the join of ", " for ranks that never come"),
+                    (
+                        "rank 2: has not joined, and process 2 (pid ",
+                        &*format!(") ended with exit code {code}"),
+                    ),
+                ] {
+                    let is_it = |line: &&str| {
+                        line.starts_with(&format!("rank {rank}| ")) && line.contains(what)
+                    };
+                    let line = errors.lines().find(is_it);
+                    assert!(line.is_some_and(|line| line.contains(how)), "{errors}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn a_rank_may_be_a_child_of_what_was_started() -> Outcome {
+        // The shells live as long as their children, which nobody knows of: all wait for each other.
+        let behind = |role_of: &str| {
+            let mut program = shell("\"$@\"; exit $?");
+            program.push("sh".into());
+            program.extend(role(role_of));
+            program
+        };
+        let ran = launch(&["-n", "3", "--backend", "mock"], &behind("sum"));
+        assert_eq!(text(&ran.stdout).matches("sum [6.0, 6.0, 6.0]").count(), 3);
+        // Also for one that has ended, while its shell lives.
+        let mut program = vec!["env".into(), "JOIN_DEADLINE_MS=500".into()];
+        program.extend(behind("absent"));
+        let ran = launch(&["-n", "3", "--backend", "mock", "--grace", "60"], &program);
+        let errors = text(&ran.stderr);
+        assert_eq!(ran.status.code(), Some(1), "{errors}");
+        assert!(errors.contains("2 of 3 ranks joined in 500ms: came 0, 1; missing 2"), "{errors}");
+        assert!(!errors.contains("never come"), "{errors}");
         Ok(())
     }
 

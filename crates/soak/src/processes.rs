@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use collectives_backend_mock::{ExitNotice, Mock, MockConfig, Ranks};
+use collectives_backend_mock::{ExitNotice, ExitNotices, Mock, MockConfig, Ranks};
 use collectives_core::{AbortHandle, Backend, UniqueId};
 use collectives_crew::{Crew, Event, Member};
 use rustix::process::{Pid, Signal, getpid, kill_process};
@@ -83,10 +83,10 @@ impl Troupe {
         size: usize,
         mut command: impl FnMut() -> io::Result<Command>,
     ) -> io::Result<Self> {
-        let mut notices = Vec::new();
-        let crew = Crew::start(CREW, size, |_| {
+        let (job, mut notices) = (ExitNotices::for_job(size)?, Vec::new());
+        let crew = Crew::start(CREW, size, |rank| {
             let mut command = command()?;
-            notices.push(Some(ExitNotice::attach(&mut command)?));
+            notices.push(Some(job.attach(rank, &mut command)?));
             Ok(command)
         })?;
         let mock = Mock::new(MockConfig::new().with_ranks(Ranks::Processes));
@@ -432,7 +432,7 @@ fn descriptors() -> Vec<String> {
     let mut open: Vec<_> = open
         .filter_map(|entry| fs::read_link(entry.path()).ok())
         .map(|link| link.to_string_lossy().into_owned())
-        .filter(|name| !name.contains("collectives-exit"))
+        .filter(|name| !name.contains("collectives-roster"))
         .collect();
     open.sort();
     open

@@ -329,8 +329,10 @@ pub(crate) struct Fate {
     except: AtomicU32,
     message: AtomicU32,
     hint: AtomicU32,
-    rest: [AtomicU32; 11],
+    data: AtomicU32,
+    rest: [AtomicU32; 10],
     text: [AtomicU8; TEXT],
+    bytes: [AtomicU8; DATA],
 }
 
 // SAFETY: made of atomic integers, to the last byte.
@@ -350,6 +352,8 @@ pub(crate) struct Told {
     pub(crate) message: String,
     pub(crate) hint: Option<String>,
     pub(crate) except: Option<Rank>,
+    /// The same for programs, if there is such: a verdict. What is too long is left out.
+    pub(crate) data: Vec<u8>,
 }
 
 /// How a communicator grows.
@@ -541,6 +545,11 @@ impl Board {
         for (cell, byte) in fate.text.iter().zip(message.bytes().chain(hint.bytes())) {
             cell.store(byte, Ordering::Relaxed);
         }
+        let data = if told.data.len() > DATA { &[][..] } else { &told.data };
+        fate.data.store(data.len() as u32, Ordering::Relaxed);
+        for (cell, byte) in fate.bytes.iter().zip(data) {
+            cell.store(*byte, Ordering::Relaxed);
+        }
         fate.state.store(WRITTEN, Ordering::SeqCst);
         true
     }
@@ -557,11 +566,13 @@ impl Board {
         let hint = (fate.hint.load(Ordering::Relaxed) != NO_HINT).then(|| length(&fate.hint));
         let piece = |range: std::ops::Range<usize>| String::from_utf8_lossy(&text[range]).into();
         let except = fate.except.load(Ordering::Relaxed);
+        let data = fate.bytes.iter().take(length(&fate.data));
         Some(Told {
             kind: KINDS.get(length(&fate.kind)).copied().unwrap_or(ErrorKind::Internal),
             message: piece(0..message),
             hint: hint.map(|hint| piece(message..(message + hint).min(TEXT))),
             except: (except != NO_RANK).then(|| Rank::new(except)),
+            data: data.map(|cell| cell.load(Ordering::Relaxed)).collect(),
         })
     }
 
@@ -638,6 +649,8 @@ const ALIGNMENT: usize = 4096;
 
 /// Bytes of a failure's text.
 const TEXT: usize = 16 * 1024;
+/// And of data.
+const DATA: usize = 48 * 1024;
 const NOTHING: u32 = 0;
 const WRITING: u32 = 1;
 const WRITTEN: u32 = 2;
@@ -906,17 +919,19 @@ mod tests {
                 message: message.into(),
                 hint: Some("do better".into()),
                 except: Some(Rank::new(1)),
+                data: b"data".into(),
             };
             assert_eq!(board.told(End::Failed), None);
             assert!(board.tell(End::Failed, &told("first")));
             assert!(!board.tell(End::Failed, &told("second")));
             assert_eq!(board.told(End::Failed), Some(told("first")));
             assert_eq!(board.told(End::Revoked), None);
-            let long = Told { hint: None, except: None, ..told(&"é".repeat(TEXT)) };
+            let long = Told { hint: None, data: vec![7; DATA + 1], ..told(&"é".repeat(TEXT)) };
             assert!(board.tell(End::Revoked, &long));
             let read = board.told(End::Revoked).unwrap();
             assert_eq!(read.message.len(), TEXT);
             assert!(long.message.starts_with(&read.message) && read.hint.is_none());
+            assert!(read.data.is_empty());
         }
 
         #[test]

@@ -189,6 +189,7 @@ impl Guest<'_> {
         let Some(gathered) = gathered else { return Err(broken("a board before all seats")) };
         let (payloads, peers) = gathered.into_iter().unzip();
         self.met = Some(Met { board: Arc::new(board), payloads, peers });
+        (attempt.call.complete)();
         self.tell(&Message::Ready);
         Ok(())
     }

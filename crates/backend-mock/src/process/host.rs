@@ -252,6 +252,7 @@ impl Host {
     fn hand_out(&mut self, attempt: &Attempt<'_>) -> Result<(), Missed> {
         let (board, fd) =
             Shared::create(BOARD, attempt.call.board_bytes).map_err(system("board"))?;
+        (attempt.call.complete)();
         for guest in self.guests.iter_mut().filter(|guest| guest.seat.is_some()) {
             guest.queue.extend((0..self.seats.len()).map(Letter::Seat));
             guest.queue.push_back(Letter::Board);

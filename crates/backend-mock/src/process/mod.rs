@@ -10,7 +10,8 @@
 //! * [`segment`]: a process's device memory.
 //! * [`peer`]: a process as others see it: its memory, its bell, whether it has ended.
 //! * [`board`]: where the operations of one communicator meet.
-//! * [`launch`]: what a launcher does so that peers learn how a process ended.
+//! * [`launch`]: what a launcher does so that peers learn how a process ended; [`roster`] is where it
+//!   does it.
 //! * [`verdicts`]: how they find out together that nothing can happen any more.
 //! * [`rendezvous`]: how processes become peers; [`host`] and [`guest`] are its two sides, [`wire`] is
 //!   what they say.
@@ -23,6 +24,7 @@ mod host;
 pub(crate) mod launch;
 pub(crate) mod peer;
 pub(crate) mod rendezvous;
+pub(crate) mod roster;
 pub(crate) mod segment;
 pub(crate) mod shared;
 pub(crate) mod verdicts;

@@ -22,7 +22,8 @@ use rustix::{
 
 use super::{
     bell::Bell,
-    launch::{self, Exit},
+    launch::{self, Exit, Seated},
+    roster::Roster,
     segment::{self, Segment},
     shared::{Plain, Shared},
 };
@@ -41,9 +42,11 @@ pub(crate) type Token = [u8; 16];
 /// tells of its end. An operating system's process may hold several, one for each engine.
 pub(crate) struct Process {
     own: Arc<Peer>,
-    segment: Segment,
+    segment: Arc<Segment>,
     block: OwnedFd,
     peers: Arc<Peers>,
+    /// Where its launcher has it, if that keeps a roster.
+    seated: Option<Seated>,
 }
 
 /// A process, seen by a [`Process`] that has met it; that may be the same one. Its memory stays mapped
@@ -56,7 +59,7 @@ pub(crate) struct Peer {
     block: Shared,
     /// Readable once the process has ended.
     pidfd: Arc<OwnedFd>,
-    /// Where its launcher says how it ended, if it has one that does.
+    /// Where its launcher says how it ended, if it has one that does, and where it may be asked.
     exit: Option<Exit>,
     end: OnceLock<End>,
     peers: Arc<Peers>,
@@ -75,7 +78,7 @@ pub(crate) struct Card {
     /// As the process itself says.
     pub(crate) pid: u32,
     pub(crate) segment_bytes: u64,
-    /// Block, segment, pidfd, and where there is one the launcher's [`Exit`].
+    /// Block, segment, pidfd, and where there is one the launcher's [`Roster`].
     pub(crate) fds: Vec<OwnedFd>,
 }
 
@@ -116,18 +119,30 @@ impl Process {
             header.pid.store(pid.as_raw_pid().cast_unsigned(), Ordering::Relaxed);
             header.magic.store(MAGIC, Ordering::Release);
         }
+        let token = random().map_err(at("getrandom"))?;
+        let seated = Seated::enter(token);
         let own = Peer {
-            token: random().map_err(at("getrandom"))?,
+            token,
             pid: pid.as_raw_pid().cast_unsigned(),
             is_own: true,
             memory: Arc::clone(segment.memory()),
             block,
             pidfd: Arc::new(pidfd),
-            exit: None,
+            exit: seated.as_ref().map(Seated::exit),
             end: OnceLock::new(),
             peers: Arc::clone(&peers),
         };
-        Ok(Self { own: Arc::new(own), segment, block: block_fd, peers })
+        Ok(Self { own: Arc::new(own), segment: Arc::new(segment), block: block_fd, peers, seated })
+    }
+
+    /// All processes of the job that it was started in, where a launcher says so.
+    pub(crate) fn roster(&self) -> Option<&'static Roster> {
+        self.seated.as_ref()?.roster()
+    }
+
+    /// That job, where nobody could take part in it for this process but the threads of its engine.
+    pub(crate) fn job(&self) -> Option<u128> {
+        self.seated.as_ref()?.job()
     }
 
     /// This process as its own peer.
@@ -135,7 +150,7 @@ impl Process {
         &self.own
     }
 
-    pub(crate) fn segment(&self) -> &Segment {
+    pub(crate) fn segment(&self) -> &Arc<Segment> {
         &self.segment
     }
 
@@ -150,8 +165,8 @@ impl Process {
             self.segment.fd().try_clone()?,
             self.own.pidfd.try_clone()?,
         ];
-        if let Some(exit) = launch::inherited() {
-            fds.push(exit.try_clone()?);
+        if let Some(inherited) = launch::inherited() {
+            fds.push(inherited.fd().try_clone()?);
         }
         let segment_bytes = self.segment.bytes() as u64;
         Ok(Card { token: self.own.token, pid: self.own.pid, segment_bytes, fds })
@@ -207,7 +222,7 @@ impl Peer {
             block,
             pidfd: Arc::new(pidfd),
             // Without it there is only less to tell of its end.
-            exit: exit.and_then(|exit| Exit::map(&exit).ok()),
+            exit: exit.and_then(|roster| Exit::of(&roster, pid, &token).ok()),
             end: OnceLock::new(),
             peers: Arc::clone(peers),
         })
@@ -241,6 +256,11 @@ impl Peer {
         }
     }
 
+    /// Where its launcher has it.
+    pub(crate) fn exit(&self) -> Option<&Exit> {
+        self.exit.as_ref()
+    }
+
     /// What it shows of itself: what is from [`SPARE`] on is for whoever builds on this.
     pub(crate) fn block(&self) -> &Shared {
         &self.block
@@ -258,7 +278,7 @@ impl Peer {
     }
 
     fn status_soon(&self) -> Option<ExitStatus> {
-        let patience = if self.exit.is_some() { PATIENCE_WITH_LAUNCHER } else { PATIENCE };
+        let patience = if self.exit.is_some() { launch::PATIENCE } else { PATIENCE };
         let until = Instant::now() + patience;
         loop {
             if let Some(status) = self.exit.as_ref().and_then(Exit::status) {
@@ -401,9 +421,6 @@ pub(crate) fn at(what: &'static str) -> impl FnOnce(io::Error) -> io::Error {
 
 /// How long the status of a process that has ended may take.
 const PATIENCE: Duration = Duration::from_millis(30);
-
-/// The same where there is a launcher to tell it, which on a busy machine has to get its turn first.
-const PATIENCE_WITH_LAUNCHER: Duration = Duration::from_millis(500);
 
 /// Bytes of a process's block; few of them are ever touched.
 pub(crate) const BLOCK_BYTES: usize = 1 << 20;

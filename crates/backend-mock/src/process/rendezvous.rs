@@ -6,7 +6,8 @@
 //!
 //! 1. A guest says which seat it takes, and hands over what makes it a [`Peer`], and its payload.
 //! 2. When all seats are taken, the host makes the board, and sends everybody's to everybody.
-//! 3. Each maps what it has got, and says that it is ready, or why it can't be.
+//! 3. Each maps what it has got, and says that it is ready, or why it can't be. From here on no seat
+//!    is missing, which everybody notes before it says so.
 //! 4. When all are ready the host says so, and the meeting is made.
 //!
 //! Up to 2 a guest can give up: it asks the host, who frees its seat; the answer tells whether it was
@@ -48,6 +49,8 @@ pub(crate) struct Call<'a> {
     pub(crate) until: Option<Instant>,
     /// Looked at every few milliseconds.
     pub(crate) cancelled: &'a dyn Fn() -> bool,
+    /// Called once all have come: in each process before any of them goes on.
+    pub(crate) complete: &'a dyn Fn(),
 }
 
 /// A meeting that was made.

@@ -613,7 +613,16 @@ fn process() -> Process {
 /// A call that waits long enough for a slow machine, but not for ever.
 fn call(token: Token, seat: u32, seats: u32) -> Call<'static> {
     let (payload, board_bytes) = (&[], BOARD_BYTES);
-    Call { token, seat, seats, payload, board_bytes, until: Some(far()), cancelled: &|| false }
+    Call {
+        token,
+        seat,
+        seats,
+        payload,
+        board_bytes,
+        until: Some(far()),
+        cancelled: &|| false,
+        complete: &|| (),
+    }
 }
 
 fn far() -> Instant {

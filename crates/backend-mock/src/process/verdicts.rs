@@ -22,8 +22,18 @@
 //! count of questions, only its owner writes to it. Nothing on it is trusted: a snapshot is looked at
 //! only where it is sound, and rulings name only what the process itself has told about.
 //!
-//! A deadlock over processes of which none has met all the others is not seen. Joins get no verdict:
-//! somebody may come of whom nobody knows.
+//! # Joins
+//! Somebody may come to a join who has met nobody. So there is a verdict on it only where all are known
+//! that could: a launcher has a [`Roster`] of them. Then a process asks all that are on it, and calls
+//! the roll: each has ended, which is for good, or is among those that answered. Who has not come as
+//! far as to answer, or cannot speak for all that it may have begun, may come yet.
+//!
+//! A join has no place of its own in memory that its processes share: who has come is what the
+//! answers have in common. Who has been told that all have come says so before any of them goes on
+//! ([`Snapshot::meetings`]); so there is no moment at which one has left a meeting that was made, and
+//! another seems to wait for it there.
+//!
+//! A deadlock over processes of which none has met all the others is seen in jobs alone.
 
 use std::{
     collections::BTreeMap,
@@ -36,13 +46,14 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     bell::Bell,
-    peer::{BLOCK_BYTES, Peer, Token},
+    peer::{BLOCK_BYTES, End, Peer, Token},
+    roster::Roster,
     shared::{Plain, Shared},
 };
 use crate::{
     asleep::Look,
     judge::Judge,
-    scene::Scene,
+    scene::{Ended, Job, Scene},
     snapshot::Snapshot,
     sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
     verdict::{Action, Case, Verdict},
@@ -88,10 +99,68 @@ impl Answer {
     }
 }
 
-/// Judges. The rulings are empty where everything can still happen.
-pub(crate) fn rule(answers: &Answers) -> Vec<Ruling> {
+/// The processes of a job, at one look.
+#[derive(Clone, Debug)]
+pub(crate) struct Roll {
+    job: u128,
+    /// By the launcher's number.
+    calls: Vec<Call>,
+}
+
+/// What became of one.
+#[derive(Clone, Debug)]
+enum Call {
+    /// Nothing more comes of it.
+    Ended { pid: u32, end: End },
+    /// It can be asked.
+    Here(Token),
+    /// It may do anything.
+    Silent,
+}
+
+impl Roll {
+    /// `None` where others than those on the roster may belong to the job.
+    pub(crate) fn call(roster: &Roster) -> Option<Self> {
+        let call = |seat: &super::roster::Seat| match (seat.pid(), seat.status()) {
+            (Some(pid), status @ Some(_)) => Call::Ended { pid, end: End { status } },
+            _ => seat.occupant().map_or(Call::Silent, Call::Here),
+        };
+        Some(Self { job: roster.job()?, calls: roster.seats().iter().map(call).collect() })
+    }
+
+    /// Those that can be asked, by their seats.
+    pub(crate) fn here(&self) -> impl Iterator<Item = (usize, Token)> {
+        self.calls.iter().enumerate().filter_map(|(seat, call)| match call {
+            Call::Here(token) => Some((seat, *token)),
+            Call::Ended { .. } | Call::Silent => None,
+        })
+    }
+
+    /// The job, where `speaks` holds for all that have not ended.
+    pub(crate) fn answered(&self, speaks: impl Fn(&Token) -> bool) -> Option<Job> {
+        let is_known = |call: &Call| match call {
+            Call::Ended { .. } => true,
+            Call::Here(token) => speaks(token),
+            Call::Silent => false,
+        };
+        let ended = (0..).zip(&self.calls).filter_map(|(number, call)| match call {
+            Call::Ended { pid, end } => Some(Ended { number, pid: *pid, how: end.to_string() }),
+            Call::Here(_) | Call::Silent => None,
+        });
+        let job = || Job { number: self.job, ended: ended.collect() };
+        self.calls.iter().all(is_known).then(job)
+    }
+}
+
+/// Judges, with what is known of the job that this process belongs to. The rulings are empty where
+/// everything can still happen.
+pub(crate) fn rule(answers: &Answers, roll: Option<&Roll>) -> Vec<Ruling> {
     let sure: Vec<_> = answers.iter().filter(|(_, answer)| answer.is_sure).collect();
-    let scene = Scene::new(sure.iter().map(|(_, answer)| answer.snapshot.clone()));
+    let mut scene = Scene::new(sure.iter().map(|(_, answer)| answer.snapshot.clone()));
+    scene.job = roll.and_then(|roll| {
+        let in_job = |answer: &Answer| answer.is_sure && answer.snapshot.job == Some(roll.job);
+        roll.answered(|token| answers.get(token).is_some_and(in_job))
+    });
     let mut judge = Judge::new(&scene);
     if !judge.finds_stuck() {
         return Vec::new();
@@ -149,12 +218,14 @@ struct Front {
 unsafe impl Plain for Front {}
 
 impl<'a> Desk<'a> {
-    /// The desk in a process's block.
+    /// The desk of a process: on its launcher's roster, where others can come to it that have never
+    /// met it, or else in its block.
     pub(crate) fn of(peer: &'a Peer) -> Option<Self> {
-        Self::at(peer.block(), START)
+        let on_roster = peer.exit().and_then(|exit| exit.desk());
+        on_roster.or_else(|| Self::at(peer.block(), START))
     }
 
-    fn at(block: &'a Shared, start: usize) -> Option<Self> {
+    pub(crate) fn at(block: &'a Shared, start: usize) -> Option<Self> {
         let paper = |start: usize| {
             let head = block.slice::<AtomicU32>(start, 2)?;
             let words = block.slice::<AtomicU64>(start + 64, PAPER_BYTES / 8)?;
@@ -267,13 +338,13 @@ impl Paper<'_> {
 }
 
 /// Asks processes, and takes the answers that come in time.
-pub(crate) fn ask_all<'a>(peers: impl IntoIterator<Item = &'a Peer>) -> Answers {
-    let desks = peers.into_iter().filter_map(|peer| Some((peer.token(), Desk::of(peer)?)));
-    let mut open: Vec<_> = desks.map(|(token, desk)| (token, desk.ask(), desk)).collect();
+pub(crate) fn ask_all(desks: &BTreeMap<Token, Desk<'_>>) -> Answers {
+    let ask = |(token, desk): (&Token, &Desk<'_>)| (*token, desk.ask());
+    let mut open: Vec<_> = desks.iter().map(ask).collect();
     let (mut answers, until) = (Answers::new(), Instant::now() + PATIENCE);
     loop {
-        open.retain(|(token, question, desk)| {
-            let answer = desk.hear(*question);
+        open.retain(|(token, question)| {
+            let answer = desks.get(token).and_then(|desk| desk.hear(*question));
             let is_open = answer.is_none();
             answers.extend(answer.map(|answer| (*token, answer)));
             is_open
@@ -287,11 +358,11 @@ pub(crate) fn ask_all<'a>(peers: impl IntoIterator<Item = &'a Peer>) -> Answers 
 
 /// Whether this process is to ask: one that is suspicious, too, and has a lower token, gets a while to
 /// find out for both.
-pub(crate) fn is_ours_to_ask<'a>(own: &Peer, peers: impl IntoIterator<Item = &'a Peer>) -> bool {
-    let suspicion = |peer: &Peer| Desk::of(peer).and_then(|desk| desk.suspicion());
-    let patient = suspicion(own).is_none_or(|since| since < DEFERENCE);
-    let mut before = peers.into_iter().filter(|peer| peer.token() < own.token());
-    !(patient && before.any(|peer| suspicion(peer).is_some()))
+pub(crate) fn is_ours_to_ask(own: &Peer, others: &BTreeMap<Token, Desk<'_>>) -> bool {
+    let suspicion = Desk::of(own).and_then(|desk| desk.suspicion());
+    let patient = suspicion.is_none_or(|since| since < DEFERENCE);
+    let mut before = others.range(..own.token());
+    !(patient && before.any(|(_, desk)| desk.suspicion().is_some()))
 }
 
 /// Milliseconds of a clock that all processes share. Never 0.
@@ -312,10 +383,16 @@ const START: usize = BLOCK_BYTES / 2;
 /// Bytes of an answer, or of rulings.
 const PAPER_BYTES: usize = 192 << 10;
 
-const _: () = assert!(START + size_of::<Front>() + 2 * (64 + PAPER_BYTES) <= BLOCK_BYTES);
+/// Bytes of a desk.
+pub(crate) const DESK_BYTES: usize =
+    (size_of::<Front>() + 2 * (64 + PAPER_BYTES)).next_multiple_of(4096);
+
+const _: () = assert!(START + DESK_BYTES <= BLOCK_BYTES);
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
     use collectives_core::{DType, ErrorKind};
     use proptest::prelude::*;
 
@@ -329,6 +406,7 @@ mod tests {
     };
 
     const WORLD: u128 = 0xc0de;
+    const JOB: u128 = 0x10b;
 
     /// A process with one thread, and one rank of a communicator of its rank's number and size.
     struct Made(Snapshot);
@@ -431,11 +509,27 @@ mod tests {
             let text = format!("in split of '{title}'");
             self.0.meetings.push(Meeting {
                 place: Place::Split { comm: key, round: 0 },
+                visits: 0,
+                token: None,
                 name: None,
                 size,
                 missing: missing.to_vec(),
             });
             self.waits(For::Split { comm: 0, meeting: 0 }, &text)
+        }
+
+        /// It waits in a join, in a job.
+        fn joins(mut self, rank: u32, size: u32) -> Self {
+            self.0.job = Some(JOB);
+            self.0.meetings.push(Meeting {
+                place: Place::Join { id: rank.into() },
+                visits: 1,
+                token: Some(0x101),
+                name: Some("trio".into()),
+                size,
+                missing: (0..size).filter(|&other| other != rank).collect(),
+            });
+            self.waits(For::Join { meeting: 0, rank }, "in join")
         }
 
         fn answer(self) -> Answer {
@@ -450,7 +544,12 @@ mod tests {
 
     /// The one verdict, which each of the processes is told.
     fn verdict(answers: &Answers) -> Verdict {
-        let rulings = rule(answers);
+        verdict_in(answers, None)
+    }
+
+    /// As [`verdict`], in a job.
+    fn verdict_in(answers: &Answers, roll: Option<&Roll>) -> Verdict {
+        let rulings = rule(answers, roll);
         assert_eq!(rulings.len(), answers.len(), "{rulings:#?}");
         let verdicts: Vec<_> = rulings
             .iter()
@@ -481,7 +580,7 @@ mod tests {
         assert_eq!(verdict.kind, VerdictKind::Cycle);
         assert!(verdict.to_string().contains("ranks 0, 1 wait for each other in 'world'"));
         assert_eq!(verdict.ranks.len(), 2);
-        for ruling in rule(&answers) {
+        for ruling in rule(&answers, None) {
             // What each has to do is named as it is named there.
             let snapshot = &answers[&ruling.process].snapshot;
             let (stream, comm) = (snapshot.streams[0].key, snapshot.comms[0].key);
@@ -526,13 +625,13 @@ mod tests {
         }));
         assert_eq!(ended.kind, VerdictKind::RankEnded);
         // Whatever speaks for it that it may come.
-        assert!(rule(&world(&|slow| slow.threads[0].rest = Rest::Awake)).is_empty());
-        assert!(rule(&world(&|slow| slow.outside.acts = true)).is_empty());
-        assert!(rule(&world(&|slow| slow.outside.sleeps = false)).is_empty());
+        assert!(rule(&world(&|slow| slow.threads[0].rest = Rest::Awake), None).is_empty());
+        assert!(rule(&world(&|slow| slow.outside.acts = true), None).is_empty());
+        assert!(rule(&world(&|slow| slow.outside.sleeps = false), None).is_empty());
         let unsure = |process: u8| {
             let mut answers = stuck.clone();
             answers.get_mut(&[process; 16]).unwrap().is_sure = false;
-            rule(&answers)
+            rule(&answers, None)
         };
         assert!(unsure(2).is_empty(), "it did not keep still");
         // Of the others it is enough that they wait: what keeps one of them does not keep the rest.
@@ -542,10 +641,10 @@ mod tests {
     #[test]
     fn what_does_not_answer_may_act() {
         let mut one = answers(crossed());
-        assert!(!rule(&one).is_empty());
+        assert!(!rule(&one, None).is_empty());
         // Dead, too slow, or never asked.
         one.remove(&[1; 16]);
-        assert!(rule(&one).is_empty());
+        assert!(rule(&one, None).is_empty());
         let is_suspicious = |snapshot| Judge::suspicious(&Scene::new([snapshot])).finds_stuck();
         assert!(is_suspicious(one.remove(&[0; 16]).unwrap().snapshot));
         assert!(!is_suspicious(Made::new(0, 2).0));
@@ -560,26 +659,120 @@ mod tests {
         assert!(verdict.ranks[0].doing.contains("'main 0' waits in split of 'world'"));
         // All have come, and are about to see it.
         let came = [Made::new(0, 2).splits(&[]), Made::new(1, 2).splits(&[])];
-        assert!(rule(&answers(came)).is_empty());
+        assert!(rule(&answers(came), None).is_empty());
+    }
+
+    /// A job: of the first processes by their answers, and of one that has ended.
+    fn roll(living: u8, ended: Option<i32>) -> Roll {
+        let here = (0..living).map(|process| Call::Here([process; 16]));
+        let ended = ended.map(|status| {
+            let status = Some(ExitStatusExt::from_raw(status));
+            Call::Ended { pid: 4711, end: super::End { status } }
+        });
+        Roll { job: JOB, calls: here.chain(ended).collect() }
+    }
+
+    /// Two of three ranks wait in a join.
+    fn two_join() -> Vec<Made> {
+        vec![Made::new(0, 2).joins(0, 3), Made::new(1, 2).joins(1, 3)]
+    }
+
+    #[test]
+    fn a_join_to_which_one_never_comes_that_has_ended() {
+        let all = answers(two_join());
+        let verdict = verdict_in(&all, Some(&roll(2, Some(9))));
+        assert_eq!(verdict.kind, VerdictKind::JoinIncomplete);
+        assert_eq!((&verdict.communicators[..], verdict.ranks.len()), (&["trio".into()][..], 3));
+        assert_eq!(verdict.ranks[0].doing, "waits in join (thread 'main 0')");
+        let absent = "has not joined, and process 2 (pid 4711) ended by signal 9";
+        assert_eq!(verdict.ranks[2].doing, absent);
+        for ruling in rule(&all, Some(&roll(2, Some(0)))) {
+            // Under the number that the join has there.
+            let id = u64::from(ruling.process[0]);
+            assert_eq!(ruling.parts[0].actions, [Action::CallOffJoin { id, visits: 1 }]);
+        }
+    }
+
+    #[test]
+    fn somebody_may_come_to_a_join_unless_all_are_known() {
+        let stuck = |made: Vec<Made>, roll: Option<&Roll>| !rule(&answers(made), roll).is_empty();
+        assert!(stuck(two_join(), Some(&roll(2, Some(0)))));
+        assert!(!stuck(two_join(), None), "no launcher tells");
+        let mut silent = roll(2, Some(0));
+        silent.calls.push(Call::Silent);
+        assert!(!stuck(two_join(), Some(&silent)), "one has not come as far as to be asked");
+        assert!(!stuck(two_join(), Some(&roll(3, Some(0)))), "one does not answer");
+        let with = |act: &dyn Fn(&mut Snapshot)| {
+            let mut made = two_join();
+            act(&mut made[1].0);
+            stuck(made, Some(&roll(2, Some(0))))
+        };
+        assert!(!with(&|it| it.job = None), "one cannot speak for all that it may have begun");
+        assert!(!with(&|it| it.job = Some(1)), "one is of another job");
+        assert!(!with(&|it| it.outside.acts = true));
+        assert!(!with(&|it| it.threads[0].waiting =
+            Some(Wait { what: For::Nothing, ..it.threads[0].waiting.clone().unwrap() })));
+        assert!(!with(&|it| it.meetings[0].missing = vec![0]), "all have come");
+        let unsure = {
+            let mut all = answers(two_join());
+            all.get_mut(&[1; 16]).unwrap().is_sure = false;
+            rule(&all, Some(&roll(2, Some(0))))
+        };
+        assert!(unsure.is_empty(), "one did not keep still");
+    }
+
+    #[test]
+    fn a_process_that_does_not_wait_comes_to_a_join_unless_it_sleeps_for_ever() {
+        let third = |act: &dyn Fn(&mut Snapshot)| {
+            let mut made = two_join();
+            let mut idle = Made::new(0, 1).0;
+            idle.job = Some(JOB);
+            act(&mut idle);
+            made.push(Made(idle));
+            !rule(&answers(made), Some(&roll(3, None))).is_empty()
+        };
+        assert!(third(&|_| ()));
+        assert!(!third(&|it| it.threads[0].rest = Rest::Awake));
+        assert!(!third(&|it| it.threads[0].rest = Rest::Listening));
+        assert!(!third(&|it| it.outside.sleeps = false), "somebody there waits for input");
+        assert!(
+            third(&|it| (it.comms, it.threads) = Default::default()),
+            "nobody has called, nor can"
+        );
+    }
+
+    #[test]
+    fn a_join_and_an_operation_that_wait_for_each_other() {
+        let joins = Made::new(0, 2).joins(0, 3);
+        let mut waits = Made::new(1, 2).issues(0, Kind::AllReduce, None);
+        waits.0.job = Some(JOB);
+        let all = answers([joins, waits]);
+        let verdict = verdict_in(&all, Some(&roll(2, Some(0))));
+        assert_eq!(verdict.kind, VerdictKind::JoinIncomplete);
+        assert_eq!(verdict.communicators, ["world", "trio"]);
+        let waiting = &verdict.ranks[1].operation;
+        assert!(waiting.as_ref().is_some_and(|op| op.operation == "all_reduce"), "{verdict}");
+        assert!(verdict.chain.iter().any(|link| link.contains("waits in join")), "{verdict}");
+        assert!(rule(&all, None).is_empty());
     }
 
     #[test]
     fn who_has_moved_between_the_answers_is_not_relied_on() {
         let first = answers(crossed());
-        assert_eq!(rule(&confirmed(&first, first.clone())).len(), 2);
+        assert_eq!(rule(&confirmed(&first, first.clone()), None).len(), 2);
         let mut second = first.clone();
         let moved = second.get_mut(&[1; 16]).unwrap();
         moved.snapshot.threads[0].waiting.as_mut().unwrap().number = 2;
         *moved = Answer::new(moved.snapshot.clone(), None, true);
-        assert!(rule(&confirmed(&first, second)).is_empty());
+        assert!(rule(&confirmed(&first, second), None).is_empty());
         let mut unsure = first.clone();
         unsure.get_mut(&[1; 16]).unwrap().is_sure = false;
-        assert!(rule(&confirmed(&unsure, first)).is_empty());
+        assert!(rule(&confirmed(&unsure, first), None).is_empty());
     }
 
     #[test]
     fn a_ruling_survives_the_way() {
-        let ruling = rule(&answers(crossed())).remove(0);
+        let ruling = rule(&answers(crossed()), None).remove(0);
         let bytes = postcard::to_allocvec(&ruling).unwrap();
         let there: Ruling = postcard::from_bytes(&bytes).unwrap();
         assert_eq!(format!("{there:?}"), format!("{ruling:?}"));
@@ -626,7 +819,7 @@ mod tests {
                 && answer.snapshot.is_sound()
             {
                 all.insert([1; 16], answer);
-                rule(&all);
+                rule(&all, None);
             }
         }
     }
@@ -651,6 +844,7 @@ mod desk_tests {
         let asker = Process::new(4 << 20).unwrap();
         let others = [(); 2].map(|()| Process::new(4 << 20).unwrap());
         let peers = others.each_ref().map(|other| asker.adopt(other.card().unwrap()).unwrap());
+        let desks = peers.iter().map(|peer| (peer.token(), desk(peer))).collect();
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -667,7 +861,7 @@ mod desk_tests {
             });
             for round in 1..=3 {
                 // The second one has no clerk.
-                let answers = ask_all(peers.iter().map(|peer| &**peer));
+                let answers = ask_all(&desks);
                 assert_eq!(answers.len(), 1);
                 assert_eq!(answers[&others[0].own().token()].mark, round, "a fresh one each time");
             }
@@ -722,8 +916,10 @@ mod desk_tests {
         };
         let seen_low = high.adopt(low.card().unwrap()).unwrap();
         let seen_high = low.adopt(high.card().unwrap()).unwrap();
-        let low_asks = || is_ours_to_ask(low.own(), [&*seen_high]);
-        let high_asks = || is_ours_to_ask(high.own(), [&*seen_low]);
+        let low_asks =
+            || is_ours_to_ask(low.own(), &[(seen_high.token(), desk(&seen_high))].into());
+        let high_asks =
+            || is_ours_to_ask(high.own(), &[(seen_low.token(), desk(&seen_low))].into());
         desk(high.own()).suspect(true);
         assert!(high_asks(), "the other one suspects nothing");
         desk(low.own()).suspect(true);

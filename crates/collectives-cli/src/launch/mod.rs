@@ -30,7 +30,7 @@ use collectives_crew::{End, Job};
 use rustix::process::{Signal, getpid, kill_process};
 
 use self::{
-    notice::Notice,
+    notice::Notices,
     output::{Output, Screen, Stream},
 };
 use crate::{Failure, block};
@@ -87,13 +87,14 @@ fn start(
     events: &Sender<Event>,
 ) -> io::Result<Job> {
     let port = common.port()?;
+    let job = Notices::for_job(args.ranks as usize)?;
     let notices = Arc::new(Mutex::new(Vec::new()));
     let drained = || {
         let events = events.clone();
         move || drop(events.send(Event::Drained))
     };
-    let command = |rank| {
-        let rank = u32::try_from(rank).map_err(io::Error::other)?;
+    let command = |number| {
+        let rank = u32::try_from(number).map_err(io::Error::other)?;
         let mut command = Command::new(&args.program[0]);
         command.args(&args.program[1..]);
         common.equip(&mut command, rank, port, restart);
@@ -102,7 +103,7 @@ fn start(
         command.stdin(if reads { Stdio::inherit() } else { Stdio::null() });
         command.stdout(output.of(rank, Stream::Out, drained())?);
         command.stderr(output.of(rank, Stream::Err, drained())?);
-        let notice = Some(Notice::attach(&mut command)?);
+        let notice = Some(job.attach(number, &mut command)?);
         notices.lock().unwrap_or_else(PoisonError::into_inner).push(notice);
         Ok(command)
     };

@@ -122,7 +122,7 @@ fn plan(
         (None, None) if is_mock => available.min(2),
         (None, None) => available,
     };
-    if world.is_none() && ranks > available {
+    if world.is_none() && ranks > available && !shares_devices(args, backend) {
         let more = if is_mock { "; COLLECTIVES_MOCK_DEVICES gives the mock more" } else { "" };
         return Err(Failure::Usage(format!(
             "-n {ranks}: each rank needs a device, and {} sees {available}{more}",
@@ -154,12 +154,13 @@ fn plan(
     let devices = match world {
         Some(world) => launched::devices(world)?,
         None => (0..ranks)
-            .map(|ordinal| Ok(backend.device(ordinal)?.info().clone()))
+            .map(|rank| Ok(backend.device(rank % available)?.info().clone()))
             .collect::<collectives::Result<Vec<_>>>()?,
     };
     for DeviceInfo { ordinal, total_memory, .. } in &devices {
-        // One to send from, one to receive in.
-        let needed = largest.saturating_mul(2 * dtype.size());
+        // One to send from, one to receive in, for each rank that it has.
+        let sharing = if world.is_some() { 1 } else { ranks.div_ceil(available) };
+        let needed = largest.saturating_mul(2 * dtype.size() * sharing);
         if needed > *total_memory {
             return Err(Failure::Usage(format!(
                 "-e {}: the buffers of a rank need {} MiB, and device {ordinal} has {} MiB",
@@ -182,12 +183,19 @@ fn plan(
             None => (iters / 10).max(5),
         }),
         largest,
-        registered: args.registered == Registered::Buffer,
+        registered: args.registered,
+        devices: available.min(ranks),
         graph: args.graph,
         sync_each: args.sync_each,
         check: !args.no_check,
     };
     Ok((plan, devices))
+}
+
+/// Whether several ranks may have one device: NCCL 2.32 allows it to processes that ask for it.
+fn shares_devices(args: &Args, backend: &AnyBackend) -> bool {
+    let asked = || std::env::var("NCCL_MULTI_RANK_GPU_ENABLE").is_ok_and(|value| value == "1");
+    matches!(backend, AnyBackend::Nccl(_)) && args.mode == Mode::Processes && asked()
 }
 
 /// Refuses what the library cannot do.
@@ -210,9 +218,16 @@ fn supported(args: &Args, backend: &AnyBackend, op: ReduceOp) -> Result<(), Fail
     if args.graph {
         needs.push((capabilities.capture, "capture into a graph".into()));
     }
-    if args.registered == Registered::Buffer {
-        needs.push((capabilities.mem_alloc, "memory for registered buffers".into()));
-        needs.push((capabilities.register, "registration of buffers".into()));
+    match args.registered {
+        Registered::None => {}
+        Registered::Buffer => {
+            needs.push((capabilities.mem_alloc, "memory for registered buffers".into()));
+            needs.push((capabilities.register, "registration of buffers".into()));
+        }
+        Registered::Symmetric => {
+            needs.push((capabilities.mem_alloc, "memory for symmetric buffers".into()));
+            needs.push((capabilities.window_register, "windows".into()));
+        }
     }
     let named = |error: collectives::Error| error.with_library(backend.info()).to_string();
     needs
@@ -296,8 +311,10 @@ fn settings(args: &Args, plan: &Plan) -> Vec<(&'static str, String)> {
         ),
         ("results", checked.into()),
     ];
-    if plan.registered {
-        settings.push(("buffers", "registered with the communicator".into()));
+    match plan.registered {
+        Registered::None => {}
+        Registered::Buffer => settings.push(("buffers", "registered with the communicator".into())),
+        Registered::Symmetric => settings.push(("buffers", "symmetric, one window".into())),
     }
     settings
 }

@@ -26,6 +26,7 @@ use collectives::{
 use serde::{Deserialize, Serialize};
 
 use super::{
+    args::Registered,
     data::{Value, with_type},
     operation::Operation,
     seat::{Call, Seat},
@@ -46,7 +47,9 @@ pub(super) struct Plan {
     pub(super) warmup: Vec<Repeated>,
     /// Elements of each buffer.
     pub(super) largest: usize,
-    pub(super) registered: bool,
+    pub(super) registered: Registered,
+    /// Ranks beyond these share them.
+    pub(super) devices: usize,
     pub(super) graph: bool,
     pub(super) sync_each: bool,
     pub(super) check: bool,
@@ -131,7 +134,8 @@ fn work<T: Value>(
     rank: u32,
     team: &dyn Team,
 ) -> Result<(), Stop> {
-    let config = JoinConfig::new(Rank::new(rank), plan.ranks).with_name("perf");
+    let device = rank as usize % plan.devices;
+    let config = JoinConfig::new(Rank::new(rank), plan.ranks).with_name("perf").with_device(device);
     let comm = team.join(backend, config)?;
     team.ends(comm.abort_handle())?;
     let mut seat = Seat::<T>::new(comm, plan)?;
