@@ -93,7 +93,8 @@ impl MockComm {
             None => ptr.expose_provenance() as u64,
             Some(joint) => {
                 let segment = joint.process.segment();
-                let offset = ptr.addr().checked_sub(segment.base().addr());
+                let start = self.engine().memory.inner(ptr.cast());
+                let offset = start.addr().checked_sub(segment.base().addr());
                 let inside = |offset: &usize| offset.saturating_add(bytes) <= segment.bytes();
                 offset.filter(inside).map_or(NOWHERE, |offset| offset as u64)
             }
