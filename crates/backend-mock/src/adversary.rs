@@ -542,16 +542,14 @@ impl State {
         };
         let spots: Vec<Vec<(u32, u64)>> =
             arrivals.iter().map(|arrival| heads(streams, &streams_of(arrival))).collect();
+        let met = spots.concat();
+        adversary.orders().for_each(|order| order.meet_up(&met));
         if adversary.guards.races {
-            adversary.races.meet_up(&spots.concat());
-            adversary.races.leave_together(&spots.concat());
+            adversary.races.leave_together(&met);
         }
         if let Some(veils) = &mut adversary.veils {
-            // Each rank by itself: a peer that is done tells nothing about the others' streams.
-            for spots in &spots {
-                veils.order().meet_up(spots);
-                veils.order().leave_together(spots);
-            }
+            // Each rank by itself: a peer that is done need not mean that the others are.
+            spots.iter().for_each(|spots| veils.order().leave_together(spots));
         }
         let keys: Vec<OpKey> = arrivals.iter().map(|arrival| OpKey::new(&arrival.op)).collect();
         let mut races = Vec::new();

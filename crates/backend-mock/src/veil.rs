@@ -4,8 +4,8 @@
 //! the host knows that the operation is done: not when it is done, since a program that reads its
 //! results then, and has not waited, is right only on a machine that is as fast. What the host knows is what the
 //! [clocks](crate::race) of streams, events, graphs and waits say. They are kept apart from those
-//! that look for races, because one edge is left out: that operations of different ranks met. A peer
-//! whose operation is done tells nothing about one's own stream.
+//! that look for races, because one edge is weaker: where operations of ranks meet, what stands before them is
+//! done for all of these ranks once one of them is, but not the operations of the others.
 //!
 //! Pages can be closed to loads and stores, or to stores. So a page is closed as much as the strictest
 //! veil on it demands; a touch of a byte that no veil covers opens the page until the next call, and is no

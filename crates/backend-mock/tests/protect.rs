@@ -10,15 +10,15 @@ use std::{
     os::unix::process::ExitStatusExt,
     process::{Command, Output, Stdio},
     ptr,
-    sync::mpsc,
+    sync::{Barrier, mpsc},
     thread,
     time::Duration,
 };
 
 use collectives_backend_mock::{Guards, Mock, MockConfig, Ranks, Schedule};
 use collectives_core::{
-    Backend, BackendExt, Collectives, Device, Error, ErrorKind, JoinAllConfig, JoinConfig,
-    RawStream, UniqueId,
+    Backend, BackendExt, Collectives, Device, Error, ErrorKind, JoinAllConfig, JoinConfig, Launch,
+    Rank, RawStream, SignalWait, UniqueId, WindowFlags,
 };
 use kit::{Buf, End, PATIENCE, end, ends, here};
 
@@ -640,6 +640,43 @@ fn rank_threads_that_wait_for_themselves_are_left_alone() {
                         end.wait().unwrap();
                         assert_eq!(load(buf, 1999), 3 + 3 * round);
                     }
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn a_signal_tells_that_what_was_put_is_there() {
+    for schedule in [Schedule::Eager, Schedule::Late, Schedule::Random(3)] {
+        let mock = Mock::new(config(2).with_schedule(schedule));
+        let has_read = &Barrier::new(2);
+        thread::scope(|scope| {
+            for (rank, end) in (0..).zip(ends(&mock, 2)) {
+                scope.spawn(move || {
+                    let (buf, bytes) = (end.buf(&[rank; 2048]), 8192);
+                    let (flags, stream) = (WindowFlags::SYMMETRIC, end.stream);
+                    // SAFETY: the memory lives as long as the mock, here and below.
+                    let window = unsafe { end.comm.window_register(buf.ptr, bytes, flags) };
+                    let (window, launch) = (window.unwrap(), Launch::new(stream));
+                    if rank == 0 {
+                        let (send, peer) = (buf.part(0, 8).send(), Rank::new(1));
+                        store(buf, 7, 9);
+                        // SAFETY: as above.
+                        unsafe { end.comm.put_signal(send, peer, window, 4096, launch) }.unwrap();
+                        // Or its own wait would tell the other thread.
+                        has_read.wait();
+                    } else {
+                        let wait = [SignalWait::new(0)];
+                        // SAFETY: as above.
+                        unsafe { end.comm.wait_signal(&wait, launch) }.unwrap();
+                        end.wait().unwrap();
+                        assert_eq!(load(buf, 1024 + 7), 9, "{schedule}");
+                        store(buf, 1024, 1);
+                        has_read.wait();
+                    }
+                    end.wait().unwrap();
+                    end.comm.poll_error().unwrap();
                 });
             }
         });
