@@ -40,9 +40,9 @@ soak:
 drill *options:
     cargo run --release --package collectives-drill -- {{ options }}
 
-# Throw 10,000 random byte streams at the store's server
+# Throw 100,000 random byte streams at the store's server
 babble:
-    COLLECTIVES_BABBLE=10000 cargo test --release --package collectives-rendezvous --test memory \
+    COLLECTIVES_BABBLE=100000 cargo test --release --package collectives-rendezvous --test memory \
         -- --nocapture
 
 # Run PyTorch's TCPStore against ours, each as client and as server; needs torch (no GPU)

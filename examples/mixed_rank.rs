@@ -13,9 +13,9 @@
 
 use std::{env, error::Error, path::Path, time::Duration};
 
-use collectives::{Backend, Communicator, JoinConfig, ReduceOp, UniqueId};
-use collectives_rendezvous::{
-    Deadline, Environment, Store, TcpStore, TcpStoreServer, share, unique_id,
+use collectives::{
+    Backend, Communicator, JoinConfig, ReduceOp, UniqueId,
+    rendezvous::{Deadline, Environment, Store, TcpStore, TcpStoreServer, share, unique_id},
 };
 
 fn main() -> Result<(), Box<dyn Error>> {

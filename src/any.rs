@@ -15,7 +15,7 @@ use collectives_core::{
     AbortHandle, Backend, Capabilities, Collectives, CommInfo, Device, DeviceInfo, GroupEnd,
     GrowConfig, JoinAllConfig, JoinConfig, Launch, LibraryInfo, MemoryUse, PreMulSum, Rank,
     RawEvent, RawGraph, RawRegistration, RawStream, RawWindow, RecvBuf, ReduceOp, Result, Scalar,
-    SendBuf, ShrinkConfig, Split, SplitConfig, UniqueId, WindowFlags,
+    SendBuf, ShrinkConfig, SignalWait, Split, SplitConfig, UniqueId, WindowFlags,
 };
 use enum_dispatch::enum_dispatch;
 
@@ -86,6 +86,7 @@ trait Dispatch {
     fn dispatch_device_count(&self) -> Result<usize>;
     fn dispatch_device(&self, ordinal: usize) -> Result<AnyDevice>;
     fn dispatch_parameters(&self) -> Result<Vec<(String, String)>>;
+    fn dispatch_set_encryption(&self, key: Option<&str>) -> Result<()>;
     fn dispatch_unique_id(&self) -> Result<UniqueId>;
     #[track_caller]
     fn dispatch_join(&self, id: &UniqueId, config: JoinConfig) -> Result<AnyComm>;
@@ -124,6 +125,10 @@ macro_rules! dispatch {
 
             fn dispatch_parameters(&self) -> Result<Vec<(String, String)>> {
                 Backend::parameters(self)
+            }
+
+            fn dispatch_set_encryption(&self, key: Option<&str>) -> Result<()> {
+                Backend::set_encryption(self, key)
             }
 
             fn dispatch_unique_id(&self) -> Result<UniqueId> {
@@ -185,6 +190,10 @@ impl Backend for AnyBackend {
 
     fn parameters(&self) -> Result<Vec<(String, String)>> {
         self.dispatch_parameters()
+    }
+
+    fn set_encryption(&self, key: Option<&str>) -> Result<()> {
+        self.dispatch_set_encryption(key)
     }
 
     fn unique_id(&self) -> Result<UniqueId> {
@@ -399,6 +408,25 @@ impl Collectives for AnyComm {
 
     unsafe fn window_ptr(&self, window: RawWindow) -> Result<*mut c_void> {
         forward_comm_unsafe!(self, comm => comm.window_ptr(window))
+    }
+
+    unsafe fn put_signal(
+        &self,
+        send: SendBuf,
+        peer: Rank,
+        window: RawWindow,
+        offset: usize,
+        launch: Launch<'_>,
+    ) -> Result<()> {
+        forward_comm_unsafe!(self, comm => comm.put_signal(send, peer, window, offset, launch))
+    }
+
+    unsafe fn signal(&self, peer: Rank, launch: Launch<'_>) -> Result<()> {
+        forward_comm_unsafe!(self, comm => comm.signal(peer, launch))
+    }
+
+    unsafe fn wait_signal(&self, waits: &[SignalWait], launch: Launch<'_>) -> Result<()> {
+        forward_comm_unsafe!(self, comm => comm.wait_signal(waits, launch))
     }
 
     fn split_dyn(&self, config: SplitConfig) -> Result<Option<Box<dyn Collectives>>> {

@@ -17,9 +17,10 @@ use collectives_core::{
 };
 
 use crate::{
-    AnyDevice, Stream,
+    AnyDevice, MemoryKind, Stream,
     communicator::CommInner,
     place::{Locked, Place},
+    symmetric::Piece,
 };
 
 /// An array of `T` in device memory.
@@ -108,6 +109,21 @@ impl<T: Element> Buffer<T> {
         Ok(buffer)
     }
 
+    /// Memory of a communicator's heap, which nobody uses yet.
+    pub(crate) fn of_heap(piece: Piece, len: usize) -> Self {
+        let device = piece.comm.device();
+        let memory = Allocation {
+            device: device.clone(),
+            place: Place::of(device),
+            ptr: piece.ptr,
+            bytes: piece.bytes,
+            home: Home::Heap(piece),
+            last_stream_id: AtomicU64::new(UNUSED),
+            last_stream: Mutex::new(None),
+        };
+        Self::over(memory, len)
+    }
+
     fn over(memory: Allocation, len: usize) -> Self {
         let memory = Arc::new(memory);
         Self { memory, len, element: PhantomData, not_sync: PhantomData }
@@ -133,6 +149,24 @@ impl<T: Element> Buffer<T> {
     /// The device that holds it.
     pub fn device(&self) -> &AnyDevice {
         &self.memory.device
+    }
+
+    /// How the library of a communicator knows its memory: symmetric, registered, or not at all.
+    pub fn memory_kind(&self) -> MemoryKind {
+        match &self.memory.home {
+            Home::Heap(piece) => piece.kind,
+            Home::Library { registration: Some(_), .. } => MemoryKind::Registered,
+            Home::Library { .. } | Home::Device | Home::Foreign => MemoryKind::Plain,
+        }
+    }
+
+    /// Why memory of [`Communicator::alloc_symmetric`](crate::Communicator::alloc_symmetric) is not
+    /// symmetric; nothing of other memory.
+    pub fn memory_reason(&self) -> Option<&str> {
+        match &self.memory.home {
+            Home::Heap(piece) => piece.reason.as_deref(),
+            Home::Library { .. } | Home::Device | Home::Foreign => None,
+        }
     }
 
     /// A view of the whole buffer, to be read.
@@ -466,6 +500,7 @@ enum Home {
     Device,
     Foreign,
     Library { comm: Arc<CommInner>, registration: Option<RawRegistration> },
+    Heap(Piece),
 }
 
 /// Not used on any stream yet.
@@ -493,6 +528,14 @@ impl Allocation {
 
     pub(crate) fn place(&self) -> Place {
         self.place
+    }
+
+    /// The part of a symmetric heap that it is, if it is one.
+    pub(crate) fn piece(&self) -> Option<&Piece> {
+        match &self.home {
+            Home::Heap(piece) => Some(piece),
+            Home::Library { .. } | Home::Device | Home::Foreign => None,
+        }
     }
 
     #[inline]
@@ -578,7 +621,7 @@ impl Drop for Allocation {
     fn drop(&mut self) {
         let last = self.last_stream.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         let after = last.as_ref().map_or(RawStream::DEFAULT, Stream::as_raw);
-        match &self.home {
+        match &mut self.home {
             Home::Foreign => {}
             Home::Device => {
                 // SAFETY: allocated from this device, and nothing refers to it any more but work
@@ -590,6 +633,7 @@ impl Drop for Allocation {
             Home::Library { comm, registration } => {
                 comm.give_back(*registration, self.ptr, last);
             }
+            Home::Heap(piece) => piece.after = last,
         }
     }
 }

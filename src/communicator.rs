@@ -14,9 +14,9 @@ use std::{
 };
 
 use collectives_core::{
-    AbortHandle, Backend, Capabilities, Collectives, CommInfo, Device, Element, Error, ErrorKind,
-    GrowConfig, JoinAllConfig, JoinConfig, MemoryUse, PreMulSum, Rank, RawRegistration, RecvBuf,
-    Result, Scalar, ShrinkConfig, Split, SplitConfig, UniqueId,
+    AbortHandle, Backend, CallConfig, Capabilities, Collectives, CommInfo, Device, Element, Error,
+    ErrorKind, GrowConfig, JoinAllConfig, JoinConfig, MemoryUse, PreMulSum, Rank, RawRegistration,
+    RecvBuf, Result, Scalar, ShrinkConfig, Split, SplitConfig, UniqueId,
 };
 
 use crate::{
@@ -26,6 +26,7 @@ use crate::{
     operation::{Call, Operation, operations},
     place::Place,
     reduce::OpKeep,
+    symmetric::Heap,
     watchdog::Watched,
 };
 
@@ -76,6 +77,8 @@ pub(crate) struct CommInner {
     place: Place,
     handle: AbortHandle,
     returned: Mutex<Returned>,
+    /// Only the communicator's thread uses it.
+    heap: Mutex<Option<Heap>>,
     watched: OnceLock<Arc<Watched>>,
     /// For graphs, which are launched on any thread.
     suspended: AtomicBool,
@@ -86,6 +89,8 @@ pub(crate) struct CommInner {
 struct Returned {
     memory: Vec<ReturnedMemory>,
     ops: Vec<PreMulSum>,
+    /// Blocks of the heap, and the streams of their last uses.
+    blocks: Vec<(u64, Option<Stream>)>,
 }
 
 struct ReturnedMemory {
@@ -172,6 +177,7 @@ impl Communicator {
             info,
             device,
             returned: Mutex::default(),
+            heap: Mutex::new(None),
             watched: OnceLock::new(),
             suspended: AtomicBool::new(false),
         };
@@ -238,7 +244,7 @@ impl Communicator {
     /// Operations of this communicator, enqueued on `stream` now.
     #[inline]
     pub fn on<'a>(&'a self, stream: &'a Stream) -> On<'a> {
-        On { comm: self, stream }
+        On { comm: self, stream, config: None }
     }
 
     /// Captures operations into a graph, which can be launched any number of times.
@@ -468,8 +474,8 @@ impl Communicator {
     /// it, from threads of their own.
     ///
     /// # Errors
-    /// [`InvalidUsage`](ErrorKind::InvalidUsage) while graphs, registered buffers or reduce ops
-    /// still hold it: it is then destroyed with the last of them. Else what the library reports.
+    /// [`InvalidUsage`](ErrorKind::InvalidUsage) while graphs, buffers of its own memory or
+    /// reduce ops still hold it: it is then destroyed with the last of them. Else what the library reports.
     #[doc(alias = "ncclCommFinalize")]
     pub fn finalize(self) -> Result<()> {
         self.end(Collectives::finalize)
@@ -489,10 +495,13 @@ impl Communicator {
         drop(scratch);
         inner.collect_returned(LAST_USE);
         match Arc::try_unwrap(inner) {
-            Ok(mut inner) => inner.comm.take().map_or(Ok(()), |comm| how(Box::new(comm))),
+            Ok(mut inner) => {
+                inner.end_heap();
+                inner.comm.take().map_or(Ok(()), |comm| how(Box::new(comm)))
+            }
             Err(inner) => Err(Error::new(
                 ErrorKind::InvalidUsage,
-                "graphs, registered buffers or reduce ops still hold the communicator",
+                "graphs, buffers of its own memory or reduce ops still hold the communicator",
             )
             .with_comm(&inner.info)
             .with_operation("finalize")
@@ -603,13 +612,41 @@ impl fmt::Debug for Communicator {
 pub struct On<'a> {
     comm: &'a Communicator,
     stream: &'a Stream,
+    config: Option<&'a CallConfig>,
+}
+
+impl<'a> On<'a> {
+    /// The same, with a configuration for each collective that is called on it.
+    ///
+    /// ```
+    /// use collectives::{CallConfig, ReduceOp, mock};
+    ///
+    /// mock::run(2, |comm| {
+    ///     let stream = comm.new_stream()?;
+    ///     let mut buffer = stream.zeros::<f32>(1024)?;
+    ///     let few = CallConfig::new().with_ctas(1..=4);
+    ///     comm.on(&stream).with_config(&few).all_reduce_in_place(&mut buffer, ReduceOp::Sum)
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// See [`Launch::with_config`](collectives_core::Launch::with_config).
+    #[must_use]
+    pub const fn with_config(mut self, config: &'a CallConfig) -> Self {
+        self.config = Some(config);
+        self
+    }
 }
 
 impl On<'_> {
     operations!(self, 'b, ['b]);
 
-    fn comm(&self) -> &Communicator {
+    pub(crate) fn comm(&self) -> &Communicator {
         self.comm
+    }
+
+    pub(crate) fn stream(&self) -> &Stream {
+        self.stream
     }
 
     #[inline]
@@ -622,7 +659,7 @@ impl On<'_> {
         // after the stream has passed their last use, before which every other use is ordered;
         // the stream is of this device and alive while work is enqueued on it. That the ranks
         // agree no single rank can know: `Communicator` names it as the limit of this layer.
-        let issue = || unsafe { operation.issue(self.comm.raw(), self.stream) };
+        let issue = || unsafe { operation.issue(self.comm.raw(), self.stream, self.config) };
         self.comm.inner.enqueue(self.stream, operation.call.name(), operation.site, issue)
     }
 }
@@ -706,6 +743,34 @@ impl CommInner {
         self.returned().ops.push(op);
     }
 
+    /// Takes a block of the heap back, from any thread.
+    pub(crate) fn give_back_block(&self, number: u64, after: Option<Stream>) {
+        self.returned().blocks.push((number, after));
+    }
+
+    /// The blocks that were given back since the last time.
+    pub(crate) fn take_blocks(&self) -> Vec<(u64, Option<Stream>)> {
+        std::mem::take(&mut self.returned().blocks)
+    }
+
+    /// The symmetric heap, for the thread that may call on the communicator.
+    pub(crate) fn heap(&self) -> MutexGuard<'_, Option<Heap>> {
+        self.heap.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn device(&self) -> &AnyDevice {
+        &self.device
+    }
+
+    /// Frees the symmetric heap, of which no buffer is left.
+    fn end_heap(&mut self) {
+        let blocks = self.take_blocks();
+        let heap = self.heap.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let (Some(heap), Some(comm)) = (heap, &self.comm) {
+            heap.end(comm, &self.device, blocks, LAST_USE);
+        }
+    }
+
     fn returned(&self) -> MutexGuard<'_, Returned> {
         self.returned.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -714,7 +779,10 @@ impl CommInner {
     /// `limit` for all of it. Called by the thread that may call on the communicator.
     fn collect_returned(&self, limit: Duration) {
         let Some(comm) = &self.comm else { return };
-        let Returned { memory, ops } = std::mem::take(&mut *self.returned());
+        let (memory, ops) = {
+            let mut returned = self.returned();
+            (std::mem::take(&mut returned.memory), std::mem::take(&mut returned.ops))
+        };
         for op in ops {
             log(comm.destroy_pre_mul_sum(op), "a reduce op could not be destroyed");
         }
@@ -760,6 +828,7 @@ impl Drop for CommInner {
             watched.end();
         }
         self.collect_returned(LAST_USE);
+        self.end_heap();
     }
 }
 

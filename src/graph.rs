@@ -237,7 +237,7 @@ impl CaptureOn<'_> {
             scope.kept.borrow_mut().add(comm, &operation);
             // SAFETY: all that the operation uses is kept by the graph, whose launches are ordered
             // after every other use.
-            unsafe { operation.issue(comm.as_comm(), &scope.stream) }
+            unsafe { operation.issue(comm.as_comm(), &scope.stream, None) }
         };
         scope.refusal.noting(issue())
     }

@@ -235,7 +235,7 @@ unsafe fn issue<R>(
     }
     let issued = records.iter().try_for_each(|Record { comm, stream, operation }| {
         // SAFETY: the caller's promise, handed on as it is.
-        unsafe { operation.issue(comm.as_comm(), stream) }
+        unsafe { operation.issue(comm.as_comm(), stream, None) }
     });
     // After a refusal this drops what was collected.
     let ended = end(library);

@@ -12,6 +12,7 @@ mod platform;
 mod reduce;
 mod select;
 mod stream;
+mod symmetric;
 mod watchdog;
 mod world;
 
@@ -24,17 +25,18 @@ pub use platform::{BackendName, Decision, Devices, FoundDevice, HiddenBy, Platfo
 pub use reduce::{Op, PreMulSumOp};
 pub use select::{Explanation, Selection, backend, backend_named};
 pub use stream::Stream;
+pub use symmetric::{HeapInfo, MemoryKind, Slot, SymmetricPlan, SymmetricSet};
 pub use watchdog::Watch;
 pub use world::{Peer, World, WorldConfig, init};
 
 pub use collectives_core::{
-    AbortControl, AbortHandle, Backend, BackendExt, Capabilities, Collectives, CollectivesExt,
-    CommConfig, CommId, CommInfo, CtaPolicy, DType, Device, DeviceInfo, Element, Error, ErrorKind,
-    F8E4M3, F8E5M2, F8Format, GraphUsage, GroupEnd, GroupToken, GrowConfig, HostCft, JoinAllConfig,
-    JoinConfig, Launch, LibraryInfo, MemoryUse, NvlsHost, PeerOp, PreMulSum, Rank, RawEvent,
-    RawGraph, RawRegistration, RawStream, RawWindow, RecvBuf, ReduceOp, Result, Scalar, SendBuf,
-    ShrinkConfig, Split, SplitConfig, Support, UniqueId, VendorCode, Version, WindowFlags, bf16,
-    f16, shape,
+    AbortControl, AbortHandle, Backend, BackendExt, CallConfig, Capabilities, Collectives,
+    CollectivesExt, CommConfig, CommId, CommInfo, CtaPolicy, DType, Device, DeviceInfo, Element,
+    Error, ErrorKind, F8E4M3, F8E5M2, F8Format, GraphUsage, GroupEnd, GroupToken, GrowConfig,
+    HostCft, JoinAllConfig, JoinConfig, Launch, LibraryInfo, MemoryUse, NvlsHost, PeerOp,
+    PreMulSum, Rank, RawEvent, RawGraph, RawRegistration, RawStream, RawWindow, RecvBuf, ReduceOp,
+    Result, Scalar, SendBuf, ShrinkConfig, SignalWait, Split, SplitConfig, Support, UniqueId,
+    VendorCode, Version, WindowFlags, bf16, f16, shape,
 };
 
 /// How ranks find each other: what [`init`] is made of.
@@ -61,6 +63,11 @@ struct RecoveryGuide;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/reliability.md")]
 struct ReliabilityGuide;
+
+/// The guide on symmetric memory, so that its code is tested.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/symmetric.md")]
+struct SymmetricGuide;
 
 /// How ranks find each other, so that its code is tested.
 #[cfg(doctest)]

@@ -3,7 +3,7 @@
 use std::{panic::Location, sync::Arc};
 
 use collectives_core::{
-    Collectives, CollectivesExt, Launch, Rank, RecvBuf, ReduceOp, Result, SendBuf,
+    CallConfig, Collectives, CollectivesExt, Launch, Rank, RecvBuf, ReduceOp, Result, SendBuf,
 };
 
 use crate::{AnyComm, Stream, buffer::Allocation, reduce::OpKeep};
@@ -47,8 +47,14 @@ impl Operation<'_> {
     /// # Safety
     /// As [`Collectives`]; `stream` was ordered after the last use of the operation's memory.
     #[inline]
-    pub(crate) unsafe fn issue(&self, comm: &AnyComm, stream: &Stream) -> Result<()> {
+    pub(crate) unsafe fn issue(
+        &self,
+        comm: &AnyComm,
+        stream: &Stream,
+        config: Option<&CallConfig>,
+    ) -> Result<()> {
         let launch = Launch::at(stream.as_raw(), self.site);
+        let launch = config.map_or(launch, |config| launch.with_config(config));
         // SAFETY: the caller's promise, handed on as it is.
         unsafe { self.call.issue(comm, launch) }
     }

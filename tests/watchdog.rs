@@ -46,6 +46,7 @@ const CASES: &[(&str, Case)] = &[
     ("a_refused_call_is_not_waited_for", a_refused_call_is_not_waited_for),
     ("a_capture_goes_on_under_it", a_capture_goes_on_under_it),
     ("a_replay_that_hangs_is_named", a_replay_that_hangs_is_named),
+    ("an_allocation_that_not_all_come_to_is_named", an_allocation_is_named),
     ("a_part_is_watched_like_its_whole", a_part_is_watched_like_its_whole),
     ("streams_may_go_while_they_are_watched", streams_may_go),
 ];
@@ -109,6 +110,20 @@ fn two_ranks(backend: &AnyBackend, case: Case) -> Result<(), Failed> {
 }
 
 const DEADLINE: Duration = Duration::from_millis(400);
+
+fn an_allocation_is_named(rank: &Rank2) -> Result<()> {
+    let comm = rank.join(0, "slow")?;
+    drop(comm.alloc_symmetric::<f32>(4)?);
+    comm.watch(Watch::new().with_deadline(DEADLINE));
+    if rank.rank == 0 {
+        let error = comm.alloc_symmetric::<f32>(4).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+        assert!(error.to_string().contains("all_gather"), "{error}");
+        assert!(error.to_string().contains("watchdog.rs"), "{error}");
+    }
+    rank.barrier.wait();
+    Ok(())
+}
 
 fn all_reduce(comm: &Communicator, stream: &Stream) -> Result<()> {
     let mut buffer = stream.upload(&[1.0_f32; 4])?;

@@ -40,10 +40,19 @@ pub(super) fn meeting_file(environment: &Environment, run: &str) -> Result<PathB
     Ok(folder.join(format!("{pid}-{start}-{run}.store")))
 }
 
-/// That of Open MPI 4 and 5 and of PMIx: it belongs to the user, and goes with the job.
+/// That of Open MPI 4 and 5 and of PMIx, if it is the user's: it goes with the job.
+#[cfg(unix)]
 fn session_folder() -> Option<PathBuf> {
+    use rustix::fs::{Access, access};
+
     let folder = PathBuf::from(env::var_os("PMIX_SERVER_TMPDIR")?);
-    folder.is_dir().then_some(folder)
+    let usable = access(&folder, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK).is_ok();
+    (folder.is_dir() && usable).then_some(folder)
+}
+
+#[cfg(not(unix))]
+fn session_folder() -> Option<PathBuf> {
+    None
 }
 
 /// The nearest process above this one in whose environment `variable` is not, and when it started.

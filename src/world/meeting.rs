@@ -56,6 +56,18 @@ impl Refusal {
 #[derive(Debug, Deserialize, Serialize)]
 struct Outcome {
     error: Option<Refusal>,
+    #[serde(flatten)]
+    agreement: Agreement,
+}
+
+/// What a roll comes to if ranks can go on.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub(super) struct Agreement {
+    /// Whether all want to build connections before a communicator is handed out.
+    pub(super) warm_up: bool,
+    /// What is odd about the ranks.
+    pub(super) warnings: Vec<String>,
 }
 
 /// One rank's part in the meetings of a world, or of a communicator.
@@ -78,15 +90,15 @@ impl<'a> Meeting<'a> {
         Self { subject: format!("communicator '{name}': "), ..self }
     }
 
-    /// Comes as `me`, and returns what all said when all have come and `judge` has nothing against them.
+    /// Comes as `me`, and returns what `judge` makes of all ranks when all have come.
     ///
-    /// `judge` runs on one of the ranks, for all.
+    /// `judge` runs on one of the ranks, for all: only that one reads what all have said.
     pub(super) fn call_roll(
         &self,
         me: &Peer,
         deadline: Deadline,
-        judge: impl Fn(&[Peer]) -> Result<(), Refusal>,
-    ) -> Result<Vec<Peer>> {
+        judge: impl Fn(&[Peer]) -> Result<Agreement, Refusal>,
+    ) -> Result<Agreement> {
         let text = serde_json::to_vec(me).map_err(unreadable)?;
         if self.store.add(&format!("seat/{}", self.rank), 1, deadline)? > 1 {
             return self.refuse(self.twice(me));
@@ -97,17 +109,25 @@ impl<'a> Meeting<'a> {
         if first != size.as_bytes() {
             return self.refuse(self.sizes_differ(me, &first));
         }
-        let keys = self.keys();
-        self.wait_for_all(&keys, deadline, || {
-            let refusal = match self.peers(&keys) {
-                Ok(peers) => judge(&peers).err(),
+        if me.error.is_some() {
+            // Nobody has to wait for the rest to hear that.
+            self.decide(judge(std::slice::from_ref(me)))?;
+        }
+        let complete = || {
+            let judged = match self.peers(&self.keys()) {
+                Ok(peers) => judge(&peers),
                 Err(error) => {
-                    Some(Refusal::new(error.kind(), error.message()).with_hint(LAST_WORDS))
+                    Err(Refusal::new(error.kind(), error.message()).with_hint(LAST_WORDS))
                 }
             };
-            self.decide(refusal)
-        })?;
-        self.peers(&keys)
+            self.decide(judged)
+        };
+        self.wait_for_all(deadline, complete)
+    }
+
+    /// What these ranks said in the roll.
+    pub(super) fn roll_of(&self, ranks: impl IntoIterator<Item = usize>) -> Result<Vec<Peer>> {
+        self.peers(&ranks.into_iter().map(part).collect::<Vec<_>>())
     }
 
     /// Waits until all ranks are ready to join, and hands them the id that rank 0 makes by `make`.
@@ -126,13 +146,13 @@ impl<'a> Meeting<'a> {
                         format!("{}rank 0 cannot make a unique id: {error}", self.subject);
                     let refusal = Refusal::new(ErrorKind::Remote, message).with_hint(LAST_WORDS);
                     // The others get it; here the error itself says more.
-                    let _ = self.decide(Some(refusal));
+                    let _ = self.decide(Err(refusal));
                     return Err(error);
                 }
             }
         }
         self.store.set(&part(self.rank as usize), b"ready", deadline)?;
-        self.wait_for_all(&self.keys(), deadline, || self.decide(None))?;
+        self.wait_for_all(deadline, || self.decide(ALL_IS_WELL))?;
         let id = self.store.get(ID, grace())?;
         String::from_utf8_lossy(&id).parse().map_err(unreadable)
     }
@@ -143,25 +163,24 @@ impl<'a> Meeting<'a> {
     pub(super) fn confirm(
         &self,
         failure: Option<&Error>,
-        peers: &[Peer],
+        roll: &Meeting<'_>,
         deadline: Deadline,
     ) -> Result<()> {
-        let keys = self.keys();
         let said = failure.map_or_else(|| "joined".to_owned(), Error::to_string);
         self.store.set(&part(self.rank as usize), said.as_bytes(), grace())?;
         match failure {
-            None => self.all_joined(&keys, peers, deadline),
+            None => self.all_joined(roll, deadline),
             Some(error) if error.kind() == ErrorKind::Timeout => {
                 // Those who live run out of time, too; who does not say so is blamed.
-                match self.store.wait(&borrowed(&keys), Deadline::after(SETTLING)) {
+                match self.store.wait(&borrowed(&self.keys()), Deadline::after(SETTLING)) {
                     Err(error) if error.kind() != ErrorKind::Timeout => Err(error),
-                    Ok(()) | Err(_) => self.blame(&keys, peers, deadline),
+                    Ok(()) | Err(_) => self.blame(roll, deadline),
                 }
             }
             Some(error) => {
                 let message = format!("{}rank {} did not join: {error}", self.subject, self.rank);
                 let refusal = Refusal::new(ErrorKind::Remote, message).with_hint(LAST_WORDS);
-                self.decide(Some(refusal))
+                self.decide(Err(refusal)).map(drop)
             }
         }
     }
@@ -170,10 +189,9 @@ impl<'a> Meeting<'a> {
     /// out first, who is missing is the outcome.
     fn wait_for_all(
         &self,
-        keys: &[String],
         deadline: Deadline,
-        complete: impl Fn() -> Result<()>,
-    ) -> Result<()> {
+        complete: impl Fn() -> Result<Agreement>,
+    ) -> Result<Agreement> {
         if self.store.add("come", 1, deadline)? == self.size as i64 {
             return complete();
         }
@@ -182,7 +200,7 @@ impl<'a> Meeting<'a> {
             Err(error) if error.kind() == ErrorKind::Timeout => {}
             Err(error) => return Err(error),
         }
-        let absent = self.absent(keys)?;
+        let absent = self.absent(&self.keys())?;
         if absent.is_empty() {
             // The last rank came, and ended before it could say so.
             return complete();
@@ -195,26 +213,26 @@ impl<'a> Meeting<'a> {
             deadline.given(),
             self.rank
         );
-        self.decide(Some(Refusal::new(ErrorKind::Timeout, message).with_hint(LAST_WORDS)))
+        self.decide(Err(Refusal::new(ErrorKind::Timeout, message).with_hint(LAST_WORDS)))
     }
 
     /// Waits until all others have joined, too.
-    fn all_joined(&self, keys: &[String], peers: &[Peer], deadline: Deadline) -> Result<()> {
+    fn all_joined(&self, roll: &Meeting<'_>, deadline: Deadline) -> Result<()> {
         if self.store.add("come", 1, grace())? == self.size as i64 {
-            return self.decide(None);
+            return self.decide(ALL_IS_WELL).map(drop);
         }
         // Those whose join runs out of time say so a little later than we would.
         let patience = deadline.remaining().unwrap_or_default() + LATE;
         match self.store.get(OUTCOME, Deadline::after(patience)) {
-            Ok(text) => self.read(&text),
-            Err(error) if error.kind() == ErrorKind::Timeout => self.blame(keys, peers, deadline),
+            Ok(text) => self.read(&text).map(drop),
+            Err(error) if error.kind() == ErrorKind::Timeout => self.blame(roll, deadline),
             Err(error) => Err(error),
         }
     }
 
     /// Says who has given no sign since all were ready, or whose time was up.
-    fn blame(&self, keys: &[String], peers: &[Peer], deadline: Deadline) -> Result<()> {
-        let silent = self.absent(keys)?;
+    fn blame(&self, roll: &Meeting<'_>, deadline: Deadline) -> Result<()> {
+        let silent = self.absent(&self.keys())?;
         let refusal = if silent.is_empty() {
             let message =
                 format!("{}not all ranks joined within {:?}", self.subject, deadline.given());
@@ -222,8 +240,8 @@ impl<'a> Meeting<'a> {
                 "all ranks live: look at what their library logs (NCCL_DEBUG=INFO), or allow more time",
             )
         } else {
-            let places: Vec<_> =
-                silent.iter().filter_map(|&rank| peers.get(rank)).map(Peer::place).collect();
+            let peers = roll.roll_of(silent.iter().copied())?;
+            let places: Vec<_> = peers.iter().map(Peer::place).collect();
             let message = format!(
                 "{}{} of {} came, but gave no sign within {:?} of joining: {}",
                 self.subject,
@@ -234,7 +252,7 @@ impl<'a> Meeting<'a> {
             );
             Refusal::new(ErrorKind::Timeout, message).with_hint(LAST_WORDS)
         };
-        self.decide(Some(refusal))
+        self.decide(Err(refusal)).map(drop)
     }
 
     /// The keys that all ranks write, each its own.
@@ -256,21 +274,25 @@ impl<'a> Meeting<'a> {
 
     /// For what holds for this rank, also if the others have found that all is well.
     fn refuse<T>(&self, refusal: Refusal) -> Result<T> {
-        self.decide(Some(refusal.clone()))?;
+        self.decide(Err(refusal.clone()))?;
         Err(refusal.into_error())
     }
 
     /// Writes the outcome, unless it is there; then what is there holds.
-    fn decide(&self, error: Option<Refusal>) -> Result<()> {
-        let text = serde_json::to_vec(&Outcome { error }).map_err(unreadable)?;
+    fn decide(&self, outcome: Result<Agreement, Refusal>) -> Result<Agreement> {
+        let outcome = match outcome {
+            Ok(agreement) => Outcome { error: None, agreement },
+            Err(refusal) => Outcome { error: Some(refusal), agreement: Agreement::default() },
+        };
+        let text = serde_json::to_vec(&outcome).map_err(unreadable)?;
         let outcome = self.store.compare_set(OUTCOME, b"", &text, grace())?;
         self.read(&outcome)
     }
 
-    fn read(&self, outcome: &[u8]) -> Result<()> {
+    fn read(&self, outcome: &[u8]) -> Result<Agreement> {
         let outcome: Outcome = serde_json::from_slice(outcome).map_err(unreadable)?;
         match outcome.error {
-            None => Ok(()),
+            None => Ok(outcome.agreement),
             Some(refusal) => Err(refusal.into_error()),
         }
     }
@@ -330,11 +352,14 @@ fn grace() -> Deadline {
 const OUTCOME: &str = "outcome";
 /// Where rank 0's unique id is.
 const ID: &str = "id";
-/// How far apart ranks are whose joins run out of time, as they began at one moment: libraries are given
-/// five seconds to end what they began.
-const SETTLING: Duration = Duration::from_secs(6);
+/// Where there is nothing to agree on but that all have come.
+const ALL_IS_WELL: Result<Agreement, Refusal> =
+    Ok(Agreement { warm_up: false, warnings: Vec::new() });
+/// How far apart ranks are whose joins run out of time, as they began at one moment: a join ends half a
+/// second after its deadline at the latest.
+const SETTLING: Duration = Duration::from_secs(2);
 /// By how much later a rank that waits for them knows.
-const LATE: Duration = Duration::from_secs(13);
+const LATE: Duration = Duration::from_secs(6);
 /// What to do about ranks that are missing.
 const LAST_WORDS: &str = "look for the last words of the ranks that are named, or allow more time";
 /// More than any job has.

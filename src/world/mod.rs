@@ -26,7 +26,7 @@ use self::{
     meeting::Meeting,
     place::{Attendance, Place},
 };
-use crate::{AnyBackend, AnyDevice, Communicator, Selection};
+use crate::{AnyBackend, AnyDevice, BackendName, Communicator, Selection};
 
 pub use self::peer::Peer;
 
@@ -82,7 +82,6 @@ pub struct World {
     config: CommConfig,
     warm_up: bool,
     ways: Ways,
-    peers: Vec<Peer>,
 }
 
 /// How ids come to the other ranks.
@@ -106,6 +105,7 @@ pub struct WorldConfig {
     environment: Option<Environment>,
     meets: Meets,
     backend: Option<AnyBackend>,
+    backend_name: Option<BackendName>,
     epoch: Option<u64>,
     deadline: Option<Duration>,
     device: Option<usize>,
@@ -169,6 +169,13 @@ impl WorldConfig {
         self
     }
 
+    /// Sets which backend to open, whatever `COLLECTIVES_BACKEND` says.
+    #[must_use]
+    pub fn with_backend_name(mut self, name: BackendName) -> Self {
+        self.backend_name = Some(name);
+        self
+    }
+
     /// Sets the number of this attempt, the same on all ranks and another than before. Unless set, how
     /// often the launcher has restarted the job.
     #[must_use]
@@ -208,8 +215,9 @@ impl WorldConfig {
         self
     }
 
-    /// Sets whether communicators build their connections before they are handed out. They do, unless
-    /// set.
+    /// Sets whether communicators build their connections before they are handed out. They do, unless one
+    /// of the ranks says that it does not, or, being of another language, says nothing. Where ranks join by
+    /// a given id, all must say the same.
     #[must_use]
     pub fn with_warm_up(mut self, warm_up: bool) -> Self {
         self.without_warm_up = !warm_up;
@@ -244,31 +252,38 @@ impl WorldConfig {
         let (rank, size) = (environment.rank(), environment.size());
         let epoch = self.epoch.unwrap_or_else(|| environment.restart().into());
         let run = format!("{}/{epoch}", environment.job().unwrap_or("job"));
-        let world = |place: (AnyBackend, AnyDevice), ways, peers| World {
+        let world = |place: (AnyBackend, AnyDevice), ways, warm_up| World {
             rank,
             size,
             backend: place.0,
             device: place.1,
             deadline: allowed,
             config: self.config.clone(),
-            warm_up: !self.without_warm_up,
+            warm_up,
             ways,
-            peers,
         };
         let (place, run) = match self.meets.clone() {
             Meets::By(id) => {
                 let ways = Ways::Id(Mutex::new(Some(id)));
-                return Ok(world(self.backend_and_device(environment)?, ways, Vec::new()));
+                return Ok(world(
+                    self.backend_and_device(environment)?,
+                    ways,
+                    !self.without_warm_up,
+                ));
             }
             Meets::In(store) => (Place::given(store), format!("{run}/0")),
             Meets::At(path) => {
                 let run = format!("{run}/0");
-                (Place::file(path, &run, rank, deadline)?, run)
+                (Place::file(path, &run, environment, deadline)?, run)
             }
             Meets::AsEnvironmentSays => {
                 if let Some(id) = unique_id::from_variable(ID_VARIABLE)? {
                     let ways = Ways::Id(Mutex::new(Some(id)));
-                    return Ok(world(self.backend_and_device(environment)?, ways, Vec::new()));
+                    return Ok(world(
+                        self.backend_and_device(environment)?,
+                        ways,
+                        !self.without_warm_up,
+                    ));
                 }
                 let run = format!("{run}/{}", nth(&run, rank));
                 (Place::of(environment, self.bind_address, &run, deadline)?, run)
@@ -276,33 +291,41 @@ impl WorldConfig {
         };
         let Place { store, kept_by_rank_0, file } = place;
         let store: Arc<dyn Store> = Arc::new(PrefixStore::new(format!("{PREFIX}/{run}"), store));
-        let attendance = match kept_by_rank_0 {
+        let mut attendance = match kept_by_rank_0 {
             true => Some(Attendance::begin(Arc::clone(&store), rank == 0, deadline)?),
             false => None,
         };
         let place = self.backend_and_device(environment);
-        let me = Peer::this(rank, size, &place);
-        let roll = Meeting::of_world(&store, "roll", rank, size);
+        let me = Peer::this(rank, size, &place, !self.without_warm_up);
+        let roll = Meeting::of_world(&store, ROLL, rank, size);
         let differing = self.differing_variables;
-        let met = roll.call_roll(&me, deadline, |peers| peer::compare(peers, differing).map(drop));
+        let agreed = roll.call_roll(&me, deadline, |peers| peer::compare(peers, differing));
+        if let (Some(attendance), Err(error)) = (&mut attendance, &agreed)
+            && error.kind() != ErrorKind::Timeout
+        {
+            attendance.await_late(size);
+        }
         let ways = Ways::Store { store, names: Mutex::default(), file, attendance };
         // Our own error says more than what the others were told of it.
-        let world = world(place?, ways, met?);
+        let place = place?;
+        let agreed = agreed?;
         if rank == 0 {
-            for oddity in peer::compare(&world.peers, true).unwrap_or_default() {
-                tracing::warn!("{oddity}");
+            for warning in &agreed.warnings {
+                tracing::warn!("{warning}");
             }
         }
-        Ok(world)
+        Ok(world(place, ways, agreed.warm_up))
     }
 
     fn backend_and_device(&self, environment: &Environment) -> Result<(AnyBackend, AnyDevice)> {
         let backend = match &self.backend {
             Some(backend) => backend.clone(),
-            None => Selection::detect(None).open_over(|| match environment.size() {
-                1 => Mock::shared(),
-                size => Mock::shared_among_processes(environment.local_size().unwrap_or(size)),
-            })?,
+            None => {
+                Selection::detect(self.backend_name).open_over(|| match environment.size() {
+                    1 => Mock::shared(),
+                    size => Mock::shared_among_processes(environment.local_size().unwrap_or(size)),
+                })?
+            }
         };
         let ordinal = match self.device {
             Some(ordinal) => ordinal,
@@ -379,8 +402,14 @@ impl World {
     }
 
     /// What all ranks said of themselves, in their order; nothing where they joined by a given id.
-    pub fn peers(&self) -> &[Peer] {
-        &self.peers
+    ///
+    /// # Errors
+    /// Those of the store, which is asked.
+    pub fn peers(&self) -> Result<Vec<Peer>> {
+        match &self.ways {
+            Ways::Store { store, .. } => self.roll(store).roll_of(0..self.size),
+            Ways::Id(_) => Ok(Vec::new()),
+        }
     }
 
     /// The store in which the ranks met, for what else they have to tell each other; `None` where they
@@ -426,7 +455,10 @@ impl World {
                     )
                     .with_hint("a given id is good for one communicator: split it, or use a store")
                 })?;
-                return self.join_by(&id, config, Deadline::after(self.deadline));
+                let deadline = Deadline::after(self.deadline);
+                let config = config.with_deadline(self.deadline);
+                let comm = Communicator::join(&self.backend, &id, config)?;
+                return self.connect(&comm, deadline).map(|()| comm);
             }
         };
         let nth = {
@@ -442,39 +474,45 @@ impl World {
         let id =
             meeting("start").start(Deadline::after(self.deadline), || self.backend.unique_id())?;
         let deadline = Deadline::after(self.deadline);
-        let joined = self.join_by(&id, config, deadline);
-        let agreed = meeting("end").confirm(joined.as_ref().err(), &self.peers, deadline);
-        match (joined, agreed) {
-            (Ok(comm), Ok(())) => Ok(comm),
-            (Ok(comm), Err(error)) => {
-                if let Err(error) = comm.abort() {
-                    tracing::warn!(%error, "a communicator that others did not join was not ended");
-                }
-                Err(error)
-            }
+        let left = || deadline.remaining().unwrap_or_default();
+        let joined = match Communicator::join(&self.backend, &id, config.with_deadline(left())) {
+            Ok(comm) => match self.connect(&comm, deadline) {
+                Ok(()) => Ok(comm),
+                Err(error) => Err((error, Some(comm))),
+            },
+            Err(error) => Err((error, None)),
+        };
+        let failure = joined.as_ref().err().map(|(error, _)| error);
+        let agreed = meeting("end").confirm(failure, &self.roll(store), deadline);
+        let (error, comm) = match (joined, agreed) {
+            (Ok(comm), Ok(())) => return Ok(comm),
+            (Ok(comm), Err(error)) => (error, Some(comm)),
             // Who is missing says more than that somebody is.
-            (Err(own), Err(error)) if own.kind() == ErrorKind::Timeout => {
-                Err(error.with_source(own))
+            (Err((own, comm)), Err(error)) if own.kind() == ErrorKind::Timeout => {
+                (error.with_source(own), comm)
             }
-            (Err(own), _) => Err(own),
+            (Err((own, comm)), _) => (own, comm),
+        };
+        // Only now, since it may take its time.
+        if let Some(Err(error)) = comm.map(Communicator::abort) {
+            tracing::warn!(%error, "a communicator that others did not join was not ended");
         }
+        Err(error)
     }
 
+    /// Lets the library build its connections.
     #[track_caller]
-    fn join_by(
-        &self,
-        id: &UniqueId,
-        config: JoinConfig,
-        deadline: Deadline,
-    ) -> Result<Communicator> {
-        let left = || deadline.remaining().unwrap_or_default();
-        let comm = Communicator::join(&self.backend, id, config.with_deadline(left()))?;
-        if self.warm_up {
-            let stream = comm.new_stream()?;
-            comm.on(&stream).warm_up()?;
-            stream.synchronize_for(left())?;
+    fn connect(&self, comm: &Communicator, deadline: Deadline) -> Result<()> {
+        if !self.warm_up {
+            return Ok(());
         }
-        Ok(comm)
+        let stream = comm.new_stream()?;
+        comm.on(&stream).warm_up()?;
+        stream.synchronize_for(deadline.remaining().unwrap_or_default())
+    }
+
+    fn roll<'a>(&self, store: &'a Arc<dyn Store>) -> Meeting<'a> {
+        Meeting::of_world(store, ROLL, self.rank, self.size)
     }
 }
 
@@ -526,7 +564,14 @@ fn device_of(environment: &Environment, devices: usize) -> Result<usize> {
 
 /// Whose error it is. `kept` says whether rank 0 serves the store.
 fn named(error: Error, rank: u32, size: usize, kept: bool) -> Error {
-    let lost = error.kind() == ErrorKind::Remote && error.message().starts_with("TCP store at ");
+    // A store that was not reached says what the network said. Of keys that did not come it has no more to
+    // say than that.
+    let unreached = match error.kind() {
+        ErrorKind::Remote => true,
+        ErrorKind::Timeout => std::error::Error::source(&error).is_some(),
+        _ => false,
+    };
+    let lost = unreached && error.message().starts_with("TCP store at ");
     let error = if lost && kept && rank != 0 {
         let message = format!(
             "rank 0 of {size}, which serves the store, has ended or cannot be reached: {}",
@@ -558,5 +603,135 @@ fn nth(run: &str, rank: u32) -> u32 {
 const DEADLINE: Duration = Duration::from_secs(300);
 /// An id that all ranks have.
 const ID_VARIABLE: &str = "COLLECTIVES_UNIQUE_ID";
+/// The meeting of all ranks, in which they compare.
+const ROLL: &str = "roll";
 /// Before all keys of ours.
 const PREFIX: &str = "collectives";
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use collectives_backend_mock::MockConfig;
+    use collectives_core::{Collectives as _, ReduceOp};
+    use collectives_rendezvous::MemoryStore;
+
+    use super::*;
+
+    fn environment(variables: &[(&str, usize)]) -> Environment {
+        let value = |name: &str| variables.iter().find(|(key, _)| *key == name);
+        Environment::from_variables(|name| value(name).map(|(_, value)| value.to_string())).unwrap()
+    }
+
+    fn rank(rank: usize, size: usize) -> Environment {
+        environment(&[("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_RANK", rank)])
+    }
+
+    fn config(mock: &Mock, store: &MemoryStore, number: usize, size: usize) -> WorldConfig {
+        WorldConfig::new()
+            .with_backend(mock.clone())
+            .with_store(store.clone())
+            .with_environment(rank(number, size))
+            .with_deadline(Duration::from_secs(30))
+    }
+
+    fn sum(comm: &Communicator) -> Result<f32> {
+        let stream = comm.new_stream()?;
+        let mut buffer = stream.upload(&[comm.rank() as f32 + 1.0])?;
+        comm.on(&stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum)?;
+        Ok(buffer.to_vec(&stream)?[0])
+    }
+
+    #[test]
+    fn ranks_may_be_threads_over_a_store_of_the_program() {
+        let (mock, store) = (Mock::new(MockConfig::new()), MemoryStore::new());
+        let sums = thread::scope(|scope| {
+            let run = |number| {
+                let config = config(&mock, &store, number, 3);
+                scope.spawn(move || {
+                    let world = config.open()?;
+                    assert_eq!(world.peers()?[2].device, Some(2));
+                    sum(&world.communicator("all")?)
+                })
+            };
+            let ranks = [run(0), run(1), run(2)];
+            ranks.map(|rank| rank.join().unwrap().unwrap())
+        });
+        assert_eq!(sums, [6.0; 3]);
+    }
+
+    /// By the keys of docs/rendezvous.md, and nothing else of this crate.
+    #[test]
+    fn a_rank_needs_nothing_but_the_store() {
+        let (mock, store) = (Mock::new(MockConfig::new()), MemoryStore::new());
+        thread::scope(|scope| {
+            let config = config(&mock, &store, 0, 2);
+            let ours = scope.spawn(move || {
+                let world = config.open()?;
+                assert_eq!(world.peers()?[1].backend, None);
+                world.communicator("train").map(|comm| comm.size())
+            });
+
+            let deadline = Deadline::after(Duration::from_secs(30));
+            let keys = PrefixStore::new("collectives/job/0/0", &store);
+            let come = |stage: &str, said: &[u8]| {
+                keys.set(&format!("{stage}/rank/1"), said, deadline).unwrap();
+                if keys.add(&format!("{stage}/come"), 1, deadline).unwrap() == 2 {
+                    let outcome = br#"{"error": null}"#;
+                    keys.compare_set(&format!("{stage}/outcome"), b"", outcome, deadline).unwrap();
+                }
+                let outcome = keys.get(&format!("{stage}/outcome"), deadline).unwrap();
+                let outcome: serde_json::Value = serde_json::from_slice(&outcome).unwrap();
+                assert!(outcome["error"].is_null(), "{outcome}");
+            };
+            assert_eq!(keys.add("roll/seat/1", 1, deadline).unwrap(), 1);
+            assert_eq!(keys.compare_set("roll/size", b"", b"2", deadline).unwrap(), b"2");
+            come("roll", br#"{"protocol": 1, "rank": 1, "size": 2, "pid": 7}"#);
+            come("comm/train/0/start", b"ready");
+            let id = keys.get("comm/train/0/start/id", deadline).unwrap();
+            let id = std::str::from_utf8(&id).unwrap().parse().unwrap();
+            let comm = mock.join(&id, JoinConfig::new(1, 2)).unwrap();
+            come("comm/train/0/end", b"joined");
+
+            assert_eq!(ours.join().unwrap().unwrap(), comm.info().size);
+        });
+    }
+
+    #[test]
+    fn a_store_has_one_world_of_an_epoch() {
+        let (mock, store) = (Mock::new(MockConfig::new()), MemoryStore::new());
+        let open = |epoch| config(&mock, &store, 0, 1).with_epoch(epoch).open();
+        open(1).unwrap();
+        let error = open(1).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        assert!(error.to_string().contains("an epoch of its own"), "{error}");
+        open(2).unwrap();
+    }
+
+    #[test]
+    fn a_given_id_is_good_for_one_communicator() {
+        let mock = Mock::new(MockConfig::new());
+        let world = WorldConfig::new()
+            .with_unique_id(mock.unique_id().unwrap())
+            .with_backend(mock)
+            .with_environment(rank(0, 1))
+            .open()
+            .unwrap();
+        assert_eq!(sum(&world.communicator("first").unwrap()).unwrap(), 1.0);
+        let error = world.communicator("second").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidUsage);
+        assert!(error.to_string().contains("no id is left for communicator 'second'"), "{error}");
+    }
+
+    #[test]
+    fn a_process_has_the_device_of_its_number_or_the_only_one() {
+        assert_eq!(device_of(&rank(3, 8), 8).unwrap(), 3);
+        assert_eq!(device_of(&rank(3, 8), 1).unwrap(), 0);
+        let error = device_of(&rank(3, 8), 2).unwrap_err();
+        assert!(error.to_string().starts_with("this is process 3 of its host, and sees 2 devices"));
+        let unplaced = environment(&[("RANK", 1), ("WORLD_SIZE", 2)]);
+        assert_eq!(device_of(&unplaced, 1).unwrap(), 0);
+        let error = device_of(&unplaced, 2).unwrap_err();
+        assert!(error.to_string().contains("set LOCAL_RANK"), "{error}");
+    }
+}

@@ -10,7 +10,7 @@ use collectives_core::{Backend as _, Device as _, ErrorKind, Result, Version};
 use collectives_rendezvous::list_ranks;
 use serde::{Deserialize, Serialize};
 
-use super::meeting::Refusal;
+use super::meeting::{Agreement, Refusal};
 use crate::{AnyBackend, AnyDevice};
 
 /// What a rank says of itself when ranks meet. As JSON it lies in the store, under `roll/rank/R`.
@@ -49,9 +49,15 @@ pub struct Peer {
     /// The number of its device, in its process.
     #[serde(default)]
     pub device: Option<usize>,
+    /// What its device is called.
+    #[serde(default)]
+    pub device_name: Option<String>,
     /// Its device's PCI address, `0000:3b:00.0`.
     #[serde(default)]
     pub pci_bus_id: Option<String>,
+    /// Whether it wants to build connections before a communicator is handed out. If one does not, none does.
+    #[serde(default)]
+    pub warm_up: bool,
     /// Those variables that [change what libraries do](https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html)
     /// and are set.
     #[serde(default)]
@@ -63,7 +69,12 @@ pub struct Peer {
 
 impl Peer {
     /// This process. An error in place of its backend is told to the others.
-    pub(super) fn this(rank: u32, size: usize, place: &Result<(AnyBackend, AnyDevice)>) -> Self {
+    pub(super) fn this(
+        rank: u32,
+        size: usize,
+        place: &Result<(AnyBackend, AnyDevice)>,
+        warm_up: bool,
+    ) -> Self {
         let mut peer = Self {
             protocol: PROTOCOL,
             rank,
@@ -76,7 +87,9 @@ impl Peer {
             library: None,
             collectives: Some(env!("CARGO_PKG_VERSION").to_owned()),
             device: None,
+            device_name: None,
             pci_bus_id: None,
+            warm_up,
             variables: set_variables(),
             error: None,
         };
@@ -87,6 +100,7 @@ impl Peer {
                 peer.version = Some(info.version);
                 peer.library = info.path.clone();
                 peer.device = Some(device.info().ordinal);
+                peer.device_name = Some(device.info().name.clone());
                 peer.pci_bus_id = device.info().pci_bus_id.clone();
             }
             Err(error) => peer.error = Some(error.to_string()),
@@ -124,10 +138,10 @@ impl Peer {
     }
 }
 
-/// What keeps these ranks from one communicator; and, if nothing does, what is odd about them.
+/// What keeps these ranks from one communicator; or, if nothing does, what they agree on.
 ///
 /// It comes to the same on whichever rank it is asked.
-pub(super) fn compare(peers: &[Peer], differing_variables: bool) -> Result<Vec<String>, Refusal> {
+pub(super) fn compare(peers: &[Peer], differing_variables: bool) -> Result<Agreement, Refusal> {
     let failed: Vec<_> =
         peers.iter().filter_map(|peer| Some((peer, peer.error.as_ref()?))).collect();
     if let [(peer, error), ..] = failed[..] {
@@ -178,7 +192,8 @@ pub(super) fn compare(peers: &[Peer], differing_variables: bool) -> Result<Vec<S
     } else {
         one_device_each(peers)?;
     }
-    variables(peers, differing_variables)
+    let warnings = variables(peers, differing_variables)?;
+    Ok(Agreement { warm_up: peers.iter().all(|peer| peer.warm_up), warnings })
 }
 
 /// What ranks say of the number of ranks, where they do not agree.
@@ -377,11 +392,17 @@ mod tests {
             library: Some("/opt/libnccl.so.2".into()),
             collectives: None,
             device: Some(rank as usize),
+            device_name: None,
             pci_bus_id: Some(format!("0000:{rank:02x}:00.0")),
+            warm_up: true,
             variables: BTreeMap::new(),
             error: None,
         };
         (0..size as u32).map(peer).collect()
+    }
+
+    fn warnings(peers: &[Peer]) -> Vec<String> {
+        compare(peers, false).unwrap().warnings
     }
 
     fn refused(peers: &[Peer]) -> String {
@@ -390,7 +411,8 @@ mod tests {
 
     #[test]
     fn what_agrees_is_accepted() {
-        assert!(compare(&peers(5), false).unwrap().is_empty());
+        assert!(warnings(&peers(5)).is_empty());
+        assert!(compare(&peers(5), false).unwrap().warm_up);
     }
 
     #[test]
@@ -409,7 +431,7 @@ mod tests {
     fn one_release_from_two_files_is_one_release() {
         let mut peers = peers(2);
         peers[1].library = Some("/elsewhere/libnccl.so.2".into());
-        assert!(compare(&peers, false).unwrap().is_empty());
+        assert!(warnings(&peers).is_empty());
     }
 
     #[test]
@@ -417,7 +439,8 @@ mod tests {
         let mut peers = peers(3);
         let said = r#"{"protocol": 1, "rank": 2, "size": 3, "pid": 7, "novelty": [1]}"#;
         peers[2] = serde_json::from_str(said).unwrap();
-        assert!(compare(&peers, false).unwrap().is_empty());
+        assert!(warnings(&peers).is_empty());
+        assert!(!compare(&peers, false).unwrap().warm_up);
     }
 
     #[test]
@@ -437,7 +460,7 @@ mod tests {
         assert_eq!(refused(&peers), "ranks 0 and 2 are all on device 0000:00:00.0 of alpha");
 
         peers[2].host_id = Some("beta/2".into());
-        assert!(compare(&peers, false).unwrap().is_empty());
+        assert!(warnings(&peers).is_empty());
 
         peers[2].host_id = Some("alpha/1".into());
         for peer in &mut peers {
@@ -447,7 +470,7 @@ mod tests {
         for peer in &mut peers {
             peer.version = Some(Version::new(2, 30, 3));
         }
-        assert!(compare(&peers, false).unwrap().is_empty());
+        assert!(warnings(&peers).is_empty());
     }
 
     #[test]
@@ -463,16 +486,16 @@ mod tests {
             refused(&ring),
             "variables differ that ranks must agree on: NCCL_ALGO (ranks 0 and 2: not set; rank 1: RING)"
         );
-        assert_eq!(compare(&ring, true).unwrap().len(), 1);
+        assert_eq!(compare(&ring, true).unwrap().warnings.len(), 1);
         // Rank 2 is alone on its host.
         assert_eq!(
-            compare(&with("NCCL_P2P_DISABLE", 2, "1"), false).unwrap(),
+            warnings(&with("NCCL_P2P_DISABLE", 2, "1")),
             ["NCCL_P2P_DISABLE differs: ranks 0 and 1: NOT SET; rank 2: 1"
                 .replace("NOT SET", "not set")]
         );
         refused(&with("NCCL_P2P_DISABLE", 1, "1"));
         refused(&with("NCCL_NET", 1, "Socket"));
-        assert_eq!(compare(&with("NCCL_CUMEM_ENABLE", 1, "0"), false).unwrap().len(), 1);
+        assert_eq!(warnings(&with("NCCL_CUMEM_ENABLE", 1, "0")).len(), 1);
     }
 
     #[test]
@@ -482,7 +505,7 @@ mod tests {
             peer.backend = Some("mock".into());
             peer.pci_bus_id = None;
         }
-        assert!(compare(&peers, false).unwrap().is_empty());
+        assert!(warnings(&peers).is_empty());
         peers[1].host_id = Some("beta/2".into());
         peers[1].host = "beta".into();
         assert_eq!(refused(&peers), "hosts differ: rank 0: alpha; rank 1: beta");

@@ -51,7 +51,7 @@ impl Place {
             (Some(host), Some(port)) => Self::tcp(environment, host, port, bind, deadline),
             _ if environment.local_size() == Some(environment.size()) => {
                 let path = launcher::meeting_file(environment, run)?;
-                let mut place = Self::file(path.clone(), run, environment.rank(), deadline)?;
+                let mut place = Self::file(path.clone(), run, environment, deadline)?;
                 place.file = Some(path).filter(|_| environment.rank() == 0);
                 Ok(place)
             }
@@ -80,11 +80,20 @@ impl Place {
     }
 
     /// A file that all ranks see. It stays.
-    pub(super) fn file(path: PathBuf, run: &str, rank: u32, deadline: Deadline) -> Result<Self> {
-        let store = match rank {
-            0 => FileStore::create(path, run),
-            _ => FileStore::join(path, run, deadline),
-        }?;
+    pub(super) fn file(
+        path: PathBuf,
+        run: &str,
+        environment: &Environment,
+        deadline: Deadline,
+    ) -> Result<Self> {
+        let store = match environment.rank() {
+            0 => FileStore::create(path, run)?,
+            _ => FileStore::join(path, run, deadline).map_err(|error| {
+                let who =
+                    format!("rank 0 of {}, which makes the file to meet in", environment.size());
+                unreached(&who, error.kind(), error)
+            })?,
+        };
         Ok(Self::given(Arc::new(store)))
     }
 
@@ -113,21 +122,25 @@ impl Place {
                 true => format!("rank 0 of {}", environment.size()),
                 false => "the launcher's agent".to_owned(),
             };
-            let message =
-                format!("{who}, which serves the store, was not reached: {}", error.message());
             let kind = match deadline.remaining() {
                 Some(_) => error.kind(),
                 None => ErrorKind::Timeout,
             };
-            let new = Error::new(kind, message).with_poison(false);
-            match error.hint().map(ToOwned::to_owned) {
-                Some(hint) => new.with_hint(hint),
-                None => new,
-            }
-            .with_source(error)
+            unreached(&format!("{who}, which serves the store"), kind, error)
         })?;
         Ok(Self { store: Arc::new(store), kept_by_rank_0: serves, file: None })
     }
+}
+
+/// Who is missing, in place of a store that could not be opened.
+fn unreached(who: &str, kind: ErrorKind, error: Error) -> Error {
+    let new = Error::new(kind, format!("{who}, was not reached: {}", error.message()));
+    match error.hint().map(ToOwned::to_owned) {
+        Some(hint) => new.with_hint(hint),
+        None => new,
+    }
+    .with_poison(false)
+    .with_source(error)
 }
 
 /// Serves at the master's address, or at `bind` with its port, until this process ends.
@@ -194,6 +207,8 @@ fn reachable(environment: &Environment, address: &str) -> Result<()> {
 pub(super) struct Attendance {
     store: Arc<dyn Store>,
     is_keeper: bool,
+    /// How many are waited for at least, also if they have not come.
+    awaited: i64,
 }
 
 impl Attendance {
@@ -203,13 +218,19 @@ impl Attendance {
         deadline: Deadline,
     ) -> Result<Self> {
         store.add(PRESENT, 1, deadline)?;
-        Ok(Self { store, is_keeper })
+        Ok(Self { store, is_keeper, awaited: 0 })
+    }
+
+    /// Lets the keeper wait at the end for so many ranks: what was found without some of them, they are to
+    /// hear, too.
+    pub(super) fn await_late(&mut self, ranks: usize) {
+        self.awaited = ranks as i64;
     }
 }
 
 impl Drop for Attendance {
     /// Leaves. The keeper waits until all others have, for at most [`PATIENCE`]: who was killed never
-    /// does.
+    /// does, and who is awaited may never come.
     fn drop(&mut self) {
         let moment = || Deadline::after(Duration::from_secs(1));
         let Ok(mut left) = self.store.add(LEFT, 1, moment()) else { return };
@@ -220,7 +241,7 @@ impl Drop for Attendance {
         let mut pause = Duration::from_millis(1);
         while Instant::now() < until {
             match self.store.add(PRESENT, 0, moment()) {
-                Ok(present) if left < present => {}
+                Ok(present) if left < present.max(self.awaited) => {}
                 _ => return,
             }
             thread::sleep(pause);

@@ -33,7 +33,7 @@ fn install() -> std::io::Result<PathBuf> {
     let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("mock-abi");
     std::fs::create_dir_all(&folder)?;
     let library = env::current_exe()?.with_file_name("libcollectives_mock_abi.so");
-    for name in ["libcuda.so.1", "libnccl.so.2"] {
+    for name in ["libamdhip64.so.7", "libcuda.so.1", "libnccl.so.2", "librccl.so.1"] {
         // An earlier run may have left it.
         match std::os::unix::fs::symlink(&library, folder.join(name)) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),

@@ -3,8 +3,8 @@
 //! All of it hangs on one `Option` in the engine's state, so that a mock without pays a predictable
 //! branch where work comes in and where it starts. With it, every entry takes this way:
 //!
-//! 1. It comes to a stream ([`State::meet`]). Its fate is looked up in the fault plan, and demands that
-//!    wait for it find it.
+//! 1. It comes to a stream ([`State::meet`]). Its buffers are taken from the program, its fate is looked
+//!    up in the fault plan, and demands that wait for it find it.
 //! 2. It becomes the head ([`State::may_start`]). From now on nothing else may use its buffers: they
 //!    are poisoned and summed.
 //! 3. The schedule and its fate decide whether it starts. If not, it is asked again when somebody has
@@ -24,7 +24,7 @@ use std::{
     time::Instant,
 };
 
-use collectives_core::{Error, ErrorKind, Rank};
+use collectives_core::{Error, ErrorKind, Rank, RawStream};
 
 use crate::{
     MockConfig,
@@ -34,6 +34,8 @@ use crate::{
     fault::{Action, AsyncError, Fate, Faults, Who},
     footprint::Footprint,
     guard::{Broken, Guards, Seals, poison, sum},
+    memory::Memory,
+    mirror::Mirror,
     op::Op,
     pending::call,
     race::{self, Actor, Race, Races},
@@ -43,6 +45,7 @@ use crate::{
     state::{Arrival, Owner, State},
     stream::{Entry, Stream},
     timer::Timer,
+    veil::{Trespass, Veils},
 };
 
 /// Everything that is asked of a mock beyond being one.
@@ -52,6 +55,8 @@ pub(crate) struct Adversary {
     demand: Demand,
     races: Races,
     seals: Seals,
+    veils: Option<Veils>,
+    mirror: Option<Arc<Mirror>>,
     faults: Option<Faults>,
     timer: Timer,
     /// By place.
@@ -78,6 +83,8 @@ struct Lane {
     number: u64,
     /// Entries that have become the head.
     heads: u64,
+    /// Where it is the branch of a graph: the stream of the latest launch, and its handle.
+    launched_on: Option<(Key, RawStream)>,
 }
 
 /// Why a head may not start.
@@ -89,17 +96,24 @@ enum Hold {
 
 impl Adversary {
     /// `None` where nothing is asked for.
-    pub(crate) fn new(config: &MockConfig, engine: Weak<Engine>) -> Option<Box<Self>> {
+    pub(crate) fn new(
+        config: &MockConfig,
+        memory: &Memory,
+        engine: Weak<Engine>,
+    ) -> Option<Box<Self>> {
         let MockConfig { schedule, guards, faults, .. } = config;
         if !config.is_adversarial() {
             return None;
         }
+        let mirror = memory.mirror().map(Arc::clone);
         Some(Box::new(Self {
             schedule: *schedule,
             guards: *guards,
             demand: Demand::default(),
-            races: Races::default(),
+            races: Races::new(mirror.clone()),
             seals: Seals::default(),
+            veils: mirror.clone().map(Veils::new),
+            mirror,
             faults: (!faults.rules.is_empty()).then(|| Faults::new(faults.clone())),
             timer: Timer::new(engine),
             lanes: HashMap::new(),
@@ -138,19 +152,41 @@ impl Adversary {
         Some(Who { name: info.name.as_deref(), rank: info.rank, identity })
     }
 
+    /// Memory becomes other memory.
+    fn forget_memory(&mut self, range: &Range<usize>) {
+        self.races.forget_memory(range);
+        if let Some(veils) = &mut self.veils {
+            veils.lift_memory(range);
+        }
+    }
+
     /// The stream's place and number, which it gets when it is first seen.
     fn lane(&mut self, place: u32, stream: &Stream) -> &mut Lane {
         let (key, device) = (stream.shared.key, stream.shared.device);
         if self.lanes.get(&place).is_none_or(|lane| lane.key != key) {
             let seen = self.seen.entry(device).or_default();
-            let lane = Lane { key, device, number: *seen, heads: 0 };
+            let lane = Lane { key, device, number: *seen, heads: 0, launched_on: None };
             *seen += 1;
             self.lanes.insert(place, lane);
             self.demand.forget_stream(place);
-            self.races.open(place);
+            self.orders().for_each(|order| order.open(place));
             self.held.remove(&place);
         }
         self.lanes.get_mut(&place).expect("was just put there")
+    }
+
+    /// The clocks that are kept.
+    fn orders(&mut self) -> impl Iterator<Item = &mut Races> {
+        let races = self.guards.races.then_some(&mut self.races);
+        races.into_iter().chain(self.veils.as_mut().map(Veils::order))
+    }
+
+    /// The host learns what is done.
+    fn learn(&mut self, how: impl Fn(&mut Races)) {
+        self.orders().for_each(how);
+        if let Some(veils) = &mut self.veils {
+            veils.lift_known();
+        }
     }
 
     fn draw(&mut self, seed: u64) -> u64 {
@@ -206,20 +242,48 @@ impl State {
             Entry::Unit { unit } => self.units[*unit].streams.first() == Some(&place),
             _ => true,
         };
-        let Self { adversary: Some(adversary), streams, comms, graphs, runs, units, .. } = self
+        let Self {
+            adversary: Some(adversary), streams, comms, graphs, runs, units, memory, ..
+        } = self
         else {
             return Vec::new();
         };
-        adversary.lane(place, &streams[place]);
-        if adversary.guards.races {
-            adversary.races.meet(place);
+        let lane = adversary.lane(place, &streams[place]);
+        if let Entry::GraphBegin { run } = *entry {
+            let stream = runs.at(run).and_then(|run| streams.at(run.stream));
+            lane.launched_on = stream.map(|stream| (stream.shared.key, stream.shared.raw));
+        }
+        let launched_on = lane.launched_on;
+        for order in adversary.orders() {
+            order.meet(place);
             match *entry {
-                Entry::Record { signal } => adversary.races.meet_record(signal),
+                Entry::Record { signal } => order.meet_record(signal),
                 Entry::GraphBegin { run } => {
                     let graph = runs.at(run).map_or(u32::MAX, |run| run.graph);
-                    adversary.races.meet_run(run, graph);
+                    order.meet_run(run, graph);
                 }
                 _ => {}
+            }
+        }
+        if let Some(veils) = adversary.veils.as_mut().filter(|_| leads) {
+            let mut cover = |footprint: &Footprint, what, site, comm| {
+                let mut actor = actor(&streams[place], what, site, comm);
+                if let Some((key, raw)) = launched_on {
+                    // The program knows no other stream of it.
+                    (actor.key, actor.raw) = (key, raw);
+                }
+                veils.cover((place, at), footprint, actor);
+            };
+            for op in &ops {
+                // What is left of a broken communicator touches no memory.
+                let comm = comms.get(op.comm).filter(|comm| !comm.broken);
+                let Some(comm) = comm else { continue };
+                let footprint = Footprint::of_op(op, comm.ends.len());
+                cover(&footprint, whose(op, &comm.title()), op.site, Some(op.comm));
+            }
+            if let Entry::Copy { .. } | Entry::Fill { .. } | Entry::Free { .. } = entry {
+                let footprint = Footprint::of_local(entry, |start| memory.extent(start));
+                cover(&footprint, entry.name().into(), site_of(entry), None);
             }
         }
         if adversary.schedule != Schedule::Eager {
@@ -353,8 +417,16 @@ impl State {
         let Self { adversary: Some(adversary), streams, units, .. } = self else { return };
         adversary.demand.start(entry);
         let tracks = adversary.guards.races;
-        if tracks {
-            adversary.races.start(place, at);
+        for order in adversary.orders() {
+            order.start(place, at);
+            match *entry {
+                Entry::GraphBegin { run } => order.begin(place, run),
+                Entry::GraphEnd { run } => order.end(place, at, run),
+                Entry::GraphRun { run } => order.run(place, at, run),
+                Entry::Record { signal } => order.record(place, at, signal),
+                Entry::Wait { signal } => order.wait(place, signal),
+                _ => {}
+            }
         }
         match *entry {
             Entry::Copy { .. } | Entry::Fill { .. } | Entry::Free { .. } => {
@@ -366,31 +438,31 @@ impl State {
                 let actor = actor(&streams[place], entry.name().into(), site_of(entry), None);
                 let race = tracks.then(|| adversary.races.touch((place, at), &footprint, actor));
                 if let Entry::Free { .. } = entry {
-                    footprint.writes.iter().for_each(|range| adversary.races.forget_memory(range));
+                    footprint.writes.iter().for_each(|range| adversary.forget_memory(range));
                 }
                 if let Some(race) = race.flatten() {
                     self.report(&race);
                 }
             }
-            Entry::GraphBegin { run } if tracks => adversary.races.begin(place, run),
-            Entry::GraphEnd { run } => {
-                adversary.races.end(place, at, run);
-                if self.runs.at(run).is_none_or(|run| run.branches_left <= 1) {
-                    adversary.races.end_run(run);
-                    adversary.demand.end_run(run);
+            Entry::Call(_) => {
+                // The function may touch what is done when it is called.
+                if let Some(veils) = &mut adversary.veils {
+                    veils.order().synchronize(place, at);
+                    veils.lift_known();
                 }
             }
-            Entry::GraphRun { run } if tracks => adversary.races.run(place, at, run),
-            Entry::Record { signal } if tracks => adversary.races.record(place, at, signal),
-            Entry::Wait { signal } if tracks => adversary.races.wait(place, signal),
+            Entry::GraphEnd { run }
+                if self.runs.at(run).is_none_or(|run| run.branches_left <= 1) =>
+            {
+                adversary.orders().for_each(|order| order.end_run(run));
+                adversary.demand.end_run(run);
+            }
             Entry::Unit { unit } => {
                 let unit_state = &units[unit];
                 if unit_state.at_head + 1 == unit_state.streams.len() {
                     adversary.demand.start_unit(unit, &unit_state.ops);
-                    if tracks {
-                        let heads = heads(streams, &unit_state.streams);
-                        adversary.races.meet_up(&heads);
-                    }
+                    let heads = heads(streams, &unit_state.streams);
+                    adversary.orders().for_each(|order| order.meet_up(&heads));
                 }
             }
             _ => {}
@@ -474,6 +546,13 @@ impl State {
             adversary.races.meet_up(&spots.concat());
             adversary.races.leave_together(&spots.concat());
         }
+        if let Some(veils) = &mut adversary.veils {
+            // Each rank by itself: a peer that is done tells nothing about the others' streams.
+            for spots in &spots {
+                veils.order().meet_up(spots);
+                veils.order().leave_together(spots);
+            }
+        }
         let keys: Vec<OpKey> = arrivals.iter().map(|arrival| OpKey::new(&arrival.op)).collect();
         let mut races = Vec::new();
         for ((arrival, key), spots) in arrivals.iter().zip(&keys).zip(&spots) {
@@ -487,7 +566,7 @@ impl State {
             }
             // SAFETY: the buffers are the engine's until the stream has passed the operation.
             if let Some(broken) = unsafe { adversary.seals.open(key) } {
-                let broken = changed(op, &comm.title(), &broken);
+                let broken = changed(op, &comm.title(), &broken, adversary.mirror.as_deref());
                 failure.get_or_insert(broken);
             }
             let footprint = Footprint::of_op(op, comm.ends.len());
@@ -512,17 +591,37 @@ impl State {
         let failure = failure_of(race);
         tracing::error!("{}", race.message);
         for actor in [&race.first, &race.second] {
-            let noted = self.adversary.as_ref().map(|adversary| adversary.noted(failure.clone()));
-            if let Some(stream) = self.streams.get_mut(actor.key)
-                && let Some(noted) = noted
-            {
-                stream.failure.get_or_insert(noted);
-            }
-            if let Some(comm) = actor.comm
-                && self.comms.get(comm).is_some_and(|comm| !comm.broken)
-            {
-                self.fail_comm(comm, &failure, None);
-            }
+            self.tell(actor, &failure);
+        }
+    }
+
+    /// Tells the streams and communicators whose memory the program has touched.
+    #[cold]
+    pub(crate) fn tell_trespasses(&mut self) {
+        let Some(veils) = self.adversary.as_deref_mut().and_then(|it| it.veils.as_mut()) else {
+            return;
+        };
+        if !veils.has_news() {
+            return;
+        }
+        for Trespass { actor, message, hint } in veils.take_found() {
+            tracing::error!("{message}");
+            self.tell(&actor, &Failure::new(ErrorKind::InvalidUsage, message).with_hint(hint));
+        }
+    }
+
+    /// Tells the stream of some work, and its communicator.
+    fn tell(&mut self, actor: &Actor, failure: &Failure) {
+        let noted = self.adversary.as_ref().map(|adversary| adversary.noted(failure.clone()));
+        if let Some(stream) = self.streams.get_mut(actor.key)
+            && let Some(noted) = noted
+        {
+            stream.failure.get_or_insert(noted);
+        }
+        if let Some(comm) = actor.comm
+            && self.comms.get(comm).is_some_and(|comm| !comm.broken)
+        {
+            self.fail_comm(comm, failure, None);
         }
     }
 
@@ -531,6 +630,9 @@ impl State {
     pub(crate) fn forget_guards(&mut self, comm: Key) {
         let Some(adversary) = &mut self.adversary else { return };
         adversary.seals.forget_comm(comm);
+        if let Some(veils) = &mut adversary.veils {
+            veils.lift_comm(comm);
+        }
         let faulty = adversary.held.iter().filter(|(_, hold)| matches!(hold, Hold::Fault(_)));
         self.worklist.extend(faulty.map(|(&place, _)| place));
     }
@@ -549,7 +651,15 @@ impl State {
     /// Memory was given back at once.
     pub(crate) fn forget_memory(&mut self, range: &Range<usize>) {
         if let Some(adversary) = &mut self.adversary {
-            adversary.races.forget_memory(range);
+            adversary.forget_memory(range);
+        }
+    }
+
+    /// A stream is no more, and nobody can wait for it.
+    pub(crate) fn forget_order(&mut self, place: u32) {
+        let veils = self.adversary.as_deref_mut().and_then(|adversary| adversary.veils.as_mut());
+        if let Some(veils) = veils {
+            veils.lift_stream(place);
         }
     }
 
@@ -629,24 +739,23 @@ impl State {
     /// The host knows that a stream has passed its first `count` entries.
     #[inline]
     pub(crate) fn saw(&mut self, stream: u32, count: u64) {
-        if let Some(adversary) = self.adversary.as_deref_mut().filter(|it| it.guards.races) {
-            adversary.races.synchronize(stream, count);
+        if let Some(adversary) = self.adversary.as_deref_mut() {
+            adversary.learn(|order| order.synchronize(stream, count));
         }
     }
 
     /// The host knows that an event was reached.
     pub(crate) fn saw_signal(&mut self, signal: u32) {
-        if let Some(adversary) = self.adversary.as_deref_mut().filter(|it| it.guards.races) {
-            adversary.races.query(signal);
+        if let Some(adversary) = self.adversary.as_deref_mut() {
+            adversary.learn(|order| order.query(signal));
         }
     }
 
     /// The host knows that nothing of a rank is outstanding.
     pub(crate) fn saw_rank(&mut self, comm: Key, rank: Rank) {
-        let Some(adversary) = self.adversary.as_deref().filter(|it| it.guards.races) else {
+        if self.adversary.is_none() {
             return;
-        };
-        let _ = adversary;
+        }
         let device = self.comms.get(comm).map(|comm| comm.ends[rank.index()].shared.info.device);
         let own = self.streams.iter().filter(|(_, stream)| Some(stream.shared.device) == device);
         for (place, count) in own.map(|(at, stream)| (at, stream.passed)).collect::<Vec<_>>() {
@@ -710,7 +819,8 @@ fn heads(streams: &Slab<Stream>, places: &[u32]) -> Vec<(u32, u64)> {
 
 fn actor(stream: &Stream, what: String, site: Site, comm: Option<Key>) -> Actor {
     let shared = &stream.shared;
-    Actor { what, site, key: shared.key, raw: shared.raw, device: shared.device, comm }
+    let (key, raw, device) = (shared.key, shared.raw, shared.device);
+    Actor { what, site, key, raw, device, in_graph: stream.is_branch, comm }
 }
 
 /// An operation and whose it is.
@@ -722,17 +832,18 @@ fn failure_of(race: &Race) -> Failure {
     Failure::new(ErrorKind::InvalidUsage, &*race.message).with_hint(race::HINT)
 }
 
-fn changed(op: &Op, title: &str, broken: &Broken) -> Failure {
+fn changed(op: &Op, title: &str, broken: &Broken, mirror: Option<&Mirror>) -> Failure {
     let Broken { buffer, changed, written_by } = broken;
+    let start = std::ptr::with_exposed_provenance_mut(buffer.start);
+    let start = mirror.map_or(start, |mirror| mirror.outer(start));
     let by = written_by.as_ref().map_or_else(String::new, |by| format!("; written by {by}"));
     let message = format!(
-        "the send buffer of {} ({}) changed before it was read: {}, {} bytes at {:#x}, bytes {} to {} \
-         differ{by}",
+        "the send buffer of {} ({}) changed before it was read: {}, {} bytes at {start:p}, bytes {} \
+         to {} differ{by}",
         whose(op, title),
         op.site,
         call(op.kind.name(), "", (op.count, op.dtype), op.reduction.name(), op.other()),
         buffer.len(),
-        buffer.start,
         changed.start,
         changed.end,
     );

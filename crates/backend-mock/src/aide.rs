@@ -18,6 +18,7 @@ use crate::{
     engine::Engine,
     error::{Failure, refuse},
     fork,
+    memory::PAGES,
     process::{
         peer::{Process, Token, random},
         watch::Watch,
@@ -111,7 +112,8 @@ impl Progress {
 
 /// This process for an engine of its own.
 pub(crate) fn process(config: &MockConfig) -> Result<Arc<Process>, Failure> {
-    let bytes = config.device_memory.saturating_mul(config.devices);
+    let waste = if config.guards.protect { PAGES } else { 0 };
+    let bytes = config.device_memory.saturating_mul(config.devices).saturating_add(waste);
     Process::new(bytes).map(Arc::new).map_err(|error| {
         let kind = match error.kind() {
             io::ErrorKind::Unsupported => ErrorKind::Unsupported,
@@ -125,7 +127,7 @@ pub(crate) fn process(config: &MockConfig) -> Result<Arc<Process>, Failure> {
 impl Engine {
     /// A token for an id.
     pub(crate) fn random_token(&self) -> Result<Token> {
-        self.check_processes()?;
+        self.check_able()?;
         random().map_err(|error| refuse(ErrorKind::System, format!("random bits: {error}")))
     }
 }

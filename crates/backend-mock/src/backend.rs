@@ -109,7 +109,7 @@ impl MockConfig {
     /// | `COLLECTIVES_MOCK_DEVICES` | a number from 1 to 4096 |
     /// | `COLLECTIVES_MOCK_RANKS` | `threads`, `processes` |
     /// | `COLLECTIVES_MOCK_SCHEDULE` | `eager`, `late`, `random:SEED` |
-    /// | `COLLECTIVES_MOCK_GUARDS` | `all`, `none`, or a list of `poison`, `poison=BYTE`, `checksums`, `races` |
+    /// | `COLLECTIVES_MOCK_GUARDS` | `all`, `none`, or a list of `poison`, `poison=BYTE`, `checksums`, `races`, `protect` |
     /// | `COLLECTIVES_MOCK_FAULTS` | a [`FaultPlan`] as TOML, or `@` and the path of a file that has one |
     ///
     /// # Errors
@@ -385,6 +385,7 @@ impl Mock {
             ));
             return Err(refuse(error.with_hint("join from several threads, or use join_all")));
         }
+        self.engine.check_able().map_err(refuse)?;
         let Id { number, members } = self.parse_id(id).map_err(refuse)?;
         if rank.index() >= size {
             let error = invalid(format!("rank is {rank}, want less than the size {size}"));
@@ -447,7 +448,7 @@ impl Backend for Mock {
     fn device(&self, ordinal: usize) -> Result<MockDevice> {
         fork::check()?;
         self.check_device(ordinal).map_err(|error| error.with_operation("device"))?;
-        self.engine.check_processes().map_err(|error| error.with_operation("device"))?;
+        self.engine.check_able().map_err(|error| error.with_operation("device"))?;
         self.engine.threads.note(Some(ordinal));
         Ok(MockDevice::new(Arc::clone(&self.engine), ordinal))
     }
@@ -465,6 +466,13 @@ impl Backend for Mock {
             ("ranks", format!("{ranks:?}")),
         ];
         Ok(settings.map(|(name, value)| (name.to_owned(), value)).into())
+    }
+
+    /// Checks the key: its ranks meet over nothing that could be listened to.
+    fn set_encryption(&self, key: Option<&str>) -> Result<()> {
+        fork::check()?;
+        let checked = shape::encryption_key(key, &Capabilities::FULL);
+        checked.map_err(|error| error.with_backend(BACKEND).with_operation("set_encryption"))
     }
 
     fn unique_id(&self) -> Result<UniqueId> {
@@ -490,6 +498,7 @@ impl Backend for Mock {
         let site = Location::caller();
         let JoinAllConfig { devices, name, config, .. } = config;
         let named = |error: Error| error.with_operation("join_all");
+        self.engine.check_able().map_err(named)?;
         shape::comm_config(&config, &Capabilities::FULL).map_err(named)?;
         if devices.is_empty() {
             return Err(named(invalid("no devices were given, want at least one")));

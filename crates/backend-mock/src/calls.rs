@@ -14,7 +14,7 @@ use std::{
     thread,
 };
 
-use crate::{engine::Engine, sync::lock};
+use crate::{engine::Engine, mirror, sync::lock};
 
 /// A C function and what it is called with.
 #[derive(Clone, Copy)]
@@ -37,7 +37,12 @@ impl Due {
     fn make(self) {
         let Call { function, data } = self.call;
         // SAFETY: promised by who enqueued it; the stream has come to it.
-        unsafe { function(data) };
+        let call = || unsafe { function(data) };
+        if self.engine.config.guards.protect {
+            mirror::in_order(call)
+        } else {
+            call()
+        }
         self.engine.with(|state| state.returned(self.stream));
     }
 }

@@ -1,7 +1,7 @@
 //! One rank's end of a communicator.
 
 use std::{
-    cell::{Cell, RefCell, RefMut},
+    cell::{Cell, OnceCell, RefCell, RefMut},
     collections::BTreeMap,
     ffi::c_void,
     fmt,
@@ -15,7 +15,8 @@ use std::{
 use collectives_core::{
     AbortControl, AbortHandle, Capabilities, Collectives, CommInfo, DType, Error, ErrorKind,
     GroupEnd, GrowConfig, Launch, MemoryUse, PreMulSum, Rank, RawRegistration, RawWindow, RecvBuf,
-    ReduceOp, Result, Scalar, SendBuf, ShrinkConfig, Split, SplitConfig, UniqueId, WindowFlags,
+    ReduceOp, Result, Scalar, SendBuf, ShrinkConfig, SignalWait, Split, SplitConfig, UniqueId,
+    WindowFlags,
     shape::{Rules, Shape},
 };
 
@@ -26,6 +27,7 @@ use crate::{
     error::{invalid, misuse},
     fork, group,
     op::{Factor, Kind, NOBODY, Op, Reduction},
+    signal::Signals,
     stream::{Entry, StreamShared},
     threads::{self, Thread, What},
     window::Window,
@@ -53,6 +55,8 @@ pub struct MockComm {
     registrations: RefCell<BTreeMap<usize, Range<usize>>>,
     /// Live windows.
     windows: RefCell<BTreeMap<usize, Window>>,
+    /// What carries signals, from the first window on.
+    signals: OnceCell<Box<Signals>>,
     next_registration: Cell<usize>,
     /// Whether it was finalized or aborted.
     ended: Cell<bool>,
@@ -90,6 +94,7 @@ impl MockComm {
             next_scalar: Cell::new(0),
             registrations: RefCell::default(),
             windows: RefCell::default(),
+            signals: OnceCell::new(),
             next_registration: Cell::new(1),
             ended: Cell::new(false),
             caller: Cell::new(threads::own_number()),
@@ -109,6 +114,10 @@ impl MockComm {
             true => Err(misuse(format!("{why}, so not inside a group"))),
             false => Ok(()),
         }
+    }
+
+    pub(crate) fn signals(&self) -> &OnceCell<Box<Signals>> {
+        &self.signals
     }
 
     pub(crate) fn windows(&self) -> RefMut<'_, BTreeMap<usize, Window>> {
@@ -173,6 +182,7 @@ impl MockComm {
     #[inline]
     pub(crate) fn issue(&self, asked: Asked, launch: Launch<'_>) -> Result<()> {
         let Asked { kind, shape, other, send, recv, reduction, factor } = asked;
+        self.rules().call_config(kind.name(), launch)?;
         self.shared.note_site(launch.site());
         if shape.count == 0 && !kind.is_point_to_point() {
             // NCCL: succeeds after the checks, without synchronising.
@@ -503,7 +513,7 @@ impl Collectives for MockComm {
             Scalar::Host { dtype, bytes } => (dtype, Factor::Value(bytes)),
             Scalar::Device { dtype, ptr } => {
                 self.check_scalar(dtype, ptr).map_err(&named)?;
-                (dtype, Factor::At(ptr.cast()))
+                (dtype, Factor::At(self.engine.memory.inner(ptr.cast_mut().cast())))
             }
         };
         let id = self.next_scalar.replace(self.next_scalar.get() + 1);
@@ -603,6 +613,25 @@ impl Collectives for MockComm {
 
     unsafe fn window_ptr(&self, window: RawWindow) -> Result<*mut c_void> {
         self.start_of_window(window).map_err(self.named("window_ptr"))
+    }
+
+    unsafe fn put_signal(
+        &self,
+        send: SendBuf,
+        peer: Rank,
+        window: RawWindow,
+        offset: usize,
+        launch: Launch<'_>,
+    ) -> Result<()> {
+        self.call("put_signal", || self.put(send, peer, (window, offset), launch))
+    }
+
+    unsafe fn signal(&self, peer: Rank, launch: Launch<'_>) -> Result<()> {
+        self.call("signal", || self.signal_peer(peer, launch))
+    }
+
+    unsafe fn wait_signal(&self, waits: &[SignalWait], launch: Launch<'_>) -> Result<()> {
+        self.call("wait_signal", || self.wait_for_signals(waits, launch))
     }
 
     fn split_dyn(&self, config: SplitConfig) -> Result<Option<Box<dyn Collectives>>> {

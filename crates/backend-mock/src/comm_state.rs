@@ -403,6 +403,8 @@ pub(crate) struct EndShared {
     failure: OnceLock<Failure>,
     /// What somebody outside found wrong with it, and maybe aborted it for.
     reason: OnceLock<Error>,
+    /// The end that carries its signals, and ends with it.
+    pub(crate) follower: OnceLock<Arc<Self>>,
 }
 
 impl EndShared {
@@ -431,6 +433,7 @@ impl EndShared {
             suspended: AtomicBool::new(false),
             failure: OnceLock::new(),
             reason: OnceLock::new(),
+            follower: OnceLock::new(),
         }
     }
 
@@ -544,6 +547,13 @@ impl EndShared {
     }
 }
 
+impl EndShared {
+    /// Ends what carries its signals.
+    pub(crate) fn abort_follower(&self) -> Result<()> {
+        self.follower.get().map_or(Ok(()), |follower| follower.abort())
+    }
+}
+
 impl AbortControl for EndShared {
     fn abort(&self) -> Result<()> {
         crate::fork::check()?;
@@ -566,7 +576,7 @@ impl AbortControl for EndShared {
                 Failure::new(ErrorKind::Remote, format!("rank {own} aborted the communicator"));
             state.fail_comm(self.comm, &remote, Some(own));
         });
-        Ok(())
+        self.abort_follower()
     }
 
     fn is_aborted(&self) -> bool {

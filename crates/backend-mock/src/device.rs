@@ -63,6 +63,7 @@ impl MockDevice {
             self.engine.enqueue(&shared, entry, || true);
             return Ok(());
         }
+        let entry = self.moved_in(entry);
         self.engine.with(|state| {
             let index = shared.key.index;
             match state.streams.at(index).map(|stream| stream.capture) {
@@ -78,6 +79,21 @@ impl MockDevice {
                 None => Err(invalid("the stream was destroyed").with_operation(operation)),
             }
         })
+    }
+
+    /// With the engine's own addresses, where the program has others. Then streams are watched, and
+    /// nothing comes by another way.
+    fn moved_in(&self, entry: Entry) -> Entry {
+        let inner = |at: *mut u8| self.engine.memory.inner(at);
+        match entry {
+            Entry::Copy { from, to, bytes, site } => {
+                Entry::Copy { from: inner(from.cast_mut()), to: inner(to), bytes, site }
+            }
+            Entry::Fill { to, value, bytes, site } => {
+                Entry::Fill { to: inner(to), value, bytes, site }
+            }
+            other => other,
+        }
     }
 
     fn check(

@@ -45,6 +45,7 @@ use crate::{
     fault::{Action, Held, Who},
     gate::Gate,
     group::Member,
+    guard,
     joint::{Across, Joint},
     judge::Waited,
     meeting::{JoinMeetings, SplitMeeting},
@@ -94,8 +95,9 @@ pub(crate) struct Engine {
     /// Whether large operations are done by those who come by, one after another.
     scheduled: bool,
     gate: Gate<State>,
-    /// This process, as others see it, where ranks are processes; or why there is none.
+    /// This process, as others see it, where ranks are processes.
     pub(crate) process: Option<Arc<Process>>,
+    /// Why it cannot be what it was asked to be.
     pub(crate) unable: Option<Failure>,
     /// What goes on while no thread of the program calls: ends of other processes, and progress.
     aides: OnceLock<Aides>,
@@ -152,14 +154,18 @@ impl Engine {
         crate::fork::arm();
         let adversarial = config.is_adversarial();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let (process, unable) = match config.ranks {
+        let (process, mut unable) = match config.ranks {
             Ranks::Threads => (None, None),
             Ranks::Processes => match aide::process(&config) {
                 Ok(process) => (Some(process), None),
                 Err(failure) => (None, Some(failure)),
             },
         };
-        let memory = Memory::new(config.devices, config.device_memory, process.clone());
+        let segment = process.as_ref().map(|process| Arc::clone(process.segment()));
+        let mut memory = Memory::new(config.devices, config.device_memory, segment);
+        if config.guards.protect && unable.is_none() {
+            unable = memory.make_mirror().err().map(|error| guard::unable(&error));
+        }
         let memory = Arc::new(memory);
         let mut state = State::new(config.accumulation, Arc::clone(&memory));
         state.reach = process.clone().map(Reach::new);
@@ -174,7 +180,7 @@ impl Engine {
         let nonce = RandomState::new().hash_one(number);
         let scheduled = config.schedule != Schedule::Eager;
         let engine = Arc::new_cyclic(|me| {
-            state.adversary = Adversary::new(&config, me.clone());
+            state.adversary = Adversary::new(&config, &memory, me.clone());
             Self {
                 config,
                 info,
@@ -568,17 +574,21 @@ impl Engine {
         self.config.ranks == Ranks::Processes
     }
 
-    /// Refuses where ranks should be processes and cannot be.
-    pub(crate) fn check_processes(&self) -> Result<()> {
+    /// Refuses where ranks should be processes and cannot be, or memory should be protected.
+    pub(crate) fn check_able(&self) -> Result<()> {
         self.unable.as_ref().map_or(Ok(()), |failure| Err(failure.plain()))
     }
 
     /// Enqueues operations of a group, all or none.
-    pub(crate) fn launch_group(&self, members: Vec<Member>) -> Result<()> {
+    pub(crate) fn launch_group(&self, mut members: Vec<Member>) -> Result<()> {
         if members.is_empty() {
             return Ok(());
         }
         if self.adversarial {
+            for Member { op, .. } in &mut members {
+                op.send = self.memory.inner(op.send.cast_mut());
+                op.recv = self.memory.inner(op.recv);
+            }
             self.dare(&members);
         }
         self.with(|state| {
@@ -714,7 +724,7 @@ impl Engine {
         let none = || {
             let message = format!("device {device} has no {bytes} bytes left");
             let error = refuse(ErrorKind::OutOfMemory, message);
-            match self.process.as_ref().and_then(|process| process.segment().shortage()) {
+            match self.memory.segment().and_then(|segment| segment.shortage()) {
                 Some(shortage) => error.with_hint(shortage),
                 None => error,
             }
@@ -738,7 +748,7 @@ impl Engine {
     /// Gives memory back at once.
     pub(crate) fn free(&self, ptr: usize) {
         if self.adversarial {
-            let range = ptr..ptr + self.memory.extent(ptr);
+            let range = self.memory.extent(ptr);
             self.with(|state| state.forget_memory(&range));
         }
         self.ledger.remove(AliveKind::Buffer, ptr);

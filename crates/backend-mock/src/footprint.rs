@@ -28,8 +28,8 @@ impl Footprint {
         footprint
     }
 
-    /// Of work that one stream does by itself. `freed` is the length of an allocation.
-    pub(crate) fn of_local(entry: &Entry, freed: impl Fn(usize) -> usize) -> Self {
+    /// Of work that one stream does by itself. `freed` says where an allocation lies.
+    pub(crate) fn of_local(entry: &Entry, freed: impl Fn(usize) -> Range<usize>) -> Self {
         let mut footprint = Self::default();
         match *entry {
             Entry::Copy { from, to, bytes, .. } => {
@@ -37,7 +37,10 @@ impl Footprint {
                 footprint.write(to.addr(), bytes);
             }
             Entry::Fill { to, bytes, .. } => footprint.write(to.addr(), bytes),
-            Entry::Free { start, .. } => footprint.write(start, freed(start)),
+            Entry::Free { start, .. } => {
+                let range = freed(start);
+                footprint.write(range.start, range.len());
+            }
             _ => {}
         }
         footprint

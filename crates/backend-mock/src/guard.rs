@@ -1,11 +1,11 @@
 //! Guards over buffers: what is lent to the engine is watched.
 
-use std::{collections::HashMap, fmt, ops::Range, str::FromStr};
+use std::{collections::HashMap, fmt, io, ops::Range, str::FromStr};
 
-use collectives_core::{Error, Result};
+use collectives_core::{Error, ErrorKind, Result};
 
 use crate::{
-    error::invalid,
+    error::{Failure, invalid},
     footprint::{Footprint, overlap},
     schedule::OpKey,
     slab::Key,
@@ -28,13 +28,43 @@ use crate::{
 ///   with no event, stream order or wait of the host between them, are a failure of both streams and
 ///   their communicators that names both call sites. It does not matter which ran first.
 ///
-/// An operation behind other work of its stream is watched from when that has passed: until then that
-/// work may still use the buffers. What a program reads with its own instructions cannot be trapped
-/// (the memory of fake devices is ordinary memory); the poison makes it visible.
+/// * **Protection** (Linux). What the program itself loads from memory that an operation writes, or
+///   stores to memory that it reads or writes, between the call and the moment when the program knows that
+///   the operation is done: by a wait for the stream, an event or the device, or a query that says so.
+///   That the operation is done is not enough, which is how the bug hides on fast machines. Such an
+///   access is a failure of the stream and the communicator that names the operation, its call site and the
+///   byte, at the next call that waits or polls. The access itself is made, and the program goes on.
+///
+/// An operation behind other work of its stream is poisoned and summed when that has passed: until then
+/// that work may still use the buffers. It is protected from the call on.
+///
+/// # How accesses of the program are seen
+/// Device memory is mapped twice: once for the engine, and once for the program, where pages are closed as
+/// long as somebody has them. A handler of SIGSEGV notes what comes there, and opens the page. So
+///
+/// * memory that the mock did not allocate cannot be protected: host memory, whether registered, pinned,
+///   managed or none of it;
+/// * an access beside a protected range, on the same page, is no fault, and opens that page until the next
+///   call. So does one by a function that a stream calls ([`MockDevice::call`]), which is in the stream's
+///   order. A vector load that begins beside the range and runs into it counts as beside;
+/// * one access is told for each range; after 1,024 pages without a call in between all memory is open;
+/// * the system itself does not fault: a system call that is given closed memory fails with EFAULT;
+/// * a handler that the program installs later must hand on what is not its own. One that was there
+///   before gets everything else, as if this one were not there, and so does Rust's, which tells of stack
+///   overflows. A thread that blocks SIGSEGV dies of an access that would be told;
+/// * each process sees its own program's accesses;
+/// * all allocations take whole pages, and each closed range costs the process up to two mappings. Past an
+///   eighth of vm.max_map_count (8,191 unless set) more ranges stay open, and a warning says so.
+///
+/// Where it cannot be had, [`ALL`](Self::ALL) is without; asked for by name it makes every join and device
+/// an [`Unsupported`](collectives_core::ErrorKind::Unsupported) error.
+///
+/// [`MockDevice::call`]: crate::MockDevice::call
 ///
 /// ```
 /// use collectives_backend_mock::{Guards, MockConfig};
-/// let config = MockConfig::new().with_guards(Guards::ALL.with_poison(Some(0x7f)));
+/// let guards = Guards::ALL.with_poison(Some(0x7f)).with_protect(false);
+/// let config = MockConfig::new().with_guards(guards);
 /// assert_eq!("poison=0x7f,checksums,races".parse::<Guards>()?, config.guards);
 /// # Ok::<_, collectives_core::Error>(())
 /// ```
@@ -47,13 +77,21 @@ pub struct Guards {
     pub checksums: bool,
     /// Whether unordered accesses of streams are noticed.
     pub races: bool,
+    /// Whether accesses of the program to what operations have are noticed.
+    pub protect: bool,
 }
 
 impl Guards {
     /// No guards, at no cost.
-    pub const NONE: Self = Self { poison: None, checksums: false, races: false };
-    /// All of them. The pattern is 0xff: NaN in every float type, −1 in every signed integer type.
-    pub const ALL: Self = Self { poison: Some(0xff), checksums: true, races: true };
+    pub const NONE: Self = Self { poison: None, checksums: false, races: false, protect: false };
+    /// All of them that can be had. The pattern is 0xff: NaN in every float type, −1 in every signed
+    /// integer type.
+    pub const ALL: Self = Self {
+        poison: Some(0xff),
+        checksums: true,
+        races: true,
+        protect: cfg!(all(target_os = "linux", not(miri))),
+    };
 
     /// Sets the byte that receive buffers are filled with; `None` leaves them alone.
     #[must_use]
@@ -75,6 +113,13 @@ impl Guards {
         self.races = on;
         self
     }
+
+    /// Sets whether accesses of the program to what operations have are noticed. Linux only.
+    #[must_use]
+    pub const fn with_protect(mut self, on: bool) -> Self {
+        self.protect = on;
+        self
+    }
 }
 
 impl Default for Guards {
@@ -91,12 +136,13 @@ impl fmt::Display for Guards {
         }
         names.extend(self.checksums.then(|| "checksums".into()));
         names.extend(self.races.then(|| "races".into()));
+        names.extend(self.protect.then(|| "protect".into()));
         f.write_str(&if names.is_empty() { "none".into() } else { names.join(",") })
     }
 }
 
-/// As in `COLLECTIVES_MOCK_GUARDS`: `all`, `none`, or a list of `poison`, `poison=BYTE`, `checksums`
-/// and `races` with commas between.
+/// As in `COLLECTIVES_MOCK_GUARDS`: `all`, `none`, or a list of `poison`, `poison=BYTE`, `checksums`,
+/// `races` and `protect` with commas between.
 impl FromStr for Guards {
     type Err = Error;
 
@@ -105,7 +151,7 @@ impl FromStr for Guards {
             let what = if part == text { String::new() } else { format!(": '{part}'") };
             invalid(format!(
                 "guards are '{text}'{what}, want 'all', 'none', or some of 'poison', 'poison=BYTE', \
-                 'checksums' and 'races' with commas between"
+                 'checksums', 'races' and 'protect' with commas between"
             ))
         };
         let mut guards = Self::NONE;
@@ -119,6 +165,7 @@ impl FromStr for Guards {
                 None if part == "poison" => guards.poison = Self::ALL.poison,
                 None if part == "checksums" => guards.checksums = true,
                 None if part == "races" => guards.races = true,
+                None if part == "protect" => guards.protect = true,
                 Some(("poison", byte)) => {
                     let parsed = match byte.strip_prefix("0x") {
                         Some(digits) => u8::from_str_radix(digits, 16),
@@ -131,6 +178,16 @@ impl FromStr for Guards {
         }
         Ok(guards)
     }
+}
+
+/// Why memory cannot be protected.
+pub(crate) fn unable(error: &io::Error) -> Failure {
+    let kind = match error.kind() {
+        io::ErrorKind::Unsupported => ErrorKind::Unsupported,
+        _ => ErrorKind::System,
+    };
+    Failure::new(kind, format!("the guard 'protect' cannot be had here: {error}"))
+        .with_hint("it takes Linux; leave it out, as in 'poison,checksums,races'")
 }
 
 /// The sums of what pending operations send.
@@ -288,8 +345,9 @@ mod tests {
         assert_eq!("all".parse::<Guards>().unwrap(), Guards::ALL);
         assert_eq!(
             " races , poison ".parse::<Guards>().unwrap(),
-            Guards::ALL.with_checksums(false)
+            Guards::ALL.with_checksums(false).with_protect(false)
         );
+        assert_eq!("protect".parse::<Guards>().unwrap(), Guards::NONE.with_protect(true));
         for text in ["", "yes", "all,races", "poison=", "poison=0x100", "poison=-1", "races=1"] {
             let error = text.parse::<Guards>().unwrap_err().to_string();
             assert!(error.contains(&format!("'{text}'")) && error.contains("want"), "{error}");

@@ -175,8 +175,8 @@
 //! # Making it hard
 //! [`MockConfig::strict`] and [`MockConfig::adversarial`] find programs that are right only by luck.
 //! A [`Schedule`] puts work off as long as is legal, or as a seed says; [`Guards`] poison what is to
-//! be received, sum what is sent, and compare what streams access. A [`FaultPlan`] has delays, hangs,
-//! deaths and errors where a program shall survive them. All are functions of seeds and of places in
+//! be received, sum what is sent, compare what streams access, and see the program's own loads and
+//! stores. A [`FaultPlan`] has delays, hangs, deaths and errors where a program shall survive them. All are functions of seeds and of places in
 //! the program, never of time, and errors name the seed and the rules, so that a run can be had again.
 //! [`MockConfig::from_env`] has them from outside, and so have [`Mock::shared`] and [`World`]. The guide `docs/faults.md` has recipes.
 //!
@@ -216,6 +216,8 @@ mod judge;
 mod lifecycle;
 mod meeting;
 mod memory;
+#[cfg_attr(not(target_os = "linux"), path = "mirror_elsewhere.rs")]
+mod mirror;
 mod numerics;
 mod op;
 mod pending;
@@ -228,6 +230,7 @@ mod relaunch;
 mod runtime;
 mod scene;
 mod schedule;
+mod signal;
 mod site;
 mod slab;
 mod snapshot;
@@ -237,6 +240,9 @@ mod sync;
 mod threads;
 mod timer;
 mod transfer;
+#[cfg(target_os = "linux")]
+mod trap;
+mod veil;
 mod verdict;
 mod watch;
 mod window;

@@ -394,7 +394,7 @@ impl MockComm {
         let rank = self.shared().info.rank;
         let message = format!("rank {rank} revoked the communicator");
         self.engine().with(|state| state.revoke(self.shared().comm, rank, message, false));
-        Ok(())
+        self.shared().abort_follower()
     }
 
     pub(crate) fn shrunk(&self, config: ShrinkConfig) -> Result<Arc<EndShared>> {

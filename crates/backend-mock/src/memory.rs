@@ -3,6 +3,7 @@
 use std::{
     alloc::{self, Layout},
     collections::BTreeMap,
+    io,
     ops::Range,
     ptr::NonNull,
     sync::{
@@ -11,13 +12,17 @@ use std::{
     },
 };
 
-use crate::{process::peer::Process, sync::lock};
+use crate::{mirror::Mirror, process::segment::Segment, sync::lock};
 
-/// All allocations of one engine.
+/// All allocations of one engine. Addresses are those that the program has; see
+/// [`inner`](Self::inner).
 pub(crate) struct Memory {
     map: Mutex<Map>,
-    /// Where it lies if other processes are to reach it; else in this process's heap.
-    process: Option<Arc<Process>>,
+    /// Where it lies if other processes are to reach it, or it can be taken from the program; else in
+    /// this process's heap.
+    segment: Option<Arc<Segment>>,
+    /// How the program sees it, if it can be taken away.
+    mirror: Option<Arc<Mirror>>,
     /// Changes with every allocation and every free, so that what was learned before can be cached.
     epoch: AtomicU64,
 }
@@ -36,8 +41,8 @@ pub(crate) struct Allocation {
     ptr: NonNull<u8>,
     layout: Layout,
     device: usize,
-    /// The process in whose segment it lies, and where.
-    segment: Option<(Arc<Process>, u64)>,
+    /// The segment in which it lies, if it does, where, and how many bytes it takes there.
+    segment: Option<(Arc<Segment>, u64, usize)>,
 }
 
 // SAFETY: owns its memory, like a box.
@@ -46,7 +51,7 @@ unsafe impl Send for Allocation {}
 impl Drop for Allocation {
     fn drop(&mut self) {
         match &self.segment {
-            Some((process, offset)) => process.segment().free(*offset, self.layout.size()),
+            Some((segment, offset, bytes)) => segment.free(*offset, *bytes),
             // SAFETY: allocated in `Memory::alloc` with this layout, and owned by `self` alone.
             None => unsafe { alloc::dealloc(self.ptr.as_ptr(), self.layout) },
         }
@@ -64,9 +69,47 @@ pub(crate) enum Misuse {
 }
 
 impl Memory {
-    pub(crate) fn new(devices: usize, capacity: usize, process: Option<Arc<Process>>) -> Self {
+    /// In a segment, if one is given.
+    pub(crate) fn new(devices: usize, capacity: usize, segment: Option<Arc<Segment>>) -> Self {
         let map = Map { allocations: BTreeMap::new(), used: vec![0; devices], capacity };
-        Self { map: Mutex::new(map), process, epoch: AtomicU64::new(0) }
+        Self { map: Mutex::new(map), segment, mirror: None, epoch: AtomicU64::new(0) }
+    }
+
+    /// The same, where it can be taken from the program. Nothing is allocated yet.
+    ///
+    /// # Errors
+    /// What the system has against it.
+    pub(crate) fn make_mirror(&mut self) -> io::Result<()> {
+        if cfg!(miri) {
+            // There are neither signals nor memfds.
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let map = lock(&self.map);
+        let segment = match &self.segment {
+            Some(segment) => Arc::clone(segment),
+            None => {
+                let bytes = map.capacity.saturating_mul(map.used.len());
+                Arc::new(Segment::new(bytes.saturating_add(PAGES))?)
+            }
+        };
+        drop(map);
+        self.mirror = Some(Arc::new(Mirror::of(&segment)?));
+        self.segment = Some(segment);
+        Ok(())
+    }
+
+    pub(crate) fn mirror(&self) -> Option<&Arc<Mirror>> {
+        self.mirror.as_ref()
+    }
+
+    pub(crate) fn segment(&self) -> Option<&Arc<Segment>> {
+        self.segment.as_ref()
+    }
+
+    /// Where the engine finds what is at an address of the program. Everything that the program names
+    /// goes through here on its way in, so that all addresses inside are the engine's.
+    pub(crate) fn inner(&self, at: *mut u8) -> *mut u8 {
+        self.mirror.as_ref().map_or(at, |mirror| mirror.inner(at))
     }
 
     /// Allocates; `None` where the device or the host has not that much.
@@ -77,11 +120,15 @@ impl Memory {
         let layout = Layout::from_size_align(size, align).ok()?;
         let mut map = lock(&self.map);
         let used = map.used[device].checked_add(size).filter(|&used| used <= map.capacity)?;
-        let (ptr, segment) = match &self.process {
-            Some(process) => {
-                let offset = process.segment().alloc(size, align)?;
-                let ptr = NonNull::new(process.own().translate(offset, size)?)?;
-                (ptr, Some((Arc::clone(process), offset)))
+        let (ptr, segment) = match &self.segment {
+            Some(segment) => {
+                // What is taken from the program are whole pages, which hold nothing else then.
+                let page = self.mirror.as_ref().map_or(1, |mirror| mirror.page());
+                let room = size.checked_next_multiple_of(page)?;
+                let offset = segment.alloc(room, align.max(page))?;
+                let inner = segment.base().wrapping_add(offset as usize);
+                let ptr = self.mirror.as_ref().map_or(inner, |mirror| mirror.outer(inner));
+                (NonNull::new(ptr)?, Some((Arc::clone(segment), offset, room)))
             }
             None => {
                 // SAFETY: the size is not zero.
@@ -110,9 +157,12 @@ impl Memory {
         lock(&self.map).allocations.get(&ptr).map(|allocation| allocation.device)
     }
 
-    /// Bytes of the allocation that starts at `ptr`; none where none does.
-    pub(crate) fn extent(&self, ptr: usize) -> usize {
-        lock(&self.map).allocations.get(&ptr).map_or(0, |allocation| allocation.layout.size())
+    /// Where the engine finds the allocation that starts at `ptr`; nowhere, where none does.
+    pub(crate) fn extent(&self, ptr: usize) -> Range<usize> {
+        let map = lock(&self.map);
+        let Some(allocation) = map.allocations.get(&ptr) else { return ptr..ptr };
+        let start = self.inner(allocation.ptr.as_ptr()).addr();
+        start..start + allocation.layout.size()
     }
 
     /// The allocation that holds the byte at `ptr`: its device and where it lies.
@@ -168,6 +218,9 @@ impl Memory {
 
 /// What CUDA promises of its allocations.
 const ALIGNMENT: usize = 256;
+
+/// Address space for what allocations waste that take whole pages.
+pub(crate) const PAGES: usize = 1 << 30;
 
 /// Large allocations start at a huge page, where the system has them.
 const HUGE_PAGE: usize = 2 << 20;

@@ -23,6 +23,7 @@ use collectives_core::RawStream;
 
 use crate::{
     footprint::{Footprint, overlap},
+    mirror::Mirror,
     site::Site,
     slab::Key,
     sync::lock,
@@ -83,6 +84,8 @@ pub(crate) struct Actor {
     pub(crate) key: Key,
     pub(crate) raw: RawStream,
     pub(crate) device: usize,
+    /// Whether it is part of a launched graph.
+    pub(crate) in_graph: bool,
     /// The communicator of an operation.
     pub(crate) comm: Option<Key>,
 }
@@ -116,6 +119,8 @@ pub(crate) struct Races {
     accesses: Vec<Access>,
     /// Number of accesses from which on they are looked through.
     limit: usize,
+    /// What the program calls an address, where that is another.
+    mirror: Option<Arc<Mirror>>,
 }
 
 /// What orders a run of a graph.
@@ -127,6 +132,10 @@ struct RunClocks {
 }
 
 impl Races {
+    pub(crate) fn new(mirror: Option<Arc<Mirror>>) -> Self {
+        Self { mirror, ..Self::default() }
+    }
+
     /// A stream came into being at a place.
     pub(crate) fn open(&mut self, stream: u32) {
         self.next += 1;
@@ -262,7 +271,7 @@ impl Races {
             if let Some(access) = conflict
                 && race.is_none()
             {
-                race = Some(access.race_with(range, writes, &actor));
+                race = Some(access.race_with(range, writes, &actor, self.mirror.as_deref()));
             }
             // What this stream did before to the same bytes is ordered before what it does now, and
             // whoever is ordered after this is ordered after that.
@@ -277,6 +286,16 @@ impl Races {
         }
         self.prune();
         race
+    }
+
+    /// The number of the stream at a place, in clocks.
+    pub(crate) fn number(&mut self, stream: u32) -> u64 {
+        self.lane(stream).number
+    }
+
+    /// Whether the host knows that an entry of a stream is done. The stream is given by its number.
+    pub(crate) fn is_known(&self, (stream, at): (u64, u64)) -> bool {
+        self.host.clock.covers(stream, at)
     }
 
     /// The host knows that a stream has passed its first `count` entries.
@@ -341,13 +360,21 @@ impl Lane {
 }
 
 impl Access {
-    fn race_with(&self, range: &Range<usize>, writes: bool, actor: &Arc<Actor>) -> Race {
+    fn race_with(
+        &self,
+        range: &Range<usize>,
+        writes: bool,
+        actor: &Arc<Actor>,
+        mirror: Option<&Mirror>,
+    ) -> Race {
         let shared = range.start.max(self.range.start)..range.end.min(self.range.end);
+        let start = std::ptr::with_exposed_provenance_mut(shared.start);
+        let start = mirror.map_or(start, |mirror| mirror.outer(start));
         let verb = |writes| if writes { "writes" } else { "reads" };
         let stream =
             |actor: &Actor| format!("stream {:#x} of device {}", actor.raw.bits(), actor.device);
         let message = format!(
-            "two streams race: {} ({}) on {} {} what {} ({}) on {} {}, {} bytes at {:#x}, and nothing \
+            "two streams race: {} ({}) on {} {} what {} ({}) on {} {}, {} bytes at {start:p}, and nothing \
              orders them",
             actor.what,
             actor.site,
@@ -358,7 +385,6 @@ impl Access {
             stream(&self.actor),
             verb(self.writes),
             shared.len(),
-            shared.start,
         );
         Race { first: Arc::clone(&self.actor), second: Arc::clone(actor), message }
     }
@@ -385,6 +411,7 @@ mod tests {
             key: Key { index: stream, generation: 1 },
             raw: RawStream::DEFAULT,
             device: 0,
+            in_graph: false,
             comm: None,
         }
     }

@@ -279,7 +279,11 @@ impl MockDevice {
         self.with_event("reached_at", event, |state, event, _| match event.latest {
             Recording::Signal { signal, .. } if event.is_timed => {
                 state.want_signal(signal);
-                Ok(state.signals[signal].at)
+                let at = state.signals[signal].at;
+                if at.is_some() {
+                    state.saw_signal(signal);
+                }
+                Ok(at)
             }
             Recording::Signal { .. } => Err(invalid("the event was made without timing")),
             latest => {

@@ -259,6 +259,9 @@ impl State {
 
     /// Starts whatever can be started.
     pub(crate) fn advance(&mut self) {
+        if self.adversary.is_some() {
+            self.tell_trespasses();
+        }
         loop {
             if self.reach.is_some() {
                 self.look_across();
@@ -378,6 +381,7 @@ impl State {
         let stream = &self.streams[index];
         if stream.shared.is_destroyed() && stream.queue.is_empty() && stream.capture.is_none() {
             self.streams.remove(index);
+            self.forget_order(index);
         }
     }
 

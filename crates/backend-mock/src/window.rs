@@ -23,6 +23,8 @@ use crate::{
 /// Memory that this rank registered together with the others.
 pub(crate) struct Window {
     pub(crate) range: Range<usize>,
+    /// By rank: the address where this process reaches its memory, if it does. It is exposed.
+    pub(crate) peers: Box<[Option<usize>]>,
 }
 
 impl MockComm {
@@ -41,8 +43,9 @@ impl MockComm {
         self.not_in_group("registering a window waits for all ranks")?;
         self.check_window(ptr, bytes)?;
         self.meet(bytes, site)?;
+        let peers = self.exchange_places(ptr, bytes, flags)?;
         let id = self.next_registration();
-        self.windows().insert(id, Window { range: ptr.addr()..ptr.addr() + bytes });
+        self.windows().insert(id, Window { range: ptr.addr()..ptr.addr() + bytes, peers });
         self.engine().ledger.add_of(AliveKind::Window, id, &self.shared().info, Some(bytes));
         Ok(RawWindow::from_bits(self.handle_bits(id)))
     }
@@ -64,7 +67,7 @@ impl MockComm {
         Ok(std::ptr::with_exposed_provenance_mut(start.unwrap_or(0)))
     }
 
-    fn window_id(&self, window: RawWindow) -> Result<usize> {
+    pub(crate) fn window_id(&self, window: RawWindow) -> Result<usize> {
         let id = self.own_id(window.bits()).filter(|id| self.windows().contains_key(id));
         id.ok_or_else(|| {
             invalid(format!("window {:#x} is not one of this communicator's", window.bits()))

@@ -15,6 +15,8 @@ fn mock(guards: Guards) -> Mock {
 const POISON: Guards = Guards::NONE.with_poison(Some(0xff));
 const CHECKSUMS: Guards = Guards::NONE.with_checksums(true);
 const RACES: Guards = Guards::NONE.with_races(true);
+/// Tests here look at memory that is the engine's, which `tests/protect.rs` is about.
+const UNPROTECTED: Guards = Guards::ALL.with_protect(false);
 
 #[test]
 fn results_are_poisoned_until_they_are_there() {
@@ -34,7 +36,8 @@ fn results_are_poisoned_until_they_are_there() {
 
 #[test]
 fn a_late_schedule_keeps_the_poison_until_somebody_waits() {
-    let mock = Mock::new(MockConfig::strict().with_devices(1).with_schedule(Schedule::Late));
+    let config = MockConfig::new().with_devices(1).with_guards(UNPROTECTED);
+    let mock = Mock::new(config.with_schedule(Schedule::Late));
     let end = &ends(&mock, 1)[0];
     let (send, recv) = (end.buf(&[3]), end.buf(&[5]));
     end.all_reduce(send, recv).unwrap();
@@ -81,7 +84,7 @@ fn only_what_is_overwritten_and_not_needed_is_poisoned() {
 
 #[test]
 fn earlier_work_of_the_stream_keeps_the_buffer_until_it_is_passed() {
-    let mock = Mock::new(MockConfig::strict().with_devices(2));
+    let mock = mock(UNPROTECTED);
     let ends = ends(&mock, 2);
     let bufs: Vec<_> =
         ends.iter().map(|end| (end.buf(&[1]), end.buf(&[0]), end.buf(&[9]))).collect();

@@ -82,6 +82,9 @@ fn capabilities_are_those_of_the_release(release: &Release, path: &Path) -> Resu
             ("register", "needs 2.20.5"),
             ("window_register", "needs 2.27.3"),
             ("window_ptr", "needs 2.30.4"),
+            ("put_signal", "needs 2.30.4"),
+            ("call_config", "needs 2.31.2"),
+            ("encryption", "no"),
         ],
         // Its non-blocking init blocks while a rank is missing.
         _ => vec![
@@ -92,6 +95,9 @@ fn capabilities_are_those_of_the_release(release: &Release, path: &Path) -> Resu
             ("suspend", "needs 2.30.4"),
             ("memory_use", "needs 2.30.4"),
             ("window_ptr", "needs 2.30.4"),
+            ("put_signal", "needs 2.30.4"),
+            ("call_config", "needs 2.31.2"),
+            ("encryption", "no"),
         ],
     };
     let found: Vec<_> = open(path)?

@@ -87,9 +87,12 @@ fn arguments_that_do_not_fit_are_usage_errors() {
         (&["all_gather", "--op", "sum"], "all_gather combines no elements"),
         (&["all_reduce", "--op", "median"], "sum, prod, max, min, avg"),
         (&["all_reduce", "--dtype", "f128"], "f128"),
-        (&["all_reduce", "--registered", "symmetric"], "not in this release"),
         (&["all_reduce", "-e", "64G"], "device 0 has 16384 MiB"),
         (&["all_reduce", "--graph", "--sync-each"], "--sync-each"),
+        (
+            &["all_reduce", "--registered", "symmetric", "--mode", "one-thread"],
+            "--registered symmetric: ranks wait for one another",
+        ),
         (&["all_reduce", "--json", "x", "--plot", "x"], "--json and --plot are both x"),
     ] {
         let text = refusal(&[&["perf"], arguments].concat(), 2);
@@ -270,7 +273,15 @@ fn another_root_is_right() {
 
 #[test]
 fn graphs_waits_and_registered_buffers_are_right() {
-    let ways = [&["--graph"][..], &["--sync-each"], &["--registered", "buffer"], &["--no-check"]];
+    let ways = [
+        &["--graph"][..],
+        &["--sync-each"],
+        &["--registered", "buffer"],
+        &["--registered", "symmetric"],
+        &["--registered", "symmetric", "--graph"],
+        &["--registered", "symmetric", "--mode", "processes"],
+        &["--no-check"],
+    ];
     for operation in OPERATIONS {
         for way in ways {
             let run = ["perf", operation, "-n", "2", "-e", "1K", "--iters", "7", "--warmup", "0"];

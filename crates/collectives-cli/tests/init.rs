@@ -24,7 +24,7 @@ mod linux {
     use collectives::{
         Backend, Communicator, ReduceOp, Result, World, WorldConfig,
         mock::{Mock, MockConfig, Ranks},
-        rendezvous::Environment,
+        rendezvous::{Environment, TcpStoreServer},
     };
     use libtest_mimic::{Arguments, Failed, Trial};
     use rustix::process::{Signal, getpid, kill_process};
@@ -46,17 +46,22 @@ mod linux {
                 }
             };
         }
-        let tests: [(&str, Test); 24] = [
+        let tests: [(&str, Test); 26] = [
             ("eight_ranks_by_collectives_launch", eight_ranks_by_collectives_launch),
             ("eight_ranks_by_variables_of_slurm", eight_ranks_by_variables_of_slurm),
             ("eight_ranks_by_variables_of_mpich", eight_ranks_by_variables_of_mpich),
             ("ranks_of_one_host_need_no_port", ranks_of_one_host_need_no_port),
             ("a_single_process_needs_nothing", a_single_process_needs_nothing),
             ("worlds_may_follow_each_other", worlds_may_follow_each_other),
+            ("perf_takes_part_as_a_rank", perf_takes_part_as_a_rank),
             ("nccl_joins_in_one_line", nccl_joins_in_one_line),
             ("an_id_in_a_variable_needs_no_store", an_id_in_a_variable_needs_no_store),
             ("a_file_of_an_earlier_attempt_is_not_believed", a_file_of_an_earlier_attempt),
             ("a_restart_does_not_meet_the_attempt_before", a_restart_does_not_meet_the_attempt),
+            (
+                "a_store_of_the_launcher_outlives_attempts",
+                a_store_of_the_launcher_outlives_attempts,
+            ),
             ("who_does_not_come_is_named_by_all", who_does_not_come_is_named_by_all),
             ("rank_0_is_named_where_it_does_not_come", rank_0_is_named),
             ("two_of_one_rank_are_told", two_of_one_rank_are_told),
@@ -197,6 +202,42 @@ mod linux {
         eight_sums(&rank_of(&mut mpirun(8), "sum").output()?)
     }
 
+    /// As nccl-tests is run.
+    fn perf_takes_part_as_a_rank() -> Outcome {
+        let perf = env!("CARGO_BIN_EXE_collectives");
+        let mut command = Command::new(perf);
+        clean(&mut command).args([
+            "launch",
+            "-n",
+            "4",
+            "--no-prefix",
+            "--backend",
+            "mock",
+            "--",
+            perf,
+        ]);
+        command.args([
+            "perf",
+            "all_reduce",
+            "--mode",
+            "launched",
+            "-b",
+            "8",
+            "-e",
+            "1K",
+            "-f",
+            "8",
+        ]);
+        let output = command.args(["--iters", "5", "--warmup", "1"]).output()?;
+        let out = text(&output.stdout);
+        let rows =
+            out.lines().filter(|line| line.contains(" f32 ") || line.contains("float")).count();
+        let once = out.matches("# backend ").count() == 1;
+        let all = out.contains("rank  3 on device  3")
+            && out.contains("4, processes that a launcher started");
+        check(output.status.success() && rows == 3 && once && all, &output)
+    }
+
     fn two_jobs_of_mpirun_at_once() -> Outcome {
         let jobs = [8, 8].map(|ranks| {
             let mut command = mpirun(ranks);
@@ -294,6 +335,7 @@ mod linux {
             torchrun(command, rank, 3, 1).env("TEST_FILE", &path).env("TEST_EPOCH", "3");
             command.env("TEST_DEADLINE_MS", "300");
         })?;
+        all_fail(&outputs, ": rank 0 of 3, which makes the file to meet in, was not reached: ")?;
         all_fail(&outputs, "no file of run 'job/3/0' within 300ms: it is of run 'job/2/0'")
     }
 
@@ -301,6 +343,26 @@ mod linux {
         let options = ["-n", "4", "--no-prefix", "--backend", "mock", "--max-restarts", "1"];
         let output = launch(&options, "restarted").output()?;
         check(output.status.success() && text(&output.stdout).ends_with("mock [10.0]\n"), &output)
+    }
+
+    /// As torchrun's does, for all attempts of a job.
+    fn a_store_of_the_launcher_outlives_attempts() -> Outcome {
+        let server = TcpStoreServer::bind("127.0.0.1:0")?;
+        let port = server.address().port();
+        let attempt = |restart: &'static str| {
+            move |rank: u32, command: &mut Command| {
+                torchrun(command, rank, 4, port).env("TORCHELASTIC_USE_AGENT_STORE", "True");
+                command.env("TORCHELASTIC_RUN_ID", "run").env("TEST_DEADLINE_MS", "1000");
+                command.env("TORCHELASTIC_RESTART_COUNT", restart);
+            }
+        };
+        // In the first, somebody is missing.
+        let outputs = ranks(0..3, "configured", attempt("0"))?;
+        all_say_alike(&outputs, ": rank 3 of 4 did not come within 1s, says rank ")?;
+        // It is too late for the fourth, and it hears so at once.
+        let late = ranks(3..4, "configured", attempt("0"))?;
+        all_say_alike(&late, ": rank 3 of 4 did not come within 1s, says rank ")?;
+        all_say(&ranks(0..4, "configured", attempt("1"))?, "mock [10.0]\n")
     }
 
     fn who_does_not_come_is_named_by_all() -> Outcome {
@@ -367,8 +429,9 @@ mod linux {
 
     fn who_has_no_library_tells_the_others() -> Outcome {
         let port = free_port()?;
+        // They need not wait for rank 3, which does not come.
         let outputs = ranks(0..3, "configured", |rank, command| {
-            torchrun(command, rank, 3, port);
+            torchrun(command, rank, 4, port);
             if rank == 2 {
                 command.env("COLLECTIVES_BACKEND", "nccl");
                 command.env("COLLECTIVES_NCCL_PATH", "/nowhere/libnccl.so.2");

@@ -88,7 +88,7 @@ mod unix {
 
     /// Joins, and sums the ranks' numbers.
     fn sum() -> collectives::Result<()> {
-        let (_backend, comm) = join()?;
+        let comm = collectives::init()?;
         let stream = comm.new_stream()?;
         let send = stream.upload(&[comm.rank() as f32 + 1.0; 3])?;
         let mut recv = stream.zeros(3)?;
@@ -99,7 +99,7 @@ mod unix {
 
     /// Rank 2 is killed; what do the others say?
     fn killed() -> collectives::Result<()> {
-        let (_backend, comm) = join()?;
+        let comm = collectives::init()?;
         let stream = comm.new_stream()?;
         let mut buffer = stream.upload(&[1.0_f32])?;
         if comm.rank() == 2 {
@@ -120,13 +120,9 @@ mod unix {
         Ok(())
     }
 
-    fn join() -> collectives::Result<(impl Backend, Communicator)> {
-        join_unless(|_| ())
-    }
-
     /// Joins from torchrun's variables; rank 0 hands out the id at the master's address. What stands
     /// in between may end the rank.
-    fn join_unless(ends: fn(usize)) -> collectives::Result<(impl Backend, Communicator)> {
+    fn join_unless(ends: fn(usize)) -> collectives::Result<Communicator> {
         let number =
             |name: &str| -> usize { env::var(name).expect(name).parse().expect("a number") };
         let (rank, size) = (number("RANK"), number("WORLD_SIZE"));
@@ -157,8 +153,7 @@ mod unix {
         config.deadline = env::var("JOIN_DEADLINE_MS")
             .map(|ms| Duration::from_millis(ms.parse().expect("a number")))
             .ok();
-        let comm = Communicator::join(&backend, &id, config)?;
-        Ok((backend, comm))
+        Communicator::join(&backend, &id, config)
     }
 
     /// Writes lines of many lengths, in pieces that are not lines.

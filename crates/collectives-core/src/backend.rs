@@ -41,6 +41,17 @@ pub trait Backend: Clone + Send + Sync + 'static {
     #[doc(alias = "ncclParamGetParameter")]
     fn parameters(&self) -> Result<Vec<(String, String)>>;
 
+    /// Encrypts the network over which the ranks of communicators that are made later find each other,
+    /// by TLS with a key that all of them have; `None` is as before. It counts for the whole process.
+    /// Data between devices is not encrypted by it. Requires [`Capabilities::encryption`].
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability;
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for a key of fewer than 32 bytes or with a
+    /// NUL; what the library reports.
+    #[doc(alias = "ncclSetEncryption")]
+    fn set_encryption(&self, key: Option<&str>) -> Result<()>;
+
     /// Makes the name under which the ranks of one new communicator meet. One rank makes it and
     /// hands it to all others.
     ///

@@ -92,6 +92,15 @@ pub struct Capabilities {
     pub window_register: Support,
     /// [`Collectives::window_ptr`](crate::Collectives::window_ptr).
     pub window_ptr: Support,
+    /// [`Collectives::put_signal`](crate::Collectives::put_signal),
+    /// [`Collectives::signal`](crate::Collectives::signal) and
+    /// [`Collectives::wait_signal`](crate::Collectives::wait_signal). A system may be unable all the
+    /// same, which the first call tells.
+    pub put_signal: Support,
+    /// [`CallConfig`](crate::CallConfig), for collectives.
+    pub call_config: Support,
+    /// [`Backend::set_encryption`](crate::Backend::set_encryption).
+    pub encryption: Support,
     /// Collectives on a stream that is being captured into a graph.
     pub capture: Support,
 }
@@ -134,11 +143,14 @@ impl Capabilities {
         register: Support::Native,
         window_register: Support::Native,
         window_ptr: Support::Native,
+        put_signal: Support::Native,
+        call_config: Support::Native,
+        encryption: Support::Native,
         capture: Support::Native,
     };
 
     /// Every capability that a library has or lacks, with its field name, in the order of the fields.
-    pub fn entries(&self) -> [(&'static str, Support); 35] {
+    pub fn entries(&self) -> [(&'static str, Support); 38] {
         // Destructured in full, so that a new field cannot be forgotten here.
         let Self {
             all_gather,
@@ -176,6 +188,9 @@ impl Capabilities {
             register,
             window_register,
             window_ptr,
+            put_signal,
+            call_config,
+            encryption,
             capture,
         } = *self;
         [
@@ -213,6 +228,9 @@ impl Capabilities {
             ("register", register),
             ("window_register", window_register),
             ("window_ptr", window_ptr),
+            ("put_signal", put_signal),
+            ("call_config", call_config),
+            ("encryption", encryption),
             ("capture", capture),
         ]
     }

@@ -4,7 +4,7 @@ use std::{ffi::c_void, time::Duration};
 
 use crate::{
     AbortHandle, Capabilities, CommInfo, Launch, MemoryUse, PreMulSum, Rank, RawRegistration,
-    RawWindow, RecvBuf, ReduceOp, Result, Scalar, SendBuf, UniqueId, WindowFlags,
+    RawWindow, RecvBuf, ReduceOp, Result, Scalar, SendBuf, SignalWait, UniqueId, WindowFlags,
 };
 
 /// One rank's end of a communicator: moves data between ranks, on streams of its device.
@@ -392,6 +392,61 @@ pub trait Collectives: Send {
     #[doc(alias = "ncclWinGetUserPtr")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
     unsafe fn window_ptr(&self, window: RawWindow) -> Result<*mut c_void>;
+
+    /// Writes `send` into `peer`'s memory of a window, `offset` bytes from its start, and signals it
+    /// once that is there. The peer calls nothing but [`wait_signal`](Self::wait_signal). The call is
+    /// done when `send` may be written again.
+    ///
+    /// Requires [`Capabilities::put_signal`], and a peer that is another rank. Not in groups; whether a
+    /// capture takes it is up to the library (the mock's does not).
+    ///
+    /// # Safety
+    /// See [`Collectives`]; and `send` lies in a window of this communicator, `window` is one, and
+    /// nobody on the peer reads or writes the target from this call until a wait for the signal has
+    /// passed there.
+    ///
+    /// # Errors
+    /// See [`crate::shape::Rules::put_signal`]; [`InvalidUsage`](crate::ErrorKind::InvalidUsage)
+    /// inside a group; the library's failures. NCCL refuses systems that cannot do it.
+    #[doc(alias = "ncclPutSignal")]
+    #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    unsafe fn put_signal(
+        &self,
+        send: SendBuf,
+        peer: Rank,
+        window: RawWindow,
+        offset: usize,
+        launch: Launch<'_>,
+    ) -> Result<()>;
+
+    /// Signals `peer`, once the stream has passed what stands before it. It waits for nobody.
+    ///
+    /// Requires [`Capabilities::put_signal`], a peer that is another rank, and (NCCL does without) a
+    /// window that was registered on this communicator. Not in groups.
+    ///
+    /// # Safety
+    /// The stream belongs to the communicator's device and outlives the operation.
+    ///
+    /// # Errors
+    /// As [`put_signal`](Self::put_signal).
+    #[doc(alias = "ncclSignal")]
+    #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    unsafe fn signal(&self, peer: Rank, launch: Launch<'_>) -> Result<()>;
+
+    /// Holds the stream until so many signals of each of these peers have come, beyond those that
+    /// earlier waits took. What was put before them is there then.
+    ///
+    /// Requires what [`signal`](Self::signal) does. A signal that never comes is a verdict of the
+    /// mock; on a GPU the stream hangs.
+    ///
+    /// # Safety
+    /// As [`signal`](Self::signal).
+    ///
+    /// # Errors
+    /// See [`crate::shape::Rules::wait_signal`]; else as [`put_signal`](Self::put_signal).
+    #[doc(alias = "ncclWaitSignal")]
+    #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
+    unsafe fn wait_signal(&self, waits: &[SignalWait], launch: Launch<'_>) -> Result<()>;
 
     /// Divides the communicator, as [`Split::split`](crate::Split::split), for code that knows only
     /// this trait.

@@ -1,6 +1,9 @@
 //! How a library is to run a communicator.
 
-use std::ops::{BitOr, RangeInclusive};
+use std::{
+    ffi::CString,
+    ops::{BitOr, RangeInclusive},
+};
 
 use crate::{Error, ErrorKind, Result};
 
@@ -148,6 +151,79 @@ impl CommConfig {
             return refuse(text.to_owned());
         }
         Ok(())
+    }
+}
+
+/// How the library is to run one collective: see [`Launch::with_config`](crate::Launch::with_config).
+/// What is not set is left to the library.
+///
+/// Requires [`Capabilities::call_config`](crate::Capabilities::call_config). All ranks give the same
+/// for the same collective, but for the tag.
+///
+/// ```
+/// use collectives_core::{CallConfig, CtaPolicy};
+/// let config = CallConfig::new().with_ctas(1..=4).with_cta_policy(CtaPolicy::EFFICIENCY);
+/// assert!(config.check().is_ok());
+/// assert!(CallConfig::new().with_ctas(0..=4).check().is_err());
+/// ```
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct CallConfig {
+    /// Fewest and most thread blocks.
+    pub ctas: Option<RangeInclusive<u32>>,
+    /// Thread blocks for NVLink SHARP.
+    pub nvls_ctas: Option<u32>,
+    /// Thread-block clusters.
+    pub cga_cluster_size: Option<u32>,
+    /// What thread blocks are to be saved for.
+    pub cta_policy: Option<CtaPolicy>,
+    /// An algorithm, as the library names it.
+    pub algorithm: Option<CString>,
+    /// Whether the library takes another algorithm where that one cannot run; else that is an error.
+    pub or_another: bool,
+    /// A tag that plugins of profilers see; 0 is none.
+    pub profiler_tag: u64,
+}
+
+impl CallConfig {
+    /// Leaves everything to the library.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    setters! {
+        ctas: RangeInclusive<u32>, with_ctas;
+        nvls_ctas: u32, with_nvls_ctas;
+        cga_cluster_size: u32, with_cga_cluster_size;
+        cta_policy: CtaPolicy, with_cta_policy;
+        algorithm: CString, with_algorithm;
+    }
+
+    /// Lets the library take another algorithm where the one that is named cannot run.
+    #[must_use]
+    pub const fn or_another(mut self) -> Self {
+        self.or_another = true;
+        self
+    }
+
+    /// Sets [`profiler_tag`](Self::profiler_tag).
+    #[must_use]
+    pub const fn with_profiler_tag(mut self, tag: u64) -> Self {
+        self.profiler_tag = tag;
+        self
+    }
+
+    /// Refuses values that no library takes. Backends call it.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) naming the field, its value, and what is
+    /// wanted.
+    pub fn check(&self) -> Result<()> {
+        let mut like_a_communicator = CommConfig::new();
+        like_a_communicator.ctas.clone_from(&self.ctas);
+        like_a_communicator.nvls_ctas = self.nvls_ctas;
+        like_a_communicator.cga_cluster_size = self.cga_cluster_size;
+        like_a_communicator.check()
     }
 }
 

@@ -1,6 +1,8 @@
 //! Handles that cross to a device runtime, and what a call carries besides its buffers.
 
-use std::{ffi::c_void, marker::PhantomData, ops::BitOr, panic::Location};
+use std::{ffi::c_void, ops::BitOr, panic::Location};
+
+use crate::{CallConfig, Rank};
 
 macro_rules! raw_handle {
     ($(#[$doc:meta])* $name:ident) => {
@@ -110,6 +112,31 @@ impl RawStream {
     pub const DEFAULT: Self = Self(0);
 }
 
+/// Signals of one peer to wait for: see
+/// [`Collectives::wait_signal`](crate::Collectives::wait_signal).
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub struct SignalWait {
+    /// Who signals.
+    pub peer: Rank,
+    /// How many signals, at least one.
+    pub count: u32,
+}
+
+impl SignalWait {
+    /// Waits for one signal of `peer`.
+    pub fn new(peer: impl Into<Rank>) -> Self {
+        Self { peer: peer.into(), count: 1 }
+    }
+
+    /// Waits for so many.
+    #[must_use]
+    pub const fn with_count(mut self, count: u32) -> Self {
+        self.count = count;
+        self
+    }
+}
+
 /// What every operation takes besides its buffers: the stream to enqueue on, and where in the
 /// program the call stands.
 ///
@@ -123,11 +150,10 @@ impl RawStream {
 pub struct Launch<'a> {
     stream: RawStream,
     site: &'static Location<'static>,
-    // A per-call configuration will be borrowed here (NCCL 2.31's `ncclCollConfig_t`).
-    config: PhantomData<&'a ()>,
+    config: Option<&'a CallConfig>,
 }
 
-impl Launch<'_> {
+impl<'a> Launch<'a> {
     /// Enqueues on `stream`; the caller's place in the source becomes the call site.
     #[track_caller]
     #[inline]
@@ -138,7 +164,24 @@ impl Launch<'_> {
     /// Enqueues on `stream`, with a call site that was taken earlier.
     #[inline]
     pub const fn at(stream: RawStream, site: &'static Location<'static>) -> Self {
-        Self { stream, site, config: PhantomData }
+        Self { stream, site, config: None }
+    }
+
+    /// Tells the library how to run this collective. Sends, receives and one-sided operations take no
+    /// configuration, nor does what the library itself lacks. Requires
+    /// [`Capabilities::call_config`](crate::Capabilities::call_config).
+    #[doc(alias = "ncclCollConfig_t")]
+    #[must_use]
+    #[inline]
+    pub const fn with_config(mut self, config: &'a CallConfig) -> Self {
+        self.config = Some(config);
+        self
+    }
+
+    /// How the library is to run it, where the caller has said so.
+    #[inline]
+    pub const fn config(&self) -> Option<&'a CallConfig> {
+        self.config
     }
 
     /// The stream to enqueue on.

@@ -41,14 +41,16 @@ pub use backend::{
 pub use buffer::{RecvBuf, SendBuf};
 pub use capabilities::{Capabilities, F8Format, Support};
 pub use collectives::Collectives;
-pub use comm_config::{CommConfig, CtaPolicy, GraphUsage, HostCft, NvlsHost};
+pub use comm_config::{CallConfig, CommConfig, CtaPolicy, GraphUsage, HostCft, NvlsHost};
 pub use comm_info::{CommId, CommInfo, LibraryInfo, MemoryUse};
 pub use device::{Device, DeviceInfo};
 pub use dtype::DType;
 pub use element::Element;
 pub use error::{Error, ErrorKind, Result, VendorCode};
 pub use ext::{CollectivesExt, PeerOp};
-pub use launch::{Launch, RawEvent, RawGraph, RawRegistration, RawStream, RawWindow, WindowFlags};
+pub use launch::{
+    Launch, RawEvent, RawGraph, RawRegistration, RawStream, RawWindow, SignalWait, WindowFlags,
+};
 pub use rank::Rank;
 pub use reduce_op::{PreMulSum, ReduceOp, Scalar};
 pub use unique_id::UniqueId;

@@ -22,8 +22,8 @@
 use std::ffi::c_void;
 
 use crate::{
-    Capabilities, CommConfig, CommInfo, DType, Error, ErrorKind, GrowConfig, Rank, RecvBuf,
-    ReduceOp, Result, SendBuf, ShrinkConfig, SplitConfig, Support,
+    CallConfig, Capabilities, CommConfig, CommInfo, DType, Error, ErrorKind, GrowConfig, Launch,
+    Rank, RecvBuf, ReduceOp, Result, SendBuf, ShrinkConfig, SignalWait, SplitConfig, Support,
 };
 
 /// What every configuration of a communicator keeps: values that a library can take, and none at all
@@ -57,6 +57,22 @@ pub struct Shape {
     pub count: usize,
     /// Their type.
     pub dtype: DType,
+}
+
+/// A key of encryption that libraries take: none, or 32 bytes and more without NUL.
+///
+/// # Errors
+/// [`InvalidArgument`](ErrorKind::InvalidArgument), which does not show the key;
+/// [`Unsupported`](ErrorKind::Unsupported) by capability.
+pub fn encryption_key(key: Option<&str>, capabilities: &Capabilities) -> Result<()> {
+    const LEAST: usize = 32;
+    capabilities.encryption.require("encryption")?;
+    let Some(key) = key else { return Ok(()) };
+    if key.len() < LEAST || key.contains('\0') {
+        let message = format!("the key has {} bytes, want {LEAST} at least and no NUL", key.len());
+        return Err(Error::new(ErrorKind::InvalidArgument, message));
+    }
+    Ok(())
 }
 
 /// A window starts at a multiple of so many bytes from the start of its allocation
@@ -318,6 +334,70 @@ impl<'a> Rules<'a> {
         Ok(())
     }
 
+    /// A configuration of its own that a collective can have, or none; messages have none.
+    ///
+    /// # Errors
+    /// See the [module](self); [`Unsupported`](ErrorKind::Unsupported) for a message.
+    #[inline]
+    pub fn call_config(&self, operation: &'static str, launch: Launch<'_>) -> Result<()> {
+        match launch.config() {
+            None => Ok(()),
+            Some(config) => self.check_config(operation, config),
+        }
+    }
+
+    #[cold]
+    fn check_config(&self, operation: &'static str, config: &CallConfig) -> Result<()> {
+        let call = self.call(operation, self.capabilities.call_config)?;
+        if matches!(operation, "send" | "recv") {
+            let message = "messages take no configuration of their own";
+            return Err(Error::new(ErrorKind::Unsupported, message)
+                .with_comm(self.comm)
+                .with_operation(operation));
+        }
+        config.check().map_err(|error| call.refuse(error.message()))
+    }
+
+    /// Usable memory, and another rank.
+    ///
+    /// # Errors
+    /// See the [module](self).
+    pub fn put_signal(&self, send: SendBuf, peer: Rank) -> Result<Shape> {
+        let call = self.call("put_signal", self.capabilities.put_signal)?;
+        call.send(send)?;
+        call.another(peer)?;
+        Ok(Shape { count: send.count, dtype: send.dtype })
+    }
+
+    /// Another rank.
+    ///
+    /// # Errors
+    /// See the [module](self).
+    pub fn signal(&self, peer: Rank) -> Result<()> {
+        self.call("signal", self.capabilities.put_signal)?.another(peer)
+    }
+
+    /// At least one peer, each another rank, and of each at least one signal.
+    ///
+    /// # Errors
+    /// See the [module](self).
+    pub fn wait_signal(&self, waits: &[SignalWait]) -> Result<()> {
+        let call = self.call("wait_signal", self.capabilities.put_signal)?;
+        if waits.is_empty() {
+            return Err(call.refuse("no signal is waited for, want at least one"));
+        }
+        for &SignalWait { peer, count } in waits {
+            call.another(peer)?;
+            if count == 0 || i32::try_from(count).is_err() {
+                return Err(call.refuse(format!(
+                    "{count} signals of rank {peer} are waited for, want 1 to {}",
+                    i32::MAX
+                )));
+            }
+        }
+        Ok(())
+    }
+
     #[inline(always)]
     fn call(&self, operation: &'static str, support: Support) -> Result<Call<'a>> {
         let call = Call { rules: *self, operation };
@@ -396,6 +476,15 @@ impl Call<'_> {
         } else {
             format!("{name} holds {count} elements of {dtype}, past the end of memory")
         })
+    }
+
+    /// A rank of the communicator that is not this one.
+    fn another(&self, peer: Rank) -> Result<()> {
+        self.in_range("peer", peer)?;
+        if peer != self.rules.comm.rank {
+            return Ok(());
+        }
+        Err(self.refuse(format!("peer is {peer}, this rank itself")))
     }
 
     /// `holds` elements must be `factor × each`.

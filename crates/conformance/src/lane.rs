@@ -9,8 +9,9 @@
 use std::ffi::c_void;
 
 use collectives_core::{
-    Collectives, CollectivesExt, Error, Launch, PeerOp, PreMulSum, Rank, RawRegistration,
-    RawStream, RawWindow, RecvBuf, ReduceOp, Scalar, SendBuf, WindowFlags,
+    CallConfig, Collectives, CollectivesExt, Error, Launch, PeerOp, PreMulSum, Rank,
+    RawRegistration, RawStream, RawWindow, RecvBuf, ReduceOp, Scalar, SendBuf, SignalWait,
+    WindowFlags,
 };
 
 use crate::{check::Outcome, last_call::LastCall, workspace::Memory};
@@ -20,6 +21,7 @@ use crate::{check::Outcome, last_call::LastCall, workspace::Memory};
 pub(crate) struct Lane<'a> {
     pub(crate) comm: &'a dyn Collectives,
     pub(crate) stream: RawStream,
+    config: Option<&'a CallConfig>,
     calls: &'a LastCall,
 }
 
@@ -29,6 +31,7 @@ macro_rules! operations {
         pub(crate) fn $name(&self, $($argument: $ty),*) -> Result<(), Error> {
             self.calls.note(stringify!($name));
             let launch = Launch::new(self.stream);
+            let launch = self.config.map_or(launch, |config| launch.with_config(config));
             // SAFETY: buffers and streams are the case's and live until it is settled, ranks issue
             // the same operations by construction, and what breaks a rule is refused; see the
             // module.
@@ -39,7 +42,12 @@ macro_rules! operations {
 
 impl<'a> Lane<'a> {
     pub(crate) fn new(comm: &'a dyn Collectives, stream: RawStream, calls: &'a LastCall) -> Self {
-        Self { comm, stream, calls }
+        Self { comm, stream, config: None, calls }
+    }
+
+    /// The same, with a configuration for each operation.
+    pub(crate) fn with_config(self, config: &'a CallConfig) -> Self {
+        Self { config: Some(config), ..self }
     }
 
     operations! {
@@ -121,6 +129,35 @@ impl<'a> Lane<'a> {
         self.calls.note("window_deregister");
         // SAFETY: cases deregister once, after all streams have passed everything.
         unsafe { self.comm.window_deregister(window) }
+    }
+
+    #[track_caller]
+    pub(crate) fn put_signal(
+        &self,
+        send: SendBuf,
+        peer: Rank,
+        window: RawWindow,
+        offset: usize,
+    ) -> Result<(), Error> {
+        self.calls.note("put_signal");
+        let launch = Launch::new(self.stream);
+        // SAFETY: cases put from and to their windows, whose memory lives until all ranks have passed
+        // everything, and look at a target after they waited for its signal.
+        unsafe { self.comm.put_signal(send, peer, window, offset, launch) }
+    }
+
+    #[track_caller]
+    pub(crate) fn signal(&self, peer: Rank) -> Result<(), Error> {
+        self.calls.note("signal");
+        // SAFETY: the stream is the case's, and lives until it is settled.
+        unsafe { self.comm.signal(peer, Launch::new(self.stream)) }
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_signal(&self, waits: &[SignalWait]) -> Result<(), Error> {
+        self.calls.note("wait_signal");
+        // SAFETY: as above.
+        unsafe { self.comm.wait_signal(waits, Launch::new(self.stream)) }
     }
 
     #[track_caller]

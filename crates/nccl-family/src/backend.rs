@@ -1,7 +1,7 @@
 //! A loaded library: the control plane.
 
 use std::{
-    ffi::{CStr, c_char, c_void},
+    ffi::{CStr, CString, c_char, c_void},
     marker::PhantomData,
     path::Path,
     ptr,
@@ -10,10 +10,11 @@ use std::{
 
 use collectives_core::{
     Backend, Capabilities, Error, ErrorKind, GroupEnd, JoinAllConfig, JoinConfig, LibraryInfo,
-    Rank, Result, UniqueId,
+    Rank, Result, UniqueId, shape,
 };
 use collectives_nccl_abi::{
-    self as abi, Flavour, Table, fork, ncclComm_t, ncclResult_t, ncclUniqueId, quirks,
+    self as abi, Flavour, Table, config::ncclEncryptionConfig_t, fork, ncclComm_t, ncclResult_t,
+    ncclUniqueId, quirks, types::ncclEncryptionMode_t,
 };
 
 use crate::{
@@ -182,6 +183,29 @@ impl<V: Vendor> Backend for Library<V> {
             Some(Ok(())) | None => error,
         };
         Err(self.refuse("unique_id", error))
+    }
+
+    /// `ncclSetEncryption` (2.32.3).
+    fn set_encryption(&self, key: Option<&str>) -> Result<()> {
+        const OPERATION: &str = "set_encryption";
+        self.refuse_in_child(OPERATION)?;
+        let named = |error| self.refuse(OPERATION, error);
+        shape::encryption_key(key, &self.inner.capabilities).map_err(named)?;
+        let Some(set) = self.inner.abi.table().set_encryption else {
+            // Not reached: the capability was asked for.
+            return Ok(());
+        };
+        // Checked to hold no NUL.
+        let key = key.and_then(|key| CString::new(key).ok());
+        let mut config = ncclEncryptionConfig_t::none();
+        if let Some(key) = &key {
+            (config.mode, config.psk) = (ncclEncryptionMode_t::PSK, key.as_ptr());
+        }
+        // SAFETY: both outlive the call, and the library copies the key.
+        match unsafe { set(&config) } {
+            ncclResult_t::SUCCESS => Ok(()),
+            result => Err(named(error::from_result(self.inner.abi, result).with_poison(false))),
+        }
     }
 
     /// `ncclParamGetAllParameterKeys` and `ncclParamGetParameter` (2.30.4).

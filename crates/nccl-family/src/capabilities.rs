@@ -75,6 +75,13 @@ pub fn capabilities_of(flavour: Flavour, code: c_int, table: &Table) -> Capabili
             .symbol("comm_window_register", table.comm_window_register.is_some())
             .and(from.symbol("comm_window_deregister", table.comm_window_deregister.is_some())),
         window_ptr: from.symbol("win_get_user_ptr", table.win_get_user_ptr.is_some()),
+        put_signal: from
+            .symbol("put_signal", table.put_signal.is_some())
+            .and(from.symbol("signal", table.signal.is_some()))
+            .and(from.symbol("wait_signal", table.wait_signal.is_some())),
+        // The eight came together.
+        call_config: from.symbol("all_reduce_config", table.all_reduce_config.is_some()),
+        encryption: from.symbol("set_encryption", table.set_encryption.is_some()),
         capture: from.since(Since { nccl: 20_906, rccl: 20_906 }),
     }
 }

@@ -9,18 +9,21 @@ use std::{
 };
 
 use collectives_core::{
-    AbortHandle, Backend, Capabilities, Collectives, CommInfo, DType, Error, ErrorKind, GroupEnd,
-    GrowConfig, Launch, MemoryUse, PreMulSum, Rank, RawRegistration, RawWindow, RecvBuf, ReduceOp,
-    Result, Scalar, SendBuf, ShrinkConfig, Split, SplitConfig, UniqueId, WindowFlags, shape,
+    AbortHandle, Backend, CallConfig, Capabilities, Collectives, CommInfo, DType, Error, ErrorKind,
+    GroupEnd, GrowConfig, Launch, MemoryUse, PreMulSum, Rank, RawRegistration, RawWindow, RecvBuf,
+    ReduceOp, Result, Scalar, SendBuf, ShrinkConfig, SignalWait, Split, SplitConfig, UniqueId,
+    WindowFlags, shape,
 };
 use collectives_nccl_abi::{
     Table, cudaStream_t, ncclComm_t, ncclRedOp_t, ncclResult_t, ncclScalarResidence_t,
     ncclUniqueId, ncclWindow_t,
-    types::{self, ncclCommMemStat_t},
+    types::{self, ncclCommMemStat_t, ncclWaitSignalDesc_t},
 };
 
 use crate::{
-    Library, Vendor, conv, error, group,
+    Library, Vendor,
+    config::OneCall,
+    conv, error, group,
     state::{Call, Control, Ends, Lifeline},
 };
 
@@ -190,6 +193,35 @@ impl<V: Vendor> Issue<'_, V> {
         self.answer(call(raw, stream))
     }
 
+    /// The library's function that takes a configuration, and the configuration, where the caller has
+    /// one.
+    #[inline]
+    fn configured<F>(
+        &self,
+        launch: Launch<'_>,
+        function: Option<F>,
+    ) -> Result<Option<(F, OneCall)>> {
+        match launch.config() {
+            None => Ok(None),
+            Some(config) => self.configure(launch, config, function).map(Some),
+        }
+    }
+
+    #[cold]
+    fn configure<F>(
+        &self,
+        launch: Launch<'_>,
+        config: &CallConfig,
+        function: Option<F>,
+    ) -> Result<(F, OneCall)> {
+        self.rules.call_config(self.operation, launch)?;
+        let function = function.ok_or_else(|| {
+            let message = "the library takes no configuration for it";
+            self.comm.refuse(self.operation, Error::new(ErrorKind::Unsupported, message))
+        })?;
+        Ok((function, OneCall::new(config)))
+    }
+
     /// The library's number of an operator.
     #[inline]
     fn reduce_op(&self, op: ReduceOp) -> Result<ncclRedOp_t> {
@@ -316,6 +348,22 @@ impl<V: Vendor> Collectives for Comm<V> {
             let shape = issue.rules.all_reduce(send, recv, op)?;
             let op = issue.reduce_op(op)?;
             issue.check(Some(send.ptr), Some(recv.ptr), launch)?;
+            if let Some((call, config)) = issue.configured(launch, self.table.all_reduce_config)? {
+                // SAFETY: inside a call, so the communicator is not freed; the caller promises the
+                // memory and the stream; the configuration is the closure's.
+                return issue.collective(launch, move |raw, stream| unsafe {
+                    call(
+                        send.ptr,
+                        recv.ptr,
+                        shape.count,
+                        conv::dtype(shape.dtype),
+                        op,
+                        raw,
+                        stream,
+                        config.raw(),
+                    )
+                });
+            }
             // SAFETY: inside a call, so the communicator is not freed; the caller promises the
             // memory and the stream.
             issue.collective(launch, move |raw, stream| unsafe {
@@ -349,6 +397,23 @@ impl<V: Vendor> Collectives for Comm<V> {
             // Only root's buffer is looked at.
             let recv = recv.filter(|_| root == self.line.info().rank).map(|recv| recv.ptr);
             issue.check(Some(send.ptr), recv, launch)?;
+            if let Some((call, config)) = issue.configured(launch, self.table.reduce_config)? {
+                // SAFETY: inside a call, so the communicator is not freed; the caller promises the
+                // memory and the stream; the configuration is the closure's.
+                return issue.collective(launch, move |raw, stream| unsafe {
+                    call(
+                        send.ptr,
+                        recv.unwrap_or(ptr::null_mut()),
+                        shape.count,
+                        conv::dtype(shape.dtype),
+                        op,
+                        number(root),
+                        raw,
+                        stream,
+                        config.raw(),
+                    )
+                });
+            }
             // SAFETY: inside a call, so the communicator is not freed; the caller promises the
             // memory and the stream; null stands where the library does not look.
             issue.collective(launch, move |raw, stream| unsafe {
@@ -381,6 +446,22 @@ impl<V: Vendor> Collectives for Comm<V> {
             // Only root's buffer is looked at; elsewhere the call is as if in place.
             let send = send.filter(|_| root == self.line.info().rank).map(|send| send.ptr);
             issue.check(send, Some(recv.ptr), launch)?;
+            if let Some((call, config)) = issue.configured(launch, self.table.broadcast_config)? {
+                // SAFETY: inside a call, so the communicator is not freed; the caller promises the
+                // memory and the stream; the configuration is the closure's.
+                return issue.collective(launch, move |raw, stream| unsafe {
+                    call(
+                        send.unwrap_or(recv.ptr),
+                        recv.ptr,
+                        shape.count,
+                        conv::dtype(shape.dtype),
+                        number(root),
+                        raw,
+                        stream,
+                        config.raw(),
+                    )
+                });
+            }
             // SAFETY: inside a call, so the communicator is not freed; the caller promises the
             // memory and the stream.
             issue.collective(launch, move |raw, stream| unsafe {
@@ -404,6 +485,21 @@ impl<V: Vendor> Collectives for Comm<V> {
         self.issue("all_gather", |issue| {
             let shape = issue.rules.all_gather(send, recv)?;
             issue.check(Some(send.ptr), Some(recv.ptr), launch)?;
+            if let Some((call, config)) = issue.configured(launch, self.table.all_gather_config)? {
+                // SAFETY: inside a call, so the communicator is not freed; the caller promises the
+                // memory and the stream; the configuration is the closure's.
+                return issue.collective(launch, move |raw, stream| unsafe {
+                    call(
+                        send.ptr,
+                        recv.ptr,
+                        shape.count,
+                        conv::dtype(shape.dtype),
+                        raw,
+                        stream,
+                        config.raw(),
+                    )
+                });
+            }
             // SAFETY: inside a call, so the communicator is not freed; the caller promises the
             // memory and the stream.
             issue.collective(launch, move |raw, stream| unsafe {
@@ -426,6 +522,24 @@ impl<V: Vendor> Collectives for Comm<V> {
             let shape = issue.rules.reduce_scatter(send, recv, op)?;
             let op = issue.reduce_op(op)?;
             issue.check(Some(send.ptr), Some(recv.ptr), launch)?;
+            if let Some((call, config)) =
+                issue.configured(launch, self.table.reduce_scatter_config)?
+            {
+                // SAFETY: inside a call, so the communicator is not freed; the caller promises the
+                // memory and the stream; the configuration is the closure's.
+                return issue.collective(launch, move |raw, stream| unsafe {
+                    call(
+                        send.ptr,
+                        recv.ptr,
+                        shape.count,
+                        conv::dtype(shape.dtype),
+                        op,
+                        raw,
+                        stream,
+                        config.raw(),
+                    )
+                });
+            }
             // SAFETY: inside a call, so the communicator is not freed; the caller promises the
             // memory and the stream.
             issue.collective(launch, move |raw, stream| unsafe {
@@ -448,6 +562,21 @@ impl<V: Vendor> Collectives for Comm<V> {
         self.issue("all_to_all", |issue| {
             let shape = issue.rules.all_to_all(send, recv)?;
             issue.check(Some(send.ptr), Some(recv.ptr), launch)?;
+            if let Some((call, config)) = issue.configured(launch, self.table.all_to_all_config)? {
+                // SAFETY: inside a call, so the communicator is not freed; the caller promises the
+                // memory and the stream; the configuration is the closure's.
+                return issue.collective(launch, move |raw, stream| unsafe {
+                    call(
+                        send.ptr,
+                        recv.ptr,
+                        shape.count,
+                        conv::dtype(shape.dtype),
+                        raw,
+                        stream,
+                        config.raw(),
+                    )
+                });
+            }
             let Some(all_to_all) = self.table.all_to_all else {
                 let moves = (0..self.line.info().size).flat_map(|peer| {
                     let start = peer * shape.count;
@@ -481,6 +610,22 @@ impl<V: Vendor> Collectives for Comm<V> {
             let info = self.line.info();
             let recv = recv.filter(|_| root == info.rank);
             issue.check(Some(send.ptr), recv.map(|recv| recv.ptr), launch)?;
+            if let Some((call, config)) = issue.configured(launch, self.table.gather_config)? {
+                // SAFETY: inside a call, so the communicator is not freed; the caller promises the
+                // memory and the stream; the configuration is the closure's.
+                return issue.collective(launch, move |raw, stream| unsafe {
+                    call(
+                        send.ptr,
+                        recv.map_or(ptr::null_mut(), |recv| recv.ptr),
+                        shape.count,
+                        conv::dtype(shape.dtype),
+                        number(root),
+                        raw,
+                        stream,
+                        config.raw(),
+                    )
+                });
+            }
             let Some(gather) = self.table.gather else {
                 let own = recv.map(|recv| recv.part(root.index() * shape.count, 0).ptr);
                 let in_place = own.is_some_and(|own| own.cast_const() == send.ptr);
@@ -524,6 +669,22 @@ impl<V: Vendor> Collectives for Comm<V> {
             let info = self.line.info();
             let send = send.filter(|_| root == info.rank);
             issue.check(send.map(|send| send.ptr), Some(recv.ptr), launch)?;
+            if let Some((call, config)) = issue.configured(launch, self.table.scatter_config)? {
+                // SAFETY: inside a call, so the communicator is not freed; the caller promises the
+                // memory and the stream; the configuration is the closure's.
+                return issue.collective(launch, move |raw, stream| unsafe {
+                    call(
+                        send.map_or(ptr::null(), |send| send.ptr),
+                        recv.ptr,
+                        shape.count,
+                        conv::dtype(shape.dtype),
+                        number(root),
+                        raw,
+                        stream,
+                        config.raw(),
+                    )
+                });
+            }
             let Some(scatter) = self.table.scatter else {
                 let own = send.map(|send| send.part(root.index() * shape.count, 0).ptr);
                 let in_place = own.is_some_and(|own| own == recv.ptr.cast_const());
@@ -559,6 +720,7 @@ impl<V: Vendor> Collectives for Comm<V> {
         self.issue("send", |issue| {
             let shape = issue.rules.send(buf, peer)?;
             self.refuse_lone_send_to_self(peer)?;
+            issue.rules.call_config("send", launch)?;
             issue.check(Some(buf.ptr), None, launch)?;
             // SAFETY: inside a call, so the communicator is not freed; the caller promises the
             // memory and the stream.
@@ -585,6 +747,7 @@ impl<V: Vendor> Collectives for Comm<V> {
         self.issue("recv", |issue| {
             let shape = issue.rules.recv(buf, peer)?;
             self.refuse_lone_recv_from_self(peer)?;
+            issue.rules.call_config("recv", launch)?;
             issue.check(None, Some(buf.ptr), launch)?;
             // SAFETY: inside a call, so the communicator is not freed; the caller promises the
             // memory and the stream.
@@ -799,6 +962,68 @@ impl<V: Vendor> Collectives for Comm<V> {
         Ok(start)
     }
 
+    /// `ncclPutSignal` (2.29.2), with signal 0 of context 0, which is all that 2.29 and 2.30 have.
+    unsafe fn put_signal(
+        &self,
+        send: SendBuf,
+        peer: Rank,
+        window: RawWindow,
+        offset: usize,
+        launch: Launch<'_>,
+    ) -> Result<()> {
+        const OPERATION: &str = "put_signal";
+        let rules = shape::Rules::new(self.line.info(), &self.capabilities);
+        let shape = rules.put_signal(send, peer)?;
+        let _call = self.line.enter(OPERATION)?;
+        let put = self.function(OPERATION, self.table.put_signal)?;
+        self.refuse_in_group(OPERATION)?;
+        let (raw, stream) = (self.line.raw(), launch.stream().as_ptr());
+        let (dtype, window) = (conv::dtype(shape.dtype), ncclWindow_t(window.as_ptr()));
+        let (to, count) = (number(peer), shape.count);
+        // SAFETY: inside a call, so the communicator is not freed; the caller promises memory, window
+        // and stream, and that nobody uses the target meanwhile.
+        let result = unsafe {
+            put(send.ptr, count, dtype, to, window, offset, SIGNAL, CONTEXT, 0, raw, stream)
+        };
+        self.answer(OPERATION, result)
+    }
+
+    /// `ncclSignal` (2.29.2).
+    unsafe fn signal(&self, peer: Rank, launch: Launch<'_>) -> Result<()> {
+        const OPERATION: &str = "signal";
+        shape::Rules::new(self.line.info(), &self.capabilities).signal(peer)?;
+        let _call = self.line.enter(OPERATION)?;
+        let signal = self.function(OPERATION, self.table.signal)?;
+        self.refuse_in_group(OPERATION)?;
+        let (raw, stream) = (self.line.raw(), launch.stream().as_ptr());
+        // SAFETY: inside a call, so the communicator is not freed; the caller promises the stream.
+        let result = unsafe { signal(number(peer), SIGNAL, CONTEXT, 0, raw, stream) };
+        self.answer(OPERATION, result)
+    }
+
+    /// `ncclWaitSignal` (2.29.2).
+    unsafe fn wait_signal(&self, waits: &[SignalWait], launch: Launch<'_>) -> Result<()> {
+        const OPERATION: &str = "wait_signal";
+        shape::Rules::new(self.line.info(), &self.capabilities).wait_signal(waits)?;
+        let _call = self.line.enter(OPERATION)?;
+        let wait = self.function(OPERATION, self.table.wait_signal)?;
+        self.refuse_in_group(OPERATION)?;
+        let descriptor = |wait: &SignalWait| ncclWaitSignalDesc_t {
+            // Checked to fit.
+            opCnt: wait.count as c_int,
+            peer: number(wait.peer),
+            sigIdx: SIGNAL,
+            ctx: CONTEXT,
+        };
+        let mut descriptors: Vec<_> = waits.iter().map(descriptor).collect();
+        let count = descriptors.len() as c_int;
+        let (raw, stream) = (self.line.raw(), launch.stream().as_ptr());
+        // SAFETY: inside a call, so the communicator is not freed; the list is as long as said, and the
+        // library copies it; the caller promises the stream.
+        let result = unsafe { wait(count, descriptors.as_mut_ptr(), raw, stream) };
+        self.answer(OPERATION, result)
+    }
+
     fn split_dyn(&self, config: SplitConfig) -> Result<Option<Box<dyn Collectives>>> {
         Ok(self.split(config)?.map(|part| Box::new(part) as Box<dyn Collectives>))
     }
@@ -1002,6 +1227,10 @@ pub(crate) fn c_name(name: Option<String>) -> Result<Option<Arc<CStr>>> {
     })?;
     Ok(name.map(Arc::from))
 }
+
+/// The signal and the context that every release has.
+const SIGNAL: c_int = 0;
+const CONTEXT: c_int = 0;
 
 /// A rank as the library's number. It is inside a communicator, whose size is a C int.
 #[inline]

@@ -10,10 +10,10 @@ use std::{
 };
 
 use collectives_core::{
-    Capabilities, CommConfig, GraphUsage, HostCft, NvlsHost, Result, Support, shape,
+    CallConfig, Capabilities, CommConfig, GraphUsage, HostCft, NvlsHost, Result, Support, shape,
 };
 use collectives_nccl_abi::{
-    ncclConfig_t,
+    ncclCollConfig_t, ncclConfig_t,
     types::{ncclHostCftMode_t, ncclNvlsHostMode_t},
 };
 
@@ -102,6 +102,47 @@ impl Settings {
     }
 }
 
+/// The configuration of one collective, with the text that the library reads.
+pub(crate) struct OneCall {
+    raw: ncclCollConfig_t,
+    /// Where `raw` points.
+    _algorithm: Option<CString>,
+}
+
+impl OneCall {
+    /// Takes over a configuration that was checked.
+    pub(crate) fn new(config: &CallConfig) -> Self {
+        let CallConfig {
+            ctas,
+            nvls_ctas,
+            cga_cluster_size,
+            cta_policy,
+            algorithm,
+            or_another,
+            profiler_tag,
+            ..
+        } = config.clone();
+        let mut raw = ncclCollConfig_t::undefined();
+        // Checked to fit.
+        let set = |place: &mut c_int, value: Option<u32>| {
+            *place = value.map_or(*place, |value| value as c_int);
+        };
+        set(&mut raw.minCTAs, ctas.as_ref().map(|ctas| *ctas.start()));
+        set(&mut raw.maxCTAs, ctas.as_ref().map(|ctas| *ctas.end()));
+        set(&mut raw.nvlsCTAs, nvls_ctas);
+        set(&mut raw.cgaClusterSize, cga_cluster_size);
+        set(&mut raw.CTAPolicy, cta_policy.map(|policy| u32::from(policy.bits())));
+        raw.algSelection = algorithm.as_ref().map_or(ptr::null(), |name| name.as_ptr());
+        raw.forceAlgSelection = c_int::from(!or_another);
+        raw.userProfilerTag = profiler_tag;
+        Self { raw, _algorithm: algorithm }
+    }
+
+    pub(crate) const fn raw(&self) -> *const ncclCollConfig_t {
+        &raw const self.raw
+    }
+}
+
 /// Every field, whether it is set, and the first release that reads it.
 fn fields(config: &CommConfig) -> [(&'static str, bool, c_int); 20] {
     [
@@ -160,6 +201,35 @@ mod tests {
     use collectives_core::{CtaPolicy, ErrorKind};
 
     use super::*;
+
+    #[test]
+    fn one_call_is_written_as_it_is_set() {
+        let call = OneCall::new(&CallConfig::new());
+        // SAFETY: the struct is the call's.
+        let raw = unsafe { &*call.raw() };
+        let undefined = ncclCollConfig_t::undefined();
+        assert_eq!((raw.minCTAs, raw.CTAPolicy), (undefined.minCTAs, undefined.CTAPolicy));
+        assert!(raw.algSelection.is_null());
+        assert_eq!((raw.forceAlgSelection, raw.userProfilerTag), (1, 0));
+
+        let config = CallConfig::new()
+            .with_ctas(2..=3)
+            .with_nvls_ctas(4_u32)
+            .with_cga_cluster_size(1_u32)
+            .with_cta_policy(CtaPolicy::ZERO)
+            .with_algorithm(c"ring")
+            .or_another()
+            .with_profiler_tag(9);
+        let call = OneCall::new(&config);
+        // Also where it goes.
+        let call = Box::new(call);
+        // SAFETY: as above.
+        let raw = unsafe { &*call.raw() };
+        assert_eq!((raw.minCTAs, raw.maxCTAs, raw.nvlsCTAs, raw.cgaClusterSize), (2, 3, 4, 1));
+        assert_eq!((raw.CTAPolicy, raw.forceAlgSelection, raw.userProfilerTag), (2, 0, 9));
+        // SAFETY: the text is the call's, too.
+        assert_eq!(unsafe { CStr::from_ptr(raw.algSelection) }, c"ring");
+    }
 
     fn everything() -> CommConfig {
         CommConfig::new()

@@ -59,9 +59,19 @@ const EMULATED: [(&str, &str); 3] =
 const SIMULATE_SINCE_2_22: (&str, &str) = ("group_simulate", "needs 2.22.3");
 const SUSPEND_SINCE_2_29: [(&str, &str); 3] =
     [("parameters", "needs 2.30.4"), ("suspend", "needs 2.29.7"), ("memory_use", "needs 2.29.7")];
-const WINDOWS_SINCE_2_27: [(&str, &str); 2] =
-    [("window_register", "needs 2.27.3"), WINDOW_PTR_SINCE_2_29];
-const WINDOW_PTR_SINCE_2_29: (&str, &str) = ("window_ptr", "needs 2.29.2");
+const WINDOWS_SINCE_2_27: [(&str, &str); 5] = [
+    ("window_register", "needs 2.27.3"),
+    ("window_ptr", "needs 2.29.2"),
+    ("put_signal", "needs 2.29.2"),
+    ("call_config", "needs 2.31.2"),
+    ("encryption", "needs 2.32.3"),
+];
+const ONE_SIDED_SINCE_2_29: [(&str, &str); 4] = [
+    ("window_ptr", "needs 2.29.2"),
+    ("put_signal", "needs 2.29.2"),
+    ("call_config", "needs 2.31.2"),
+    ("encryption", "needs 2.32.3"),
+];
 const MANY_IDS_SINCE_2_23: (&str, &str) = ("join_many_ids", "needs 2.23.4");
 
 #[test]
@@ -122,13 +132,14 @@ fn nccl_2_28_9() {
         Flavour::Nccl,
         22809,
         exports!("nccl-2.28.9"),
-        &[&[GROW_SINCE_2_29][..], &SUSPEND_SINCE_2_29, &[WINDOW_PTR_SINCE_2_29]].concat(),
+        &[&[GROW_SINCE_2_29][..], &SUSPEND_SINCE_2_29, &ONE_SIDED_SINCE_2_29].concat(),
     );
 }
 
 #[test]
-fn nccl_from_2_31_has_everything() {
-    lacks(Flavour::Nccl, 23102, exports!("nccl-2.31.2"), &[]);
+fn nccl_2_32_has_everything() {
+    let expected = [("encryption", "needs 2.32.3")];
+    lacks(Flavour::Nccl, 23102, exports!("nccl-2.31.2"), &expected);
     lacks(Flavour::Nccl, 23203, exports!("nccl-2.32.3"), &[]);
 }
 
@@ -154,6 +165,9 @@ fn rccl_2_13_4() {
         ("register", "needs 2.20.5"),
         ("window_register", "needs 2.27.3"),
         ("window_ptr", "needs 2.30.4"),
+        ("put_signal", "needs 2.30.4"),
+        ("call_config", "needs 2.31.2"),
+        ("encryption", "no"),
     ];
     lacks(Flavour::Rccl, 21304, exports!("rccl-2.13.4"), &expected);
 }
@@ -169,6 +183,9 @@ fn rccl_2_27_7() {
         ("suspend", "needs 2.30.4"),
         ("memory_use", "needs 2.30.4"),
         ("window_ptr", "needs 2.30.4"),
+        ("put_signal", "needs 2.30.4"),
+        ("call_config", "needs 2.31.2"),
+        ("encryption", "no"),
     ];
     lacks(Flavour::Rccl, 22707, exports!("rccl-2.27.7"), &expected);
 }

@@ -4,7 +4,7 @@
 //! $ tcp_store serve 127.0.0.1:29500          # until its standard input ends
 //! $ tcp_store check 127.0.0.1:29500 [--torch21] [--queues] [--list-keys]
 //! $ tcp_store wait 127.0.0.1:29500 KEY       # prints the value
-//! $ tcp_store bench 127.0.0.1:29500 CLIENTS SECONDS
+//! $ tcp_store bench CLIENTS SECONDS ROUNDS 127.0.0.1:29500 127.0.0.1:29501 …
 //! ```
 
 use std::{
@@ -31,10 +31,14 @@ fn main() -> ExitCode {
         ["serve", address] => serve(address),
         ["check", address, ref options @ ..] => check(address, options),
         ["wait", address, key] => wait(address, key),
-        ["bench", address, clients, seconds] => match (clients.parse(), seconds.parse()) {
-            (Ok(clients), Ok(seconds)) => bench(address, clients, seconds),
-            _ => usage(),
-        },
+        ["bench", clients, seconds, rounds, ref addresses @ ..] => {
+            match (clients.parse(), seconds.parse(), rounds.parse()) {
+                (Ok(clients), Ok(seconds), Ok(rounds)) => {
+                    bench(clients, Duration::from_secs_f64(seconds), rounds, addresses)
+                }
+                _ => usage(),
+            }
+        }
         _ => usage(),
     };
     result.unwrap_or_else(|error| {
@@ -44,7 +48,7 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> Result<ExitCode> {
-    eprintln!("usage: tcp_store serve|check|wait|bench HOST:PORT …");
+    eprintln!("usage: tcp_store serve|check|wait HOST:PORT …, or tcp_store bench …");
     Ok(ExitCode::from(2))
 }
 
@@ -77,56 +81,76 @@ fn wait(address: &str, key: &str) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// How many operations a second a server does for so many clients, each of which waits for its own.
-fn bench(address: &str, clients: usize, seconds: f64) -> Result<ExitCode> {
-    let time = Duration::from_secs_f64(seconds);
-    let value = [7_u8; 128];
-    type Call = fn(&TcpStore, &str, &[u8]) -> Result<()>;
+/// How many operations a second servers do for so many clients, each of which waits for its own. The
+/// servers take turns of so much time: a line for each, with the operation, the server's place among
+/// `addresses`, operations, and seconds.
+fn bench(clients: usize, time: Duration, rounds: usize, addresses: &[&str]) -> Result<ExitCode> {
     let calls: [(&str, Call); 3] = [
-        ("set", |store, key, value| store.set(key, value, patience())),
-        ("add", |store, key, _| store.add(&format!("{key}/number"), 1, patience()).map(drop)),
-        ("get", |store, key, _| store.get(key, patience()).map(drop)),
+        ("set", |store, key| store.set(key, &VALUE, patience())),
+        ("add", |store, key| store.add(&format!("{key}/number"), 1, patience()).map(drop)),
+        ("get", |store, key| store.get(key, patience()).map(drop)),
     ];
-    let stores: Vec<_> =
-        (0..clients).map(|_| TcpStore::connect(address, patience())).collect::<Result<_>>()?;
-    let key = |rank| format!("bench/{rank}");
-    // A client may get no turn while others set for a while; what it reads then must be there.
-    for (rank, store) in stores.iter().enumerate() {
-        store.set(&key(rank), &value, patience())?;
+    let mut servers = Vec::new();
+    for address in addresses {
+        let stores: Vec<_> =
+            (0..clients).map(|_| TcpStore::connect(address, patience())).collect::<Result<_>>()?;
+        // A client may get no turn while others set; what it gets then must be there.
+        for (client, store) in stores.iter().enumerate() {
+            store.set(&key(client), &VALUE, patience())?;
+        }
+        servers.push(stores);
     }
     for (name, call) in calls {
-        let stop = AtomicBool::new(false);
-        let started = Barrier::new(clients + 1);
-        let (counts, took) = thread::scope(|scope| {
-            let threads: Vec<_> = stores
-                .iter()
-                .enumerate()
-                .map(|(rank, store)| {
-                    let (stop, started) = (&stop, &started);
-                    scope.spawn(move || {
-                        let key = key(rank);
-                        started.wait();
-                        let mut count = 0_u64;
-                        while !stop.load(Ordering::Relaxed) {
-                            call(store, &key, &value)?;
-                            count += 1;
-                        }
-                        Ok(count)
-                    })
-                })
-                .collect();
-            started.wait();
-            let start = Instant::now();
-            thread::sleep(time);
-            stop.store(true, Ordering::Relaxed);
-            let counts: Vec<Result<u64>> =
-                threads.into_iter().filter_map(|thread| thread.join().ok()).collect();
-            (counts, start.elapsed())
-        });
-        let count: u64 = counts.into_iter().sum::<Result<u64>>()?;
-        println!("{name} {count} {:.0}", count as f64 / took.as_secs_f64());
+        for round in 0..rounds {
+            for turn in 0..servers.len() {
+                let server = (round + turn) % servers.len();
+                let (count, took) = turn_of(&servers[server], call, time)?;
+                println!("{name} {server} {count} {}", took.as_secs_f64());
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+type Call = fn(&TcpStore, &str) -> Result<()>;
+
+const VALUE: [u8; 128] = [7; 128];
+
+fn key(client: usize) -> String {
+    format!("bench/{client}")
+}
+
+/// How often all clients together made the call, in how much time.
+fn turn_of(stores: &[TcpStore], call: Call, time: Duration) -> Result<(u64, Duration)> {
+    let stop = AtomicBool::new(false);
+    let started = Barrier::new(stores.len() + 1);
+    thread::scope(|scope| {
+        let threads: Vec<_> = stores
+            .iter()
+            .enumerate()
+            .map(|(client, store)| {
+                let (stop, started) = (&stop, &started);
+                scope.spawn(move || {
+                    let key = key(client);
+                    started.wait();
+                    let mut count = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        call(store, &key)?;
+                        count += 1;
+                    }
+                    Ok(count)
+                })
+            })
+            .collect();
+        started.wait();
+        let start = Instant::now();
+        thread::sleep(time);
+        stop.store(true, Ordering::Relaxed);
+        let counts: Vec<Result<u64>> =
+            threads.into_iter().filter_map(|thread| thread.join().ok()).collect();
+        let took = start.elapsed();
+        Ok((counts.into_iter().sum::<Result<u64>>()?, took))
+    })
 }
 
 fn patience() -> Deadline {

@@ -297,6 +297,9 @@ impl Variables<'_> {
         };
         if names.launcher == Launcher::Slurm {
             self.check_step(names, size)?;
+        }
+        // Slurm has started those of `srun --mpi=pmix`, too.
+        if matches!(names.launcher, Launcher::Pmix | Launcher::Slurm) {
             self.complete_slurm(names, &mut environment)?;
         }
         if environment.master_address.is_none() {
@@ -658,6 +661,9 @@ mod tests {
                 .unwrap();
         assert_eq!(environment.launcher(), Launcher::Pmix);
         assert_eq!((environment.rank(), environment.size()), (1, 2));
+        assert_eq!(environment.master_port(), None);
+        let within = read("PMIX_RANK=1 SLURM_NTASKS=2 SLURM_JOB_ID=7 SLURM_STEP_ID=0").unwrap();
+        assert_eq!(within.master_port(), Some(20_007));
         let error = refused("PMIX_RANK=1");
         assert!(error.contains("PMIx tells the size to MPI programs only"), "{error}");
     }

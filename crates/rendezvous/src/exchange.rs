@@ -16,9 +16,11 @@ use crate::{Deadline, Store, store::store_error};
 /// number into it that goes up (an epoch), or use a [`PrefixStore`](crate::PrefixStore) for each
 /// attempt.
 ///
+/// It may take up to two seconds more than the deadline, to find out and to agree on who is missing.
+///
 /// # Errors
 /// * [`ErrorKind::Timeout`] when ranks did not come by the deadline, naming them. All ranks that came
-///   get it, those that came late, too.
+///   get it, those that came late, too. Who is cut off from the store by then is told so instead.
 /// * [`ErrorKind::InvalidArgument`] for a rank outside of the world, and when two processes came as the
 ///   same rank.
 /// * Those of the store.
@@ -50,7 +52,8 @@ pub fn exchange(
     let missing = match store.wait(&keys, deadline) {
         Ok(()) => Vec::new(),
         Err(error) if error.kind() == ErrorKind::Timeout => {
-            store.missing(&keys, Deadline::grace()).map_err(|error| meeting.named(error))?
+            // If the store cannot be asked any more, what the wait said is all there is.
+            store.missing(&keys, Deadline::grace()).map_err(|_| meeting.named(error))?
         }
         Err(error) => return Err(meeting.named(error)),
     };

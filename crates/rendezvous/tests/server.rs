@@ -3,12 +3,14 @@
 use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
+    sync::mpsc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use collectives_core::ErrorKind as Kind;
 use collectives_rendezvous::{Deadline, Dialect, Limits, Store, TcpStore, TcpStoreServer, barrier};
+use proptest::{prelude::*, test_runner::TestRunner};
 
 #[path = "common/script.rs"]
 mod script;
@@ -180,6 +182,41 @@ fn half_queries_and_torn_connections_leave_nothing() {
     assert!(!store.check(&["half"], long()).unwrap());
 }
 
+/// Whoever hangs up is let go of, whatever came with the end, and whatever is owed to them.
+#[cfg(target_os = "linux")]
+#[test]
+fn who_hangs_up_is_forgotten() {
+    // Connections of the server whose client has hung up.
+    let kept = |server: &TcpStoreServer| {
+        const CLOSE_WAIT: &str = "08";
+        let port = format!(":{:04X}", server.address().port());
+        let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+        let lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        lines.filter(|line| line[1].ends_with(&port) && line[3] == CLOSE_WAIT).count()
+    };
+    let server = server();
+    let store = client(&server);
+    store.set("key", &[7; 1000], long()).unwrap();
+    let get = [&[3][..], &text(b"/key")].concat();
+    let wait = [&[6][..], &1_u64.to_le_bytes(), &text(b"/never")].concat();
+    for round in 0..200 {
+        // The bytes and the end mostly come as one event, or as two while the first is served.
+        let mut stream = stranger(&server);
+        stream.write_all(&HELLO[..round % 6]).unwrap();
+        if round % 6 == 5 {
+            stream.write_all([&get, &wait, &get[..3]][round % 3]).unwrap();
+        }
+        if round % 2 == 0 {
+            is_well(&store);
+        }
+    }
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while kept(&server) > 0 {
+        assert!(Instant::now() < deadline, "{} connections are kept", kept(&server));
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[test]
 fn bytes_may_come_one_by_one() {
     let server = server();
@@ -336,6 +373,64 @@ fn a_server_that_lies_is_an_error_of_the_client() {
     fn patience() -> Deadline {
         Deadline::after(Duration::from_secs(20))
     }
+}
+
+/// Whatever a server answers, a call ends, and takes no memory for what is only announced.
+#[test]
+fn a_server_that_babbles_harms_no_client() {
+    type Call = fn(&TcpStore) -> collectives_core::Result<()>;
+    const CALLS: [Call; 12] = [
+        |store| store.set("k", b"v", long()),
+        |store| store.get("k", long()).map(drop),
+        |store| store.wait(&["k", "l"], long()),
+        |store| store.missing(&["k", "l"], long()).map(drop),
+        |store| store.check(&["k"], long()).map(drop),
+        |store| store.add("k", 1, long()).map(drop),
+        |store| store.append("k", b"v", long()),
+        |store| store.compare_set("k", b"", b"v", long()).map(drop),
+        |store| store.delete("k", long()).map(drop),
+        |store| store.multi_get(&["k", "l"], long()).map(drop),
+        |store| store.queue_pop("k", long()).map(drop),
+        |store| store.list_keys(long()).map(drop),
+    ];
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (say, sayings) = mpsc::channel::<Vec<u8>>();
+    let babbler = thread::spawn(move || {
+        for answer in sayings {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read_exact(&mut [0; 6]).unwrap();
+            stream.write_all(&[0; 8]).unwrap();
+            // The client may hang up in the midst of it.
+            let _ = stream.read(&mut [0; 100]);
+            let _ = stream.write_all(&answer);
+        }
+    });
+    let length = prop_oneof![0..40_u64, (0..64_u32).prop_map(|power| 1 << power), any::<u64>()];
+    let answer = (0..=1_u8, length, prop::collection::vec(any::<u8>(), 0..40));
+    let answer = prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..40),
+        answer.prop_map(|(start, length, end)| {
+            [vec![start; usize::from(start)], length.to_le_bytes().to_vec(), end].concat()
+        }),
+    ];
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases: 500,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
+    runner
+        .run(&(0..CALLS.len(), answer), |(call, answer)| {
+            let is_nothing = answer.is_empty();
+            say.send(answer).unwrap();
+            let store = TcpStore::connect(&address, long()).unwrap();
+            let result = CALLS[call](&store);
+            prop_assert!(!is_nothing || result.is_err(), "an answer of nothing is believed");
+            Ok(())
+        })
+        .unwrap();
+    drop(say);
+    babbler.join().unwrap();
 }
 
 #[test]

@@ -42,7 +42,7 @@ pub(crate) type Token = [u8; 16];
 /// tells of its end. An operating system's process may hold several, one for each engine.
 pub(crate) struct Process {
     own: Arc<Peer>,
-    segment: Segment,
+    segment: Arc<Segment>,
     block: OwnedFd,
     peers: Arc<Peers>,
     /// Where its launcher has it, if that keeps a roster.
@@ -132,7 +132,7 @@ impl Process {
             end: OnceLock::new(),
             peers: Arc::clone(&peers),
         };
-        Ok(Self { own: Arc::new(own), segment, block: block_fd, peers, seated })
+        Ok(Self { own: Arc::new(own), segment: Arc::new(segment), block: block_fd, peers, seated })
     }
 
     /// All processes of the job that it was started in, where a launcher says so.
@@ -150,7 +150,7 @@ impl Process {
         &self.own
     }
 
-    pub(crate) fn segment(&self) -> &Segment {
+    pub(crate) fn segment(&self) -> &Arc<Segment> {
         &self.segment
     }
 

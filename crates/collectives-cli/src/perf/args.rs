@@ -24,7 +24,8 @@ pub(crate) struct Args {
     #[arg(short = 'n', long, value_name = "N", value_parser = at_least_one())]
     pub(super) ranks: Option<u32>,
 
-    /// What carries the ranks: a thread each, a process each, or one thread for all
+    /// What carries the ranks: a thread each, a process each, one thread for all; or, where a launcher has
+    /// started this command several times, each of these
     #[arg(long, default_value = "threads")]
     pub(super) mode: Mode,
 
@@ -57,7 +58,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(super) graph: bool,
 
-    /// Register the buffers with the communicator
+    /// Register the buffers with the communicator, or make them parts of its symmetric memory
     #[arg(long, value_name = "HOW", default_value = "none")]
     pub(super) registered: Registered,
 
@@ -91,8 +92,10 @@ Examples:
   collectives perf all_reduce                          what this machine has, 8 bytes and up
   collectives perf all_gather -n 4 -b 1M -e 64M        four ranks, 1 MiB to 64 MiB
   collectives perf all_reduce --dtype bf16 --graph     captured, as in inference engines
+  collectives perf all_reduce --registered symmetric --graph   symmetric memory, captured
   collectives perf all_reduce --mode processes         each rank in a process of its own
   collectives perf all_reduce --mode one-thread        one thread for all, as nccl-tests' -g
+  mpirun -n 8 collectives perf all_reduce --mode launched   as nccl-tests under mpirun
   collectives perf all_reduce --plot all_reduce.svg    time and bandwidth as a figure, too";
 
 fn at_least_one() -> clap::builder::RangedI64ValueParser<u32> {
@@ -102,9 +105,11 @@ fn at_least_one() -> clap::builder::RangedI64ValueParser<u32> {
 impl Args {
     /// What is wrong with the arguments whatever the backend, for people.
     pub(super) fn contradiction(&self) -> Option<String> {
-        let Self { operation, registered, min_bytes, max_bytes, op, root, .. } = self;
-        if *registered == Registered::Symmetric {
-            return Some("--registered symmetric is not in this release; use buffer".into());
+        let Self { operation, min_bytes, max_bytes, op, root, .. } = self;
+        if let (Mode::Launched, Some(ranks)) = (self.mode, self.ranks) {
+            return Some(format!(
+                "-n {ranks}: with --mode launched the launcher says how many ranks"
+            ));
         }
         if let Some(op) = op
             && !operation.reduces()
@@ -121,6 +126,10 @@ impl Args {
         {
             let (min, max) = (min_bytes.0, max.0);
             return Some(format!("-b is {min} bytes, more than -e, which is {max}"));
+        }
+        if (self.registered, self.mode) == (Registered::Symmetric, Mode::OneThread) {
+            let why = "ranks wait for one another; use --mode threads or processes";
+            return Some(format!("--registered symmetric: {why}"));
         }
         if let Some(plot) = &self.plot
             && self.json.as_ref() == Some(plot)
@@ -158,6 +167,7 @@ pub(super) enum Mode {
     Threads,
     Processes,
     OneThread,
+    Launched,
 }
 
 /// How the buffers are made known to the library.

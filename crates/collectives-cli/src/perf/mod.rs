@@ -3,6 +3,7 @@
 mod args;
 mod data;
 mod json;
+mod launched;
 mod meeting;
 mod one_thread;
 mod operation;
@@ -21,7 +22,7 @@ use std::{
     sync::Arc,
 };
 
-use collectives::{AnyBackend, Backend, DType, Device, DeviceInfo, ReduceOp, Selection};
+use collectives::{AnyBackend, Backend, DType, Device, DeviceInfo, ReduceOp, Selection, World};
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::{Timestamp, tz::TimeZone};
 
@@ -29,6 +30,7 @@ pub(crate) use self::args::{Args, BackendArg};
 use self::{
     args::{Mode, Registered, Size},
     json::{Placement, Report, Row},
+    launched::Launched,
     processes::Processes,
     ranks::Ranks,
     run::{Figures, Plan, Repeated, Times},
@@ -44,19 +46,31 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     }
     if let Some(member) = processes::here()? {
         let backend = Selection::detect(args.backend.name()).open()?;
-        return processes::serve(member, &plan(args, &backend)?.0, &backend);
+        return processes::serve(member, &plan(args, &backend, None)?.0, &backend);
+    }
+    let mut world = None;
+    if args.mode == Mode::Launched {
+        let met = launched::meet(args)?;
+        if met.rank() != 0 {
+            let (plan, _) = plan(args, met.backend(), Some(&met))?;
+            return Ok(launched::serve(met, &plan)?);
+        }
+        world = Some(met);
     }
     // Before anything is made or measured, so that an unwritable place does not cost a run.
     let plot = args.plot.as_deref().map(plot::Target::new).transpose().map_err(Failure::Usage)?;
-    let backend = Selection::detect(args.backend.name()).open()?;
-    let (plan, devices) = plan(args, &backend)?;
+    let backend = match &world {
+        Some(world) => world.backend().clone(),
+        None => Selection::detect(args.backend.name()).open()?,
+    };
+    let (plan, devices) = plan(args, &backend, world.as_ref())?;
     let json = args.json.as_ref().map(|path| create(path)).transpose()?;
 
     let mut out = io::stdout();
     let header =
         Header { library: backend.info(), devices: &devices, settings: settings(args, &plan) };
     write!(out, "{header}")?;
-    let rows = measure(args, plan, &backend, &mut out)?;
+    let rows = measure(args, plan, &backend, world, &mut out)?;
     write!(out, "{}", table::footer(&rows))?;
     let wrong = table::wrong(&rows);
 
@@ -89,20 +103,26 @@ fn create(path: &std::path::Path) -> Result<File, Box<dyn Error>> {
     File::create(path).map_err(|error| format!("--json {}: {error}", path.display()).into())
 }
 
-/// Checks the arguments against the backend, and works out what each rank does, on which device.
-fn plan(args: &Args, backend: &AnyBackend) -> Result<(Plan, Vec<DeviceInfo>), Failure> {
+/// Checks the arguments against the backend, and works out what each rank does, on which device. `world` has
+/// the ranks where they are processes that a launcher started.
+fn plan(
+    args: &Args,
+    backend: &AnyBackend,
+    world: Option<&World>,
+) -> Result<(Plan, Vec<DeviceInfo>), Failure> {
     let is_mock = matches!(backend, AnyBackend::Mock(_));
     let Args { operation, dtype, .. } = *args;
     let op = args.op.unwrap_or(ReduceOp::Sum);
     supported(args, backend, op)?;
 
     let available = backend.device_count()?;
-    let ranks = match args.ranks {
-        Some(ranks) => ranks as usize,
-        None if is_mock => available.min(2),
-        None => available,
+    let ranks = match (world, args.ranks) {
+        (Some(world), _) => world.size(),
+        (None, Some(ranks)) => ranks as usize,
+        (None, None) if is_mock => available.min(2),
+        (None, None) => available,
     };
-    if ranks > available {
+    if world.is_none() && ranks > available && !shares_devices(args, backend) {
         let more = if is_mock { "; COLLECTIVES_MOCK_DEVICES gives the mock more" } else { "" };
         return Err(Failure::Usage(format!(
             "-n {ranks}: each rank needs a device, and {} sees {available}{more}",
@@ -131,12 +151,16 @@ fn plan(args: &Args, backend: &AnyBackend) -> Result<(Plan, Vec<DeviceInfo>), Fa
         counts.into_iter().map(sized).collect::<Vec<_>>()
     };
 
-    let devices = (0..ranks)
-        .map(|ordinal| Ok(backend.device(ordinal)?.info().clone()))
-        .collect::<collectives::Result<Vec<_>>>()?;
+    let devices = match world {
+        Some(world) => launched::devices(world)?,
+        None => (0..ranks)
+            .map(|rank| Ok(backend.device(rank % available)?.info().clone()))
+            .collect::<collectives::Result<Vec<_>>>()?,
+    };
     for DeviceInfo { ordinal, total_memory, .. } in &devices {
-        // One to send from, one to receive in.
-        let needed = largest.saturating_mul(2 * dtype.size());
+        // One to send from, one to receive in, for each rank that it has.
+        let sharing = if world.is_some() { 1 } else { ranks.div_ceil(available) };
+        let needed = largest.saturating_mul(2 * dtype.size() * sharing);
         if needed > *total_memory {
             return Err(Failure::Usage(format!(
                 "-e {}: the buffers of a rank need {} MiB, and device {ordinal} has {} MiB",
@@ -159,12 +183,19 @@ fn plan(args: &Args, backend: &AnyBackend) -> Result<(Plan, Vec<DeviceInfo>), Fa
             None => (iters / 10).max(5),
         }),
         largest,
-        registered: args.registered == Registered::Buffer,
+        registered: args.registered,
+        devices: available.min(ranks),
         graph: args.graph,
         sync_each: args.sync_each,
         check: !args.no_check,
     };
     Ok((plan, devices))
+}
+
+/// Whether several ranks may have one device: NCCL 2.32 allows it to processes that ask for it.
+fn shares_devices(args: &Args, backend: &AnyBackend) -> bool {
+    let asked = || std::env::var("NCCL_MULTI_RANK_GPU_ENABLE").is_ok_and(|value| value == "1");
+    matches!(backend, AnyBackend::Nccl(_)) && args.mode == Mode::Processes && asked()
 }
 
 /// Refuses what the library cannot do.
@@ -187,9 +218,16 @@ fn supported(args: &Args, backend: &AnyBackend, op: ReduceOp) -> Result<(), Fail
     if args.graph {
         needs.push((capabilities.capture, "capture into a graph".into()));
     }
-    if args.registered == Registered::Buffer {
-        needs.push((capabilities.mem_alloc, "memory for registered buffers".into()));
-        needs.push((capabilities.register, "registration of buffers".into()));
+    match args.registered {
+        Registered::None => {}
+        Registered::Buffer => {
+            needs.push((capabilities.mem_alloc, "memory for registered buffers".into()));
+            needs.push((capabilities.register, "registration of buffers".into()));
+        }
+        Registered::Symmetric => {
+            needs.push((capabilities.mem_alloc, "memory for symmetric buffers".into()));
+            needs.push((capabilities.window_register, "windows".into()));
+        }
     }
     let named = |error: collectives::Error| error.with_library(backend.info()).to_string();
     needs
@@ -263,6 +301,7 @@ fn settings(args: &Args, plan: &Plan) -> Vec<(&'static str, String)> {
                 Mode::Threads => format!("{}, threads of one process", plan.ranks),
                 Mode::Processes => format!("{}, a process each", plan.ranks),
                 Mode::OneThread => format!("{}, all driven by one thread", plan.ranks),
+                Mode::Launched => format!("{}, processes that a launcher started", plan.ranks),
             },
         ),
         ("timing", loops.into()),
@@ -272,8 +311,10 @@ fn settings(args: &Args, plan: &Plan) -> Vec<(&'static str, String)> {
         ),
         ("results", checked.into()),
     ];
-    if plan.registered {
-        settings.push(("buffers", "registered with the communicator".into()));
+    match plan.registered {
+        Registered::None => {}
+        Registered::Buffer => settings.push(("buffers", "registered with the communicator".into())),
+        Registered::Symmetric => settings.push(("buffers", "symmetric, one window".into())),
     }
     settings
 }
@@ -292,14 +333,17 @@ fn measure(
     args: &Args,
     plan: Plan,
     backend: &AnyBackend,
+    world: Option<World>,
     out: &mut impl Write,
 ) -> Result<Vec<Row>, Failure> {
     let placements = if args.operation.has_in_place() { 2 } else { 1 };
     let plan = Arc::new(plan);
-    let mut ranks: Box<dyn Ranks + '_> = match args.mode {
-        Mode::Threads => Box::new(Threads::start(&plan, backend)?),
-        Mode::Processes => Box::new(Processes::start(&plan, backend)?),
-        Mode::OneThread => one_thread::start(&plan, backend)?,
+    let mut ranks: Box<dyn Ranks + '_> = match (world, args.mode) {
+        (Some(world), _) => Box::new(Launched::start(&plan, world)?),
+        // Ranks that a launcher started have a world.
+        (None, Mode::Threads | Mode::Launched) => Box::new(Threads::start(&plan, backend)?),
+        (None, Mode::Processes) => Box::new(Processes::start(&plan, backend)?),
+        (None, Mode::OneThread) => one_thread::start(&plan, backend)?,
     };
     let bar = progress_bar(plan.sizes.len() * placements);
     let mut rows = Vec::new();

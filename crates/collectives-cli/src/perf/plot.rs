@@ -116,6 +116,7 @@ fn subtitle(Conditions { args, devices, date, .. }: &Conditions<'_>, rows: &[Row
         (ranks, Mode::Threads) => format!("{ranks} ranks (threads)"),
         (ranks, Mode::Processes) => format!("{ranks} ranks (processes)"),
         (ranks, Mode::OneThread) => format!("{ranks} ranks (one thread)"),
+        (ranks, Mode::Launched) => format!("{ranks} ranks (launched)"),
     };
     let mut parts = vec![ranks, args.dtype.to_string()];
     if let Some(Row { redop, root, .. }) = rows.first() {

@@ -15,13 +15,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use collectives::{AbortHandle, AnyBackend, Backend, Error, ErrorKind, UniqueId};
+use collectives::{
+    AbortHandle, AnyBackend, Backend, Communicator, Error, ErrorKind, JoinConfig, UniqueId,
+};
 use collectives_crew::{Crew, End, Event, Member, this_program};
 use serde::{Deserialize, Serialize};
 
 use super::{
     ranks::{Ranks, Sum},
-    run::{self, Ended, Figures, Plan, Stop, Team},
+    run::{self, Figures, Plan, Stop, Team},
 };
 use crate::Failure;
 
@@ -229,31 +231,33 @@ struct Process {
 }
 
 impl Team for Process {
-    fn id(&self, backend: &AnyBackend) -> Result<UniqueId, Stop> {
+    fn join(&self, backend: &AnyBackend, config: JoinConfig) -> Result<Communicator, Stop> {
         if self.member.rank() == 0 {
             // A library may serve the id from the process that made it.
             self.member.tell(&Word::Id(backend.unique_id()?.as_bytes().to_vec()));
         }
         match self.orders.recv() {
-            Ok(Order::Id(id)) => Ok(UniqueId::from_bytes(id)),
+            Ok(Order::Id(id)) => {
+                Ok(Communicator::join(backend, &UniqueId::from_bytes(id), config)?)
+            }
             Ok(Order::End | Order::Go) | Err(mpsc::RecvError) => Err(Stop::Ended),
         }
     }
 
-    fn wait(&self) -> Result<(), Ended> {
+    fn wait(&self) -> Result<(), Stop> {
         self.member.tell(&Word::Here);
         match self.orders.recv() {
             Ok(Order::Go) => Ok(()),
-            Ok(Order::End | Order::Id(_)) | Err(mpsc::RecvError) => Err(Ended),
+            Ok(Order::End | Order::Id(_)) | Err(mpsc::RecvError) => Err(Stop::Ended),
         }
     }
 
-    fn ends(&self, handle: AbortHandle) -> Result<(), Ended> {
+    fn ends(&self, handle: AbortHandle) -> Result<(), Stop> {
         self.handles.lock().unwrap_or_else(PoisonError::into_inner).push(handle);
         Ok(())
     }
 
-    fn tell(&self, figures: Figures) -> Result<(), Ended> {
+    fn tell(&self, figures: Figures) -> Result<(), Stop> {
         self.member.tell(&Word::Figures(figures));
         Ok(())
     }

@@ -22,11 +22,11 @@ use std::time::{Duration, Instant};
 
 use collectives::{
     AbortHandle, AnyBackend, Communicator, DType, Error, JoinConfig, Rank, ReduceOp, Result,
-    UniqueId,
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
+    args::Registered,
     data::{Value, with_type},
     operation::Operation,
     seat::{Call, Seat},
@@ -47,7 +47,9 @@ pub(super) struct Plan {
     pub(super) warmup: Vec<Repeated>,
     /// Elements of each buffer.
     pub(super) largest: usize,
-    pub(super) registered: bool,
+    pub(super) registered: Registered,
+    /// Ranks beyond these share them.
+    pub(super) devices: usize,
     pub(super) graph: bool,
     pub(super) sync_each: bool,
     pub(super) check: bool,
@@ -79,17 +81,17 @@ pub(super) struct Times {
 
 /// A rank's way to the other ranks and to what reports on them, outside of what is measured.
 pub(super) trait Team {
-    /// The id under which the ranks join.
-    fn id(&self, backend: &AnyBackend) -> Result<UniqueId, Stop>;
+    /// Joins the communicator that is measured.
+    fn join(&self, backend: &AnyBackend, config: JoinConfig) -> Result<Communicator, Stop>;
 
     /// Waits until every rank is here.
-    fn wait(&self) -> Result<(), Ended>;
+    fn wait(&self) -> Result<(), Stop>;
 
     /// Names a communicator that is to end when a rank fails.
-    fn ends(&self, handle: AbortHandle) -> Result<(), Ended>;
+    fn ends(&self, handle: AbortHandle) -> Result<(), Stop>;
 
     /// Tells what this rank has measured. All tell it in the order of the plan, out of place first.
-    fn tell(&self, figures: Figures) -> Result<(), Ended>;
+    fn tell(&self, figures: Figures) -> Result<(), Stop>;
 }
 
 /// Another rank failed, and has said why.
@@ -132,9 +134,9 @@ fn work<T: Value>(
     rank: u32,
     team: &dyn Team,
 ) -> Result<(), Stop> {
-    let id = team.id(backend)?;
-    let config = JoinConfig::new(Rank::new(rank), plan.ranks).with_name("perf");
-    let comm = Communicator::join(backend, &id, config)?;
+    let device = rank as usize % plan.devices;
+    let config = JoinConfig::new(Rank::new(rank), plan.ranks).with_name("perf").with_device(device);
+    let comm = team.join(backend, config)?;
     team.ends(comm.abort_handle())?;
     let mut seat = Seat::<T>::new(comm, plan)?;
     warm_up(&mut seat, plan)?;

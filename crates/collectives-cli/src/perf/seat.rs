@@ -3,10 +3,12 @@
 use std::ops::Range;
 
 use collectives::{
-    Buffer, CaptureOn, Communicator, Element, Graph, Group, On, Recorder, ReduceOp, Result, Stream,
+    Buffer, CaptureOn, Communicator, Element, Error, ErrorKind, Graph, Group, MemoryKind, On,
+    Recorder, ReduceOp, Result, Stream, SymmetricPlan,
 };
 
 use super::{
+    args::Registered,
     data::{Data, Value},
     operation::{Lengths, Operation},
     run::Plan,
@@ -27,14 +29,15 @@ impl<'a, T: Value> Seat<'a, T> {
     pub(super) fn new(comm: Communicator, plan: &'a Plan) -> Result<Self> {
         let stream = comm.new_stream()?;
         let buffer = || match plan.registered {
-            true => comm.alloc_registered(plan.largest, &stream),
+            Registered::Buffer => comm.alloc_registered(plan.largest, &stream),
             // The library's own memory, as in nccl-tests: a graph moves it without staging.
-            false if comm.capabilities().mem_alloc.is_available() => {
-                comm.alloc(plan.largest, &stream)
-            }
-            false => stream.zeros(plan.largest),
+            _ if comm.capabilities().mem_alloc.is_available() => comm.alloc(plan.largest, &stream),
+            _ => stream.zeros(plan.largest),
         };
-        let (send, recv) = (buffer()?, buffer()?);
+        let (send, recv) = match plan.registered {
+            Registered::Symmetric => symmetric(&comm, plan.largest)?,
+            Registered::Buffer | Registered::None => (buffer()?, buffer()?),
+        };
         let host = vec![T::ZERO; plan.largest.min(HOST_BYTES / size_of::<T>())];
         let mut seat = Self { plan, send, recv, host, stream, comm };
         // Devices and libraries may treat zeros better than data.
@@ -279,6 +282,20 @@ impl Call {
         /// Captures the operation.
         capture, CaptureOn<'_>
     }
+}
+
+/// Two buffers of symmetric memory. What falls back would measure something else than was asked for.
+fn symmetric<T: Value>(comm: &Communicator, len: usize) -> Result<(Buffer<T>, Buffer<T>)> {
+    let mut plan = SymmetricPlan::new();
+    let (send, recv) = (plan.add(len), plan.add(len));
+    let mut buffers = comm.alloc_symmetric_set(plan)?;
+    let (send, recv) = (buffers.take(send)?, buffers.take(recv)?);
+    if send.memory_kind() == MemoryKind::Symmetric {
+        return Ok((send, recv));
+    }
+    let reason = send.memory_reason().unwrap_or("no reason was given");
+    let message = format!("the buffers would be {}, not symmetric: {reason}", send.memory_kind());
+    Err(Error::new(ErrorKind::Unsupported, message).with_comm(comm.info()))
 }
 
 /// Bytes that pass through the host at once.

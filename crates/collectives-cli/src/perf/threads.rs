@@ -9,12 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use collectives::{AbortHandle, AnyBackend, Backend, Error, UniqueId};
+use collectives::{AbortHandle, AnyBackend, Backend, Communicator, Error, JoinConfig, UniqueId};
 
 use super::{
     meeting::Meeting,
     ranks::{Ranks, Sum},
-    run::{self, Ended, Figures, Plan, Stop, Team},
+    run::{self, Figures, Plan, Stop, Team},
 };
 use crate::Failure;
 
@@ -114,22 +114,22 @@ impl Rank {
 }
 
 impl Team for Rank {
-    fn id(&self, _: &AnyBackend) -> Result<UniqueId, Stop> {
-        Ok(self.shared.id.clone())
+    fn join(&self, backend: &AnyBackend, config: JoinConfig) -> Result<Communicator, Stop> {
+        Ok(Communicator::join(backend, &self.shared.id, config)?)
     }
 
-    fn wait(&self) -> Result<(), Ended> {
-        self.shared.meeting.wait()
+    fn wait(&self) -> Result<(), Stop> {
+        Ok(self.shared.meeting.wait()?)
     }
 
-    fn ends(&self, handle: AbortHandle) -> Result<(), Ended> {
-        self.shared.meeting.ends(handle)
+    fn ends(&self, handle: AbortHandle) -> Result<(), Stop> {
+        Ok(self.shared.meeting.ends(handle)?)
     }
 
-    fn tell(&self, figures: Figures) -> Result<(), Ended> {
+    fn tell(&self, figures: Figures) -> Result<(), Stop> {
         self.events.send(Event::Figures(figures)).map_err(|_| {
             self.shared.meeting.fail();
-            Ended
+            Stop::Ended
         })
     }
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use collectives_core::{
-    Backend, Collectives, DType, ErrorKind, GrowConfig, JoinConfig, RawWindow, ShrinkConfig,
-    Support, WindowFlags,
+    Backend, CallConfig, Collectives, DType, ErrorKind, GrowConfig, JoinConfig, RawWindow,
+    ReduceOp, SendBuf, ShrinkConfig, SignalWait, Support, WindowFlags,
 };
 
 use crate::{
@@ -92,6 +92,25 @@ pub(super) fn what_is_missing_is_refused<B: Backend>(ctx: &Ctx<'_, B>) -> Outcom
     if !has.window_register.is_available() {
         let call = ctx.lane().window_register(base, bytes, WindowFlags::SYMMETRIC);
         refused(ErrorKind::Unsupported, "window_register", call)?;
+    }
+    if !has.call_config.is_available() {
+        let (memory, config) = (ctx.here.alloc(DType::F32, 4)?, CallConfig::new().with_ctas(1..=4));
+        let lane = ctx.lane().with_config(&config);
+        let call = lane.all_reduce(memory.send(), memory.recv(), ReduceOp::Sum);
+        refused(ErrorKind::Unsupported, "all_reduce", call)?;
+    }
+    if !has.encryption.is_available() {
+        let call = ctx.backend.set_encryption(Some("a key that has more than 32 bytes"));
+        refused(ErrorKind::Unsupported, "set_encryption", call)?;
+    }
+    if !has.put_signal.is_available() {
+        let (peer, window) = (rank((ctx.rank + 1) % ctx.size), RawWindow::from_ptr(base));
+        let send = SendBuf::new(base, 4, DType::F32);
+        let waits = [SignalWait::new(peer)];
+        let put = ctx.lane().put_signal(send, peer, window, 0);
+        refused(ErrorKind::Unsupported, "put_signal", put)?;
+        refused(ErrorKind::Unsupported, "signal", ctx.lane().signal(peer))?;
+        refused(ErrorKind::Unsupported, "wait_signal", ctx.lane().wait_signal(&waits))?;
     }
     if !has.window_ptr.is_available() {
         let call = ctx.lane().window_ptr(RawWindow::from_ptr(base));

@@ -1,8 +1,8 @@
 //! Configurations of communicators, and several ids for one of them.
 
 use collectives_core::{
-    Backend, Collectives, CommConfig, CtaPolicy, DType, ErrorKind, GraphUsage, HostCft,
-    ShrinkConfig, SplitConfig, UniqueId,
+    Backend, CallConfig, Collectives, CommConfig, CtaPolicy, DType, ErrorKind, GraphUsage, HostCft,
+    ReduceOp, ShrinkConfig, SplitConfig, UniqueId,
 };
 
 use crate::{
@@ -96,4 +96,56 @@ pub(super) fn several_ids_make_one_communicator<B: Backend>(ctx: &Ctx<'_, B>) ->
     let many = ctx.join_config().with_more_ids(vec![last; ctx.size]);
     let error = fails(ErrorKind::InvalidArgument, "join", ctx.join(&first, many).map(drop))?;
     check(error.message().contains("ids were given"), format!("{error} says what is wrong"))
+}
+
+pub(super) fn one_call_has_a_configuration_of_its_own<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    let config =
+        CallConfig::new().with_ctas(1..=4).with_cta_policy(CtaPolicy::DEFAULT).with_profiler_tag(7);
+    let lane = ctx.lane().with_config(&config);
+    let (root, sum) = (rank(0), ReduceOp::Sum);
+    let memory = ctx.here.upload(&[ctx.rank as f32; 5])?;
+    let (send, recv) = (memory.send(), memory.recv());
+    lane.all_reduce(send, recv, sum)?;
+    let want = (0..ctx.size).sum::<usize>() as f32;
+    check_eq("the sum", ctx.here.read::<f32>(memory)?, vec![want; 5])?;
+    let all = ctx.here.alloc(DType::F32, 5 * ctx.size)?;
+    let wide = ctx.here.alloc(DType::F32, 5 * ctx.size)?;
+    lane.all_gather(send, all.recv())?;
+    check_eq("the parts", ctx.here.read::<f32>(all)?, vec![want; 5 * ctx.size])?;
+    lane.all_to_all(all.send(), wide.recv())?;
+    lane.gather(send, Some(all.recv()), root)?;
+    lane.scatter(Some(all.send()), recv, root)?;
+    lane.broadcast(Some(send), recv, root)?;
+    check_eq("what came around", ctx.here.read::<f32>(memory)?, vec![want; 5])?;
+    lane.reduce(send, Some(recv), sum, root)?;
+    lane.reduce_scatter(wide.send(), recv, sum)?;
+    let sums = vec![want * ctx.size as f32; 5];
+    check_eq("the sums", ctx.here.read::<f32>(memory)?, sums)
+}
+
+pub(super) fn impossible_configurations_of_a_call_are_refused<B: Backend>(
+    ctx: &Ctx<'_, B>,
+) -> Outcome {
+    let memory = ctx.here.alloc(DType::F32, 4)?;
+    let (none, some) = (CallConfig::new().with_ctas(0..=4), CallConfig::new().with_ctas(1..=4));
+    let lane = ctx.lane().with_config(&none);
+    let call = lane.all_reduce(memory.send(), memory.recv(), ReduceOp::Sum);
+    let error = fails(ErrorKind::InvalidArgument, "all_reduce", call)?;
+    check(error.message().contains("ctas"), format!("{error} names the field"))?;
+    if ctx.size > 1 {
+        let peer = rank((ctx.rank + 1) % ctx.size);
+        let call = ctx.lane().with_config(&some).send(memory.send(), peer);
+        fails(ErrorKind::Unsupported, "send", call)?;
+    }
+    ctx.here.check_untouched(memory)?;
+    Plan::new(Collective::AllReduce, DType::F32, 5).run(ctx)
+}
+
+pub(super) fn keys_that_are_too_short_are_refused<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    for key in ["", "short", "a key of enough bytes with a NUL \0 in it"] {
+        let set = ctx.backend.set_encryption(Some(key));
+        let error = fails(ErrorKind::InvalidArgument, "set_encryption", set)?;
+        check(key.is_empty() || !error.to_string().contains(key), "the key is not shown")?;
+    }
+    Ok(ctx.backend.set_encryption(None)?)
 }

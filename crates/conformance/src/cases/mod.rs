@@ -13,6 +13,7 @@ mod join;
 mod lifecycle;
 mod memory;
 mod misuse;
+mod one_sided;
 mod one_thread;
 mod peers;
 mod revoke;
@@ -294,6 +295,10 @@ pub(crate) fn cases<B: Backend>() -> Vec<Case<B>> {
         config::a_part_has_a_configuration_of_its_own [CONFIG, SPLIT];
         config::several_ids_make_one_communicator [JOIN_MANY_IDS, Ranks(2)];
 
+        config::one_call_has_a_configuration_of_its_own [CALL_CONFIG];
+        config::impossible_configurations_of_a_call_are_refused [CALL_CONFIG];
+        config::keys_that_are_too_short_are_refused [Capability("encryption")];
+
         suspend::a_suspended_communicator_resumes_and_works [SUSPEND];
         suspend::operations_meanwhile_are_refused [SUSPEND];
         suspend::inside_a_group_it_is_refused [SUSPEND];
@@ -312,6 +317,14 @@ pub(crate) fn cases<B: Backend>() -> Vec<Case<B>> {
         windows::nothing_cannot_be_registered [WINDOW];
         windows::inside_a_group_it_is_refused [MEM_ALLOC, WINDOW];
 
+        one_sided::what_is_put_arrives_with_its_signal [ONE_SIDED, Ranks(2)];
+        one_sided::a_put_waits_for_nobody [ONE_SIDED, Ranks(2)];
+        one_sided::signals_count [ONE_SIDED, Ranks(2)];
+        one_sided::every_rank_puts_to_every_other [ONE_SIDED, Ranks(2)];
+        one_sided::signals_and_messages_do_not_mix [ONE_SIDED, Ranks(2)];
+        one_sided::impossible_calls_are_refused [ONE_SIDED];
+        one_sided::inside_a_group_it_is_refused [ONE_SIDED, Ranks(2)];
+
         capabilities::backend_and_communicator_agree;
         capabilities::parameters_have_distinct_names [PARAMETERS];
         capabilities::what_is_missing_is_refused;
@@ -323,6 +336,7 @@ const ABORT: Need = Capability("abort");
 const ALL_TO_ALL: Need = Capability("all_to_all");
 const AVG: Need = Capability("reduce_avg");
 const BF16: Need = Capability("dtype_bf16");
+const CALL_CONFIG: Need = Capability("call_config");
 const CAPTURE: Need = Capability("capture");
 const CONFIG: Need = Capability("config");
 const F8E4M3: Need = Capability("dtype_f8e4m3");
@@ -335,6 +349,7 @@ const JOIN_DEADLINE: Need = Capability("join_deadline");
 const JOIN_MANY_IDS: Need = Capability("join_many_ids");
 const MEMORY_USE: Need = Capability("memory_use");
 const MEM_ALLOC: Need = Capability("mem_alloc");
+const ONE_SIDED: Need = Capability("put_signal");
 const PARAMETERS: Need = Capability("parameters");
 const PRE_MUL_SUM: Need = Capability("reduce_pre_mul_sum");
 const REGISTER: Need = Capability("register");

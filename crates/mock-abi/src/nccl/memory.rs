@@ -5,6 +5,7 @@ use std::{
     alloc::{self, Layout},
     collections::BTreeMap,
     ffi::{c_int, c_uint, c_void},
+    panic::Location,
     ptr,
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -13,7 +14,9 @@ use std::{
 };
 
 use collectives_backend_mock::MockComm;
-use collectives_core::{Collectives, Device, RawRegistration, WindowFlags};
+use collectives_core::{
+    Collectives, Device, Launch, Rank, RawRegistration, SendBuf, SignalWait, WindowFlags,
+};
 use collectives_nccl_abi::{
     cudaStream_t, ncclComm_t, ncclDataType_t, ncclResult_t, ncclWindow_t,
     types::{
@@ -23,7 +26,7 @@ use collectives_nccl_abi::{
 };
 
 use super::{
-    comm::{Backing, Comm, Window},
+    comm::{Backing, Comm, State, Window},
     group::{checked, is_open},
     refusal::{Refusal, Result, answer, tell},
 };
@@ -172,45 +175,80 @@ export! {
         })
     }
 
-    /// Writes into a peer's window, then signals it: refused, as on systems without host RMA.
+    /// Writes into a peer's window, then signals it.
     fn ncclPutSignal(
-        _localbuff: *const c_void, _count: usize, datatype: ncclDataType_t, peer: c_int,
-        peer_win: ncclWindow_t, _peer_win_offset: usize, sig_idx: c_int, ctx: c_int,
-        flags: c_uint, comm: ncclComm_t, _stream: cudaStream_t,
+        localbuff: *const c_void, count: usize, datatype: ncclDataType_t, peer: c_int,
+        peer_win: ncclWindow_t, peer_win_offset: usize, sig_idx: c_int, ctx: c_int,
+        flags: c_uint, comm: ncclComm_t, stream: cudaStream_t,
     ) -> ncclResult_t {
         const CALL: &str = "PutSignal";
+        let site = Location::caller();
         checked(|| {
             check_signal(CALL, comm, peer, sig_idx, ctx, flags)?;
-            super::collectives::dtype(CALL, datatype)?;
+            let dtype = super::collectives::dtype(CALL, datatype)?;
             let state = Comm::of(CALL, comm)?.lock();
-            state.windows.get(&peer_win.0.addr()).ok_or_else(|| unknown(CALL))?;
-            Err(no_host_rma("ncclPutSignal"))
+            let window = state.windows.get(&peer_win.0.addr()).ok_or_else(|| unknown(CALL))?;
+            let Backing::Together(window) = window.backing else {
+                return Err(no_host_rma("ncclPutSignal"));
+            };
+            let (mock, peer) = another(&state, CALL, peer)?;
+            let stream = runtime::stream(stream, mock.info().device, None)?;
+            let send = SendBuf::new(localbuff, count, dtype);
+            let launch = Launch::at(stream.raw, site);
+            // SAFETY: the caller's memory, window and stream.
+            unsafe { mock.put_signal(send, peer, window, peer_win_offset, launch) }?;
+            Ok(ncclResult_t::SUCCESS)
         })
     }
 
-    /// Signals a peer: refused, as on systems without host RMA.
+    /// Signals a peer.
     fn ncclSignal(
         peer: c_int, sig_idx: c_int, ctx: c_int, flags: c_uint, comm: ncclComm_t,
-        _stream: cudaStream_t,
+        stream: cudaStream_t,
     ) -> ncclResult_t {
+        const CALL: &str = "Signal";
+        let site = Location::caller();
         checked(|| {
-            check_signal("Signal", comm, peer, sig_idx, ctx, flags)?;
-            Err(no_host_rma("ncclSignal"))
+            check_signal(CALL, comm, peer, sig_idx, ctx, flags)?;
+            let state = Comm::of(CALL, comm)?.lock();
+            let (mock, peer) = another(&state, CALL, peer)?;
+            let stream = runtime::stream(stream, mock.info().device, None)?;
+            // SAFETY: the caller's stream.
+            unsafe { mock.signal(peer, Launch::at(stream.raw, site)) }?;
+            Ok(ncclResult_t::SUCCESS)
         })
     }
 
-    /// Waits for signals of peers: refused, as on systems without host RMA.
+    /// Waits for signals of peers.
     fn ncclWaitSignal(
         n_desc: c_int, signal_descs: *mut ncclWaitSignalDesc_t, comm: ncclComm_t,
-        _stream: cudaStream_t,
+        stream: cudaStream_t,
     ) -> ncclResult_t {
         const CALL: &str = "WaitSignal";
+        let site = Location::caller();
         checked(|| {
             Comm::of(CALL, comm)?.lock().live(CALL)?;
-            if n_desc <= 0 || signal_descs.is_null() {
+            let count = usize::try_from(n_desc).ok().filter(|&count| count > 0);
+            let Some(count) = count.filter(|_| !signal_descs.is_null()) else {
                 return Err(Refusal::argument(format!("{CALL} : no signals to wait for")));
+            };
+            // SAFETY: not null, and the caller's array has that many entries.
+            let list = unsafe { std::slice::from_raw_parts(signal_descs, count) };
+            let mut waits = Vec::new();
+            for desc in list {
+                check_signal(CALL, comm, desc.peer, desc.sigIdx, desc.ctx, 0)?;
+                let count = u32::try_from(desc.opCnt).ok().filter(|&count| count > 0);
+                let Some(count) = count else {
+                    return Err(Refusal::argument(format!("{CALL} : invalid opCnt {}", desc.opCnt)));
+                };
+                waits.push(SignalWait::new(desc.peer as u32).with_count(count));
             }
-            Err(no_host_rma("ncclWaitSignal"))
+            let state = Comm::of(CALL, comm)?.lock();
+            let (mock, _) = another(&state, CALL, list[0].peer)?;
+            let stream = runtime::stream(stream, mock.info().device, None)?;
+            // SAFETY: the caller's stream.
+            unsafe { mock.wait_signal(&waits, Launch::at(stream.raw, site)) }?;
+            Ok(ncclResult_t::SUCCESS)
         })
     }
 }
@@ -259,6 +297,16 @@ fn check_signal(
     Err(Refusal::argument(format!(
         "{call} : invalid peer {peer}, sigIdx {sig_idx}, ctx {ctx} or flags {flags}"
     )))
+}
+
+/// The communicator, and a peer that was checked. The mock has no signals of a rank to itself.
+fn another<'a>(state: &'a State, call: &'static str, peer: c_int) -> Result<(&'a MockComm, Rank)> {
+    let mock = state.live(call)?;
+    let peer = Rank::new(peer.cast_unsigned());
+    if peer == mock.info().rank {
+        return Err(no_host_rma(call));
+    }
+    Ok((mock, peer))
 }
 
 fn no_host_rma(function: &'static str) -> Refusal {

@@ -243,7 +243,7 @@ impl TcpStore {
                 );
                 Err(self
                     .error(ErrorKind::Timeout, operation, message)
-                    .with_hint("see whether rank 0, which serves the store, can be reached")
+                    .with_hint(UNREACHABLE)
                     .with_source(error))
             }
         }
@@ -276,8 +276,9 @@ impl TcpStore {
                     | io::ErrorKind::UnexpectedEof
                     | io::ErrorKind::BrokenPipe
                     | io::ErrorKind::HostUnreachable
+                    | io::ErrorKind::NetworkDown
                     | io::ErrorKind::NetworkUnreachable
-            );
+            ) || (error.kind() == io::ErrorKind::TimedOut && !is_timeout(&error));
             if soon && pauses.sleep(deadline) {
                 before = Some(error);
                 continue;
@@ -341,10 +342,19 @@ impl TcpStore {
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
                 (ErrorKind::Remote, "the server closed the connection".to_owned())
             }
-            io::ErrorKind::InvalidData => (ErrorKind::Remote, error.to_string()),
             _ => (ErrorKind::Remote, error.to_string()),
         };
-        self.error(kind, operation, message).with_source(error)
+        let hint = match error.kind() {
+            io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::InvalidData => None,
+            _ => Some(UNREACHABLE),
+        };
+        let told = self.error(kind, operation, message).with_source(error);
+        match hint {
+            Some(hint) => told.with_hint(hint),
+            None => told,
+        }
     }
 
     fn error(&self, kind: ErrorKind, operation: &'static str, message: impl fmt::Display) -> Error {
@@ -572,15 +582,23 @@ fn resolve(address: &str, deadline: Deadline) -> io::Result<Vec<SocketAddr>> {
     answer.recv_timeout(left).map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
-/// A socket's timeout is `WouldBlock` on Linux.
+/// Whether the deadline passed. A socket's timeout is `WouldBlock` on Unix; there the system's own
+/// `TimedOut` says that the other host has been silent for long.
 fn is_timeout(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
+    match error.kind() {
+        io::ErrorKind::TimedOut => cfg!(windows) || error.raw_os_error().is_none(),
+        kind => kind == io::ErrorKind::WouldBlock,
+    }
 }
 
 fn unexpected(query: &str, answer: u8) -> io::Error {
     let message = format!("the server answered {answer} to {query}: is it a store?");
     io::Error::new(io::ErrorKind::InvalidData, message)
 }
+
+/// What to do where nothing comes back.
+const UNREACHABLE: &str =
+    "see whether rank 0, which serves the store, is alive and can be reached from here";
 
 /// Bytes that are read at once.
 const BUFFER: usize = 4 << 10;

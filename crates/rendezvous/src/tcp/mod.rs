@@ -35,6 +35,7 @@
 //! closes the connection on what it has no answer to, and knows neither `PING` as a duty nor queues.
 
 mod client;
+mod link;
 mod server;
 mod wire;
 

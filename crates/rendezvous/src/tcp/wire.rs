@@ -5,7 +5,7 @@
 //! soon as it is there, and never walks over a byte twice. When it has found the end, [`Request::read`]
 //! takes the fields apart, without copying.
 
-use std::mem;
+use std::{mem, time::Duration};
 
 /// How the kinds of queries are numbered.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
@@ -32,11 +32,21 @@ pub struct Limits {
     pub message: usize,
     /// Bytes of all keys and values that a server holds.
     pub stored: usize,
+    /// How long a client's host may be silent, though the server's asks whether it is there, before the
+    /// server drops it. At least two seconds; clients have deadlines of their own.
+    pub silence: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { key: 8 << 10, value: 8 << 20, keys: 128 << 10, message: 64 << 20, stored: 1 << 30 }
+        Self {
+            key: 8 << 10,
+            value: 8 << 20,
+            keys: 128 << 10,
+            message: 64 << 20,
+            stored: 1 << 30,
+            silence: Duration::from_secs(180),
+        }
     }
 }
 
@@ -465,7 +475,7 @@ mod tests {
 
     #[test]
     fn lengths_are_refused_before_their_bytes_arrive() {
-        let limits = Limits { key: 10, value: 20, keys: 3, message: 60, stored: 1000 };
+        let limits = Limits { key: 10, value: 20, keys: 3, message: 60, ..Limits::default() };
         let refused = |message: Message| Scanner::default().scan(&message.0, &limits).unwrap_err();
         let query = |query| Message::query(query, Dialect::Torch22);
         assert_eq!(

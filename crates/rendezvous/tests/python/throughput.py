@@ -1,11 +1,11 @@
-"""Our server and PyTorch's two, with the same client, on this machine: how fast, and at what cost.
+"""Our server and PyTorch's two, with the same clients, on this machine: how fast, and at what cost.
 
     python3 throughput.py PATH/tcp_store [SECONDS] [ROUNDS]
 
-`tcp_store` is the example of this crate, built with --release. Each round takes the servers in turn,
-SECONDS for each operation and number of clients, so that whatever else the machine does meets all of
-them; what is compared is the ratio within a round. Figures are medians of the rounds. Rates need a
-quiet machine; ratios, and the processor time that a server takes for a query, hardly do.
+`tcp_store` is the example of this crate, built with --release. In a round each server has a turn of
+SECONDS, for each operation and number of clients; turns are short, so that whatever else the machine
+does meets all of them. What is compared is the ratio within a round. Rates need a quiet machine, and
+ratios many rounds; the processor time that a server takes for a query needs neither.
 """
 
 import contextlib
@@ -32,15 +32,12 @@ QUERIES = {"set": 2, "add": 1, "get": 2}
 
 
 def processor_time(pid):
-    """What a process has used, in seconds."""
-    with open(f"/proc/{pid}/schedstat") as file:
-        main = int(file.read().split()[0])
+    """What the threads of a process have used, in seconds."""
     total = 0
     for task in os.listdir(f"/proc/{pid}/task"):
-        with contextlib.suppress(FileNotFoundError):
-            with open(f"/proc/{pid}/task/{task}/schedstat") as file:
-                total += int(file.read().split()[0])
-    return max(total, main) / 1e9
+        with open(f"/proc/{pid}/task/{task}/schedstat") as file:
+            total += int(file.read().split()[0])
+    return total / 1e9
 
 
 @contextlib.contextmanager
@@ -53,70 +50,53 @@ def serving(command):
         server.wait()
 
 
-def measure(program, address, clients, seconds):
-    """How often each operation was done, and how often in a second."""
-    bench = [program, "bench", address, str(clients), seconds]
+def measure(program, clients, seconds, rounds, addresses):
+    """The rates of each operation and server, turn by turn, and how many queries a server had."""
+    bench = [program, "bench", str(clients), seconds, str(rounds), *addresses]
     output = subprocess.run(bench, check=True, stdout=subprocess.PIPE, text=True).stdout
-    lines = [line.split() for line in output.splitlines()]
-    return {operation: (int(count), float(rate)) for operation, count, rate in lines}
+    rates, queries = {}, [0] * len(addresses)
+    for line in output.splitlines():
+        name, server, count, took = line.split()
+        rates.setdefault((name, int(server)), []).append(int(count) / float(took))
+        queries[int(server)] += QUERIES[name] * int(count)
+    return rates, queries
 
 
 def main():
     program = sys.argv[1]
-    seconds = sys.argv[2] if len(sys.argv) > 2 else "0.5"
-    rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 15
+    seconds = sys.argv[2] if len(sys.argv) > 2 else "0.05"
+    rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 100
     version = torch.__version__.split("+")[0]
-    servers = {
-        "ours": [program, "serve", "127.0.0.1:0"],
-        "libuv": [sys.executable, "-c", SERVE, "libuv"],
-        "plain": [sys.executable, "-c", SERVE, "plain"],
-    }
-    rates, costs = {}, {}
-    with contextlib.ExitStack() as stack:
-        addresses = {
-            server: stack.enter_context(serving(command)) for server, command in servers.items()
-        }
-        for number in range(rounds):
-            # Who is first in a round, is last in the next but one.
-            order = list(addresses.items())
-            order = order[number % len(order) :] + order[: number % len(order)]
-            for clients in CLIENTS:
-                for server, (pid, address) in order:
-                    before = processor_time(pid)
-                    done = measure(program, address, clients, seconds)
-                    queries = sum(QUERIES[name] * count for name, (count, _) in done.items())
-                    cost = (processor_time(pid) - before) / queries
-                    costs.setdefault((clients, server), []).append(cost)
-                    for name, (_, rate) in done.items():
-                        rates.setdefault((name, clients, server), []).append(rate)
-            print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-
-    load = os.getloadavg()[0]
+    servers = [
+        [program, "serve", "127.0.0.1:0"],
+        [sys.executable, "-c", SERVE, "libuv"],
+        [sys.executable, "-c", SERVE, "plain"],
+    ]
     print(
-        f"{datetime.date.today()}, {rounds} rounds of {seconds} s, PyTorch {version}, "
-        f"{os.cpu_count()} cores ({platform.machine()}), load {load:.1f} in the last minute\n"
+        f"{datetime.date.today()}, {rounds} rounds with turns of {seconds} s, PyTorch {version}, "
+        f"{os.cpu_count()} cores ({platform.machine()}), load {os.getloadavg()[0]:.1f}\n"
     )
-    print("| operation | clients | ours, a second | over libuv | over plain |")
-    print("|---|---:|---:|---|---|")
-    for name in QUERIES:
+    print("| clients | operation | ours, a second | over libuv | over plain |")
+    print("|---:|---|---:|---|---|")
+    with contextlib.ExitStack() as stack:
+        pids, addresses = zip(*(stack.enter_context(serving(command)) for command in servers))
         for clients in CLIENTS:
-            ours = rates[name, clients, "ours"]
-            row = [f"{statistics.median(ours):,.0f}"]
-            row += [ratios(ours, rates[name, clients, other]) for other in ("libuv", "plain")]
-            print(f"| `{name}` | {clients} | {' | '.join(row)} |")
-    print("\nprocessor time of the server for a query\n")
-    print("| clients | ours, µs | over libuv | over plain |")
-    print("|---:|---:|---|---|")
-    for clients in CLIENTS:
-        ours = costs[clients, "ours"]
-        row = [f"{statistics.median(ours) * 1e6:.1f}"]
-        row += [ratios(ours, costs[clients, other]) for other in ("libuv", "plain")]
-        print(f"| {clients} | {' | '.join(row)} |")
+            before = [processor_time(pid) for pid in pids]
+            rates, queries = measure(program, clients, seconds, rounds, addresses)
+            used = [processor_time(pid) - before for pid, before in zip(pids, before)]
+            for name in QUERIES:
+                ours = rates[name, 0]
+                row = [f"{statistics.median(ours):,.0f}"]
+                row += [ratios(ours, rates[name, other]) for other in (1, 2)]
+                print(f"| {clients} | `{name}` | {' | '.join(row)} |", flush=True)
+            ours, *others = [time / count * 1e6 for time, count in zip(used, queries)]
+            row = [f"{ours:.1f}"] + [f"{ours / other:.2f}" for other in others]
+            print(f"| {clients} | processor time of a query, µs | {' | '.join(row)} |", flush=True)
 
 
 def ratios(ours, theirs):
     """The median of the rounds' ratios, and the middle half of them."""
-    each = [one / other for one, other in zip(ours, theirs)]
+    each = [one / other for one, other in zip(ours, theirs) if other > 0]
     low, middle, high = statistics.quantiles(each, n=4)
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
