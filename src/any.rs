@@ -78,6 +78,22 @@ pub enum AnyDevice {
     Hip(HipDevice),
 }
 
+impl AnyDevice {
+    /// Makes this the current device of this thread, and leaves it so, for other code that asks for
+    /// one. The mock has no such thing, and does nothing.
+    ///
+    /// # Errors
+    /// What the device's runtime reports.
+    #[doc(alias = "cudaSetDevice")]
+    pub fn make_current(&self) -> Result<()> {
+        match self {
+            Self::Mock(_) => Ok(()),
+            Self::Cuda(device) => device.make_current(),
+            Self::Hip(device) => device.make_current(),
+        }
+    }
+}
+
 /// [`Backend`] with results of one type, under names that cannot be confused with its own.
 #[enum_dispatch]
 trait Dispatch {

@@ -1,6 +1,7 @@
 //! Device memory that knows where it was used last.
 
 use std::{
+    any::Any,
     cell::Cell,
     ffi::c_void,
     fmt,
@@ -47,6 +48,7 @@ impl<T: Element> Buffer<T> {
     #[track_caller]
     pub fn zeros(stream: &Stream, len: usize) -> Result<Self> {
         let bytes = bytes_of::<T>(len)?;
+        stream.not_captured("alloc")?;
         let ptr = stream.device().alloc(bytes)?;
         let buffer = Self::over(Allocation::new(stream, ptr, bytes, Home::Device), len);
         buffer.memory.clear(stream)?;
@@ -60,6 +62,7 @@ impl<T: Element> Buffer<T> {
     #[track_caller]
     pub fn from_slice(stream: &Stream, values: &[T]) -> Result<Self> {
         let bytes = bytes_of::<T>(values.len())?;
+        stream.not_captured("alloc")?;
         let ptr = stream.device().alloc(bytes)?;
         let memory = Allocation::new(stream, ptr, bytes, Home::Device);
         let mut buffer = Self::over(memory, values.len());
@@ -124,7 +127,15 @@ impl<T: Element> Buffer<T> {
         Self::over(memory, len)
     }
 
-    fn over(memory: Allocation, len: usize) -> Self {
+    pub(crate) fn memory(&self) -> &Arc<Allocation> {
+        &self.memory
+    }
+
+    pub(crate) fn memory_mut(&mut self) -> &mut Arc<Allocation> {
+        &mut self.memory
+    }
+
+    pub(crate) fn over(memory: Allocation, len: usize) -> Self {
         let memory = Arc::new(memory);
         Self { memory, len, element: PhantomData, not_sync: PhantomData }
     }
@@ -156,7 +167,9 @@ impl<T: Element> Buffer<T> {
         match &self.memory.home {
             Home::Heap(piece) => piece.kind,
             Home::Library { registration: Some(_), .. } => MemoryKind::Registered,
-            Home::Library { .. } | Home::Device | Home::Foreign => MemoryKind::Plain,
+            Home::Library { .. } | Home::Cudarc { .. } | Home::Device | Home::Foreign => {
+                MemoryKind::Plain
+            }
         }
     }
 
@@ -165,7 +178,7 @@ impl<T: Element> Buffer<T> {
     pub fn memory_reason(&self) -> Option<&str> {
         match &self.memory.home {
             Home::Heap(piece) => piece.reason.as_deref(),
-            Home::Library { .. } | Home::Device | Home::Foreign => None,
+            Home::Library { .. } | Home::Cudarc { .. } | Home::Device | Home::Foreign => None,
         }
     }
 
@@ -302,6 +315,7 @@ impl<'a, T: Element> Slice<'a, T> {
     #[track_caller]
     pub fn copy_to_slice(self, values: &mut [T], stream: &Stream) -> Result<()> {
         same_len(self.len, values.len())?;
+        stream.not_captured("copy")?;
         // Waited for first, since a copy to pageable host memory blocks in the driver, where no
         // failed communicator can end it.
         drop(order_all(&[Some(self.memory)], stream)?);
@@ -408,6 +422,7 @@ impl<'a, T: Element> SliceMut<'a, T> {
     #[track_caller]
     pub fn copy_from_slice(&mut self, values: &[T], stream: &Stream) -> Result<()> {
         same_len(self.len, values.len())?;
+        stream.not_captured("copy")?;
         // As in the other direction.
         drop(order_all(&[Some(self.memory)], stream)?);
         stream.synchronize()?;
@@ -435,6 +450,7 @@ impl<'a, T: Element> SliceMut<'a, T> {
     pub fn copy_from<'b>(&mut self, from: impl Into<Slice<'b, T>>, stream: &Stream) -> Result<()> {
         let from = from.into();
         same_len(self.len, from.len)?;
+        stream.not_captured_by_others("copy")?;
         let _locked = order_all(&[Some(self.memory), Some(from.memory)], stream)?;
         // SAFETY: both are as long; `self` is borrowed mutably, so they do not overlap; both are
         // kept until the stream has passed them, since their memory is freed in its order.
@@ -497,9 +513,17 @@ unsafe impl Sync for Allocation {}
 
 /// Where memory came from, and so how it goes back.
 enum Home {
+    /// A slice of cudarc's, until it is given back, and the stream that it is freed on.
+    Cudarc {
+        slice: Option<Box<dyn Any + Send>>,
+        stream: Stream,
+    },
     Device,
     Foreign,
-    Library { comm: Arc<CommInner>, registration: Option<RawRegistration> },
+    Library {
+        comm: Arc<CommInner>,
+        registration: Option<RawRegistration>,
+    },
     Heap(Piece),
 }
 
@@ -507,6 +531,8 @@ enum Home {
 const UNUSED: u64 = 0;
 /// Captured into a graph: its uses are ordered under the device's lock.
 const SHARED: u64 = u64::MAX;
+/// Other code uses it, on streams that only that code knows.
+const LENT: u64 = u64::MAX - 1;
 
 impl Allocation {
     fn new(stream: &Stream, ptr: *mut c_void, bytes: usize, home: Home) -> Self {
@@ -519,6 +545,57 @@ impl Allocation {
             last_stream_id: AtomicU64::new(stream.id()),
             last_stream: Mutex::new(Some(stream.clone())),
         }
+    }
+
+    /// Memory of a slice of cudarc's, whose own stream has all of its uses behind it.
+    pub(crate) fn of_cudarc(
+        stream: Stream,
+        ptr: *mut c_void,
+        bytes: usize,
+        slice: Box<dyn Any + Send>,
+    ) -> Self {
+        let home = Home::Cudarc { slice: Some(slice), stream: stream.clone() };
+        Self::new(&stream, ptr, bytes, home)
+    }
+
+    /// Takes the slice of cudarc's out, whose stream comes after the last use. `None` where there is
+    /// none.
+    pub(crate) fn take_cudarc(&mut self) -> Result<Option<Box<dyn Any + Send>>> {
+        let last = self.last_stream.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let Home::Cudarc { slice, stream } = &mut self.home else { return Ok(None) };
+        if let Some(last) = last.as_ref().filter(|last| last.id() != stream.id()) {
+            stream.follow(last)?;
+        }
+        Ok(slice.take())
+    }
+
+    /// Orders `stream` after the last use, and leaves the memory to other code until it is
+    /// [taken back](Self::take_back).
+    pub(crate) fn lend(&self, stream: &Stream) -> Result<()> {
+        if self.is_shared() {
+            return Err(Error::new(
+                ErrorKind::InvalidUsage,
+                "a graph uses the buffer too, and may be launched meanwhile",
+            )
+            .with_operation("lend")
+            .with_hint("put the work into the graph: Scope::launch_with"));
+        }
+        self.order(stream)?;
+        self.last_stream_id.store(LENT, Ordering::Release);
+        Ok(())
+    }
+
+    /// The memory is in use on `stream` alone again.
+    pub(crate) fn take_back(&self, stream: &Stream) {
+        self.last_stream_id.store(stream.id(), Ordering::Release);
+    }
+
+    /// Refuses what was lent and never taken back.
+    pub(crate) fn not_lent(&self) -> Result<()> {
+        if self.last_stream_id.load(Ordering::Acquire) != LENT {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::InvalidUsage, "the buffer was lent, and never taken back"))
     }
 
     fn clear(&self, stream: &Stream) -> Result<()> {
@@ -534,7 +611,7 @@ impl Allocation {
     pub(crate) fn piece(&self) -> Option<&Piece> {
         match &self.home {
             Home::Heap(piece) => Some(piece),
-            Home::Library { .. } | Home::Device | Home::Foreign => None,
+            Home::Library { .. } | Home::Cudarc { .. } | Home::Device | Home::Foreign => None,
         }
     }
 
@@ -560,6 +637,7 @@ impl Allocation {
 
     #[cold]
     fn order_slow(&self, stream: &Stream) -> Result<()> {
+        self.not_lent()?;
         let mut last = self.last_stream.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(last) = &*last
             && last.id() != stream.id()
@@ -619,9 +697,29 @@ fn other_device(buffer: Place, stream: Place) -> Error {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
+        let is_lent = self.not_lent().is_err();
         let last = self.last_stream.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if is_lent {
+            tracing::warn!("memory that was lent and never taken back is leaked");
+            if let Home::Cudarc { .. } | Home::Heap(_) = self.home {
+                std::mem::forget(std::mem::replace(&mut self.home, Home::Foreign));
+            }
+            return;
+        }
         let after = last.as_ref().map_or(RawStream::DEFAULT, Stream::as_raw);
         match &mut self.home {
+            Home::Cudarc { slice, stream } => {
+                let Some(slice) = slice.take() else { return };
+                let last = last.filter(|last| last.id() != stream.id());
+                match last.map_or(Ok(()), |last| stream.follow(&last)) {
+                    // On its own stream, as cudarc frees it.
+                    Ok(()) => drop(slice),
+                    Err(error) => {
+                        tracing::warn!(%error, "a slice of cudarc's is leaked");
+                        std::mem::forget(slice);
+                    }
+                }
+            }
             Home::Foreign => {}
             Home::Device => {
                 // SAFETY: allocated from this device, and nothing refers to it any more but work

@@ -8,7 +8,7 @@ use std::{
     panic::Location,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -20,10 +20,11 @@ use collectives_core::{
 };
 
 use crate::{
-    AnyBackend, AnyComm, AnyDevice, Buffer, Graph, Op, PreMulSumOp, Scope, Slice, SliceMut, Stream,
-    Watch,
+    AlignedGraph, AnyBackend, AnyComm, AnyDevice, Buffer, Graph, Op, PreMulSumOp, Scope, Slice,
+    SliceMut, Stream, Watch,
     buffer::{Allocation, bytes_of, order_all},
-    operation::{Call, Operation, operations},
+    graph::refuse_in_capture,
+    operation::{Call, Connections, Operation, operations},
     place::Place,
     reduce::OpKeep,
     symmetric::Heap,
@@ -82,6 +83,12 @@ pub(crate) struct CommInner {
     watched: OnceLock<Arc<Watched>>,
     /// For graphs, which are launched on any thread.
     suspended: AtomicBool,
+    /// What the library has connected; see [`Connections`].
+    connected: AtomicU32,
+    /// How many aligned graphs were captured.
+    aligned: AtomicU64,
+    /// The stream of the last launch of a graph that has this communicator's operations.
+    replayed: Mutex<Option<Stream>>,
 }
 
 /// What owners on other threads gave up, for the communicator's thread to give back.
@@ -107,6 +114,7 @@ impl Communicator {
     /// As [`Backend::join`].
     #[track_caller]
     pub fn join(backend: &AnyBackend, id: &UniqueId, config: JoinConfig) -> Result<Self> {
+        refuse_in_capture("join")?;
         let device = config.device;
         let comm = backend.join(id, config)?;
         Ok(Self::over(comm, backend.device(device)?))
@@ -119,6 +127,7 @@ impl Communicator {
     #[doc(alias = "ncclCommGrow")]
     #[track_caller]
     pub fn join_grown(backend: &AnyBackend, id: &UniqueId, config: JoinConfig) -> Result<Self> {
+        refuse_in_capture("join_grown")?;
         let device = config.device;
         let comm = backend.join_grown(id, config)?;
         Ok(Self::over(comm, backend.device(device)?))
@@ -131,6 +140,7 @@ impl Communicator {
     /// As [`Backend::join_all`].
     #[track_caller]
     pub fn join_all(backend: &AnyBackend, config: JoinAllConfig) -> Result<Vec<Self>> {
+        refuse_in_capture("join_all")?;
         let comms = backend.join_all(config)?;
         comms
             .into_iter()
@@ -180,6 +190,9 @@ impl Communicator {
             heap: Mutex::new(None),
             watched: OnceLock::new(),
             suspended: AtomicBool::new(false),
+            connected: AtomicU32::new(0),
+            aligned: AtomicU64::new(0),
+            replayed: Mutex::default(),
         };
         #[expect(
             clippy::arc_with_non_send_sync,
@@ -254,7 +267,14 @@ impl Communicator {
     /// it, to write inputs and read results; launches and other uses are ordered one after the
     /// other.
     ///
-    /// Call [`warm_up`](On::warm_up) before the first capture: libraries cannot connect inside one.
+    /// Call [`warm_up`](On::warm_up) before the first capture, on every rank. Libraries connect on
+    /// first use, which no capture can hold; so what is captured must have run before, by a `warm_up`
+    /// or by itself, and is refused otherwise. (A send may run to another rank than it is captured
+    /// to, so messages, gathers and scatters want the former.)
+    ///
+    /// While `body` runs, its thread enqueues nothing on other streams through this crate, launches
+    /// no graphs, and makes no communicators: what would run now, and not when the graph is
+    /// launched, is refused.
     ///
     /// # Errors
     /// The error of `body`, or of a refused call in it; what the device's runtime reports. Nothing
@@ -262,6 +282,25 @@ impl Communicator {
     #[track_caller]
     pub fn capture(&self, body: impl FnOnce(&Scope) -> Result<()>) -> Result<Graph> {
         Graph::capture(self, body)
+    }
+
+    /// As [`capture`](Self::capture), for a graph whose launches make sure that all ranks are at the
+    /// same step, in the same graph. It costs an exchange and a wait per launch: see [`AlignedGraph`].
+    ///
+    /// Collective, and every rank captures its aligned graphs in the same order.
+    ///
+    /// # Errors
+    /// As [`capture`](Self::capture).
+    #[track_caller]
+    pub fn capture_aligned(&self, body: impl FnOnce(&Scope) -> Result<()>) -> Result<AlignedGraph> {
+        AlignedGraph::capture(self, body)
+    }
+
+    /// Says that other code has run operations of every kind on this communicator, between all
+    /// ranks: one of another library's making ([`Backend::comm_from_raw`]), or one that is used on the
+    /// raw layer. [`capture`](Self::capture) then wants no [`warm_up`](On::warm_up).
+    pub fn assume_warmed_up(&self) {
+        self.inner.connected(Connections::ALL);
     }
 
     /// Makes a reduce operator that multiplies this rank's input by `scalar` and then sums.
@@ -318,6 +357,8 @@ impl Communicator {
         stream: &Stream,
     ) -> Result<(*mut c_void, usize)> {
         self.same_place(stream)?;
+        refuse_in_capture("alloc")?;
+        stream.not_captured("alloc")?;
         let bytes = bytes_of::<T>(len).map_err(|error| error.with_comm(self.info()))?;
         self.inner.collect_returned(Duration::ZERO);
         Ok((self.raw().mem_alloc(bytes)?, bytes))
@@ -330,6 +371,7 @@ impl Communicator {
     #[doc(alias = "ncclCommSplit")]
     #[track_caller]
     pub fn split(&self, config: SplitConfig) -> Result<Option<Self>> {
+        refuse_in_capture("split")?;
         let part = self.raw().split(config)?;
         Ok(part.map(|comm| self.child(comm)))
     }
@@ -345,6 +387,7 @@ impl Communicator {
     #[doc(alias = "ncclCommShrink")]
     #[track_caller]
     pub fn shrink(&self, config: ShrinkConfig) -> Result<Self> {
+        refuse_in_capture("shrink")?;
         Ok(self.child(self.raw().shrink(config)?))
     }
 
@@ -356,6 +399,7 @@ impl Communicator {
     #[doc(alias = "ncclCommGrow")]
     #[track_caller]
     pub fn grow(&self, config: GrowConfig) -> Result<Self> {
+        refuse_in_capture("grow")?;
         Ok(self.child(self.raw().grow(config)?))
     }
 
@@ -389,6 +433,7 @@ impl Communicator {
     /// As [`Collectives::suspend`].
     #[doc(alias = "ncclCommSuspend")]
     pub fn suspend(&self) -> Result<()> {
+        refuse_in_capture("suspend")?;
         self.inner.suspended.store(true, Ordering::SeqCst);
         self.raw().suspend().inspect_err(|_| {
             // It may have been suspended before.
@@ -404,6 +449,7 @@ impl Communicator {
     /// As [`Collectives::resume`].
     #[doc(alias = "ncclCommResume")]
     pub fn resume(&self) -> Result<()> {
+        refuse_in_capture("resume")?;
         self.raw().resume()?;
         self.inner.suspended.store(false, Ordering::SeqCst);
         Ok(())
@@ -654,13 +700,18 @@ impl On<'_> {
         self.comm.same_place(self.stream)?;
         self.comm.same_places(&operation)?;
         self.comm.not_in_raw_group()?;
+        refuse_in_capture(operation.call.name())?;
+        self.stream.not_captured_by_others(operation.call.name())?;
         let _locked = order_all(&operation.memory, self.stream)?;
         // SAFETY: the buffers are of this device and as long as they say, and are freed only
         // after the stream has passed their last use, before which every other use is ordered;
         // the stream is of this device and alive while work is enqueued on it. That the ranks
         // agree no single rank can know: `Communicator` names it as the limit of this layer.
         let issue = || unsafe { operation.issue(self.comm.raw(), self.stream, self.config) };
-        self.comm.inner.enqueue(self.stream, operation.call.name(), operation.site, issue)
+        let inner = &self.comm.inner;
+        inner.enqueue(self.stream, operation.call.name(), operation.site, issue)?;
+        inner.connected(operation.call.makes());
+        Ok(())
     }
 }
 
@@ -707,6 +758,48 @@ impl CommInner {
         if let (Some(watched), Some(number)) = (self.watched.get(), number) {
             watched.issued(stream, number, done);
         }
+    }
+
+    /// Notes what the library has connected.
+    #[inline]
+    pub(crate) fn connected(&self, made: Connections) {
+        if !made.are_in(self.connected.load(Ordering::Relaxed)) {
+            self.connected.fetch_or(made.bits(), Ordering::Relaxed);
+        }
+    }
+
+    /// Refuses to capture what the library would have to connect for.
+    pub(crate) fn check_connected(&self, call: &Call<'_>) -> Result<()> {
+        if call.uses().are_in(self.connected.load(Ordering::Relaxed)) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::InvalidUsage,
+            "captured before the communicator has run it: libraries connect on first use, which no \
+             capture can hold",
+        )
+        .with_comm(&self.info)
+        .with_operation(call.name())
+        .with_hint("call warm_up on a stream before the capture, on every rank"))
+    }
+
+    /// The number of the next aligned graph.
+    pub(crate) fn next_aligned(&self) -> u64 {
+        self.aligned.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Orders `stream` after the last launch of a graph with operations of this communicator, and
+    /// makes it the last. The caller holds the device's lock until it has launched: so launches of
+    /// such graphs never overlap, on whichever streams and threads.
+    pub(crate) fn order_replay(&self, stream: &Stream) -> Result<()> {
+        let mut last = self.replayed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = &*last
+            && last.id() != stream.id()
+        {
+            stream.follow(last)?;
+        }
+        *last = Some(stream.clone());
+        Ok(())
     }
 
     /// Refuses where the communicator has given its memory back.

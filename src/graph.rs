@@ -1,14 +1,18 @@
 //! Captured operations that can be launched again and again.
 
 use std::{
+    any::Any,
     cell::{Cell, RefCell},
     fmt,
     marker::PhantomData,
     panic::Location,
     sync::Arc,
+    time::Duration,
 };
 
-use collectives_core::{Device, Element, Error, ErrorKind, Rank, RawGraph, RecvBuf, Result};
+use collectives_core::{
+    Device, Element, Error, ErrorKind, Rank, RawGraph, RawStream, RecvBuf, Result,
+};
 
 use crate::{
     AnyDevice, Communicator, Group, Op, Recorder, Slice, SliceMut, Stream,
@@ -18,14 +22,24 @@ use crate::{
     operation::{Call, Operation, operations},
     place::{Locked, Place},
     reduce::OpKeep,
+    stream::named,
 };
 
 /// Operations captured by [`Communicator::capture`], to be launched any number of times.
 ///
-/// It owns what was captured into it: communicators, buffers, reduce ops. So graphs always die
-/// before communicators. Launches and other uses of the buffers are ordered one after the other.
+/// It owns what was captured into it: communicators, buffers, reduce ops, and what other code
+/// [gave it](Scope::keep). So graphs always die before communicators. Launches and other uses of the
+/// buffers are ordered one after the other.
 ///
 /// Every rank captures and launches alike, in the same order, like any operation.
+///
+/// # Threads
+/// `Send`, not `Sync`. Graphs that share a communicator may be launched by different threads, on
+/// different streams: launches are enqueued one at a time under the device's lock, and each run waits
+/// for the last run of a graph with any of its communicators. NCCL wants both, since runs that overlap
+/// mix up their operations. In which order threads launch is theirs to settle, and is the same on all
+/// ranks; [`AlignedGraph`](crate::AlignedGraph) finds out where it is not. Operations on streams beside
+/// a run are ordered by NCCL itself, unless `NCCL_GRAPH_MIXING_SUPPORT=0` forbids it to.
 ///
 /// ```
 /// use collectives::{Communicator, JoinAllConfig, ReduceOp, backend_named};
@@ -51,6 +65,8 @@ pub struct Graph {
     place: Place,
     raw: RawGraph,
     kept: Kept,
+    /// Where it was launched last, if values of other code have to outlive its runs.
+    last: RefCell<Option<Stream>>,
     not_sync: PhantomData<Cell<()>>,
 }
 
@@ -64,6 +80,7 @@ impl Graph {
         comm: &Communicator,
         body: impl FnOnce(&Scope) -> Result<()>,
     ) -> Result<Self> {
+        refuse_in_capture("capture")?;
         // A stream that nobody else can enqueue on, so that nothing strays into the capture.
         let stream = comm.new_stream()?;
         // SAFETY: the stream is alive, and of this device.
@@ -74,7 +91,10 @@ impl Graph {
             kept: RefCell::default(),
             refusal: Refusal::default(),
         };
-        body(&scope)?;
+        {
+            let _open = Open::enter();
+            body(&scope)?;
+        }
         scope.finish()
     }
 
@@ -94,16 +114,15 @@ impl Graph {
             )
             .with_operation("launch"));
         }
-        let unnamed = |error: Error| match error.operation() {
-            None => error.with_operation("launch"),
-            Some(_) => error,
-        };
-        stream.failure().map_err(unnamed)?;
+        refuse_in_capture("launch")?;
+        stream.not_captured_by_others("launch")?;
+        stream.failure().map_err(|error| named(error, "launch"))?;
         if let Some(error) = self.kept.comms.iter().find_map(|comm| comm.failure()) {
-            return Err(unnamed(error));
+            return Err(named(error, "launch"));
         }
         self.kept.comms.iter().try_for_each(|comm| comm.check_active())?;
         let _locked = Locked::new([self.place]);
+        self.kept.comms.iter().try_for_each(|comm| comm.order_replay(stream))?;
         for memory in &self.kept.memory {
             memory.order(stream)?;
         }
@@ -113,6 +132,9 @@ impl Graph {
         // SAFETY: all that was captured is kept by this graph, and the stream was ordered after
         // its last use.
         let launched = unsafe { self.device.launch(self.raw, stream.as_raw()) };
+        if !self.kept.values.is_empty() {
+            self.last.replace(Some(stream.clone()));
+        }
         for (comm, number) in self.kept.comms.iter().zip(numbers) {
             comm.expected(stream, number, launched.is_ok());
         }
@@ -137,8 +159,19 @@ impl fmt::Debug for Graph {
 impl Drop for Graph {
     fn drop(&mut self) {
         destroy(&self.device, self.raw);
+        // Memory is freed in the order of streams; of values of other code nothing is known, so their
+        // last run is waited for. Runs of one graph do not overlap.
+        let Some(last) = self.last.take() else { return };
+        // SAFETY: the stream is alive, and of this device.
+        if let Err(error) = unsafe { self.device.synchronize(last.as_raw(), Some(LAST_RUN)) } {
+            tracing::warn!(%error, "what a graph kept for other code is leaked");
+            std::mem::forget(std::mem::take(&mut self.kept.values));
+        }
     }
 }
+
+/// How long the last run of a graph may take once the graph is going.
+const LAST_RUN: Duration = Duration::from_secs(5);
 
 /// What is being captured into a [`Graph`].
 ///
@@ -170,9 +203,116 @@ impl Scope {
     ) -> Result<R> {
         let body = |group: &Group<'env>| body(CaptureGroup { group, stream: &self.stream });
         let keep = |comm: &Communicator, operation: &Operation<'_>| {
-            self.kept.borrow_mut().add(comm, operation);
+            comm.inner().check_connected(&operation.call)?;
+            self.kept.borrow_mut().add(comm, operation)
         };
         self.refusal.noting(group::capture(body, keep))
+    }
+
+    /// Has other code enqueue its own work: kernels, products of cuBLAS, copies. It comes behind what
+    /// was captured before, and before what follows.
+    ///
+    /// The memory of buffers goes in by [`reads`](Self::reads) and [`writes`](Self::writes), anything
+    /// else by [`keep`](Self::keep). On CUDA the stream is a `CUstream`, on HIP a `hipStream_t`, whose
+    /// device is current; a function of the host is `cuLaunchHostFunc`, and on the mock
+    /// [`MockDevice::call`](crate::mock::MockDevice::call).
+    ///
+    /// ```
+    /// use collectives::{AnyDevice, Communicator, JoinAllConfig, ReduceOp, backend_named};
+    /// # use std::ffi::c_void;
+    ///
+    /// /// Stands for a kernel: doubles a float of the mock's memory, which is the host's.
+    /// unsafe extern "C" fn double(value: *mut c_void) {
+    ///     // SAFETY: it is called with a float's place, which the graph keeps.
+    ///     unsafe { *value.cast::<f32>() *= 2.0 };
+    /// }
+    ///
+    /// # fn main() -> collectives::Result<()> {
+    /// let backend = backend_named("mock")?;
+    /// let comm = Communicator::join_all(&backend, JoinAllConfig::new([0]))?.remove(0);
+    /// let stream = comm.new_stream()?;
+    /// comm.on(&stream).warm_up()?;
+    /// let mut value = stream.upload(&[1.0_f32])?;
+    /// let graph = comm.capture(|scope| {
+    ///     let place = scope.writes(&mut value)?;
+    ///     // SAFETY: it enqueues on this stream alone, and the graph keeps the value.
+    ///     unsafe {
+    ///         scope.launch_with(|raw| match scope.device() {
+    ///             AnyDevice::Mock(device) => device.call(raw, double, place.cast()),
+    ///             _ => unreachable!("the mock was asked for"),
+    ///         })
+    ///     }?;
+    ///     scope.on(&comm).all_reduce_in_place(&mut value, ReduceOp::Sum)
+    /// })?;
+    /// graph.launch(&stream)?;
+    /// graph.launch(&stream)?;
+    /// assert_eq!(value.to_vec(&stream)?, [4.0]);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Safety
+    /// `enqueue` enqueues on this stream alone, or on streams that it forks from it by an event and
+    /// joins again before it returns; it does not end the capture. What its work uses lives as long
+    /// as the graph and any run of it, and its memory is used by nothing else meanwhile, except
+    /// through buffers named to `reads` (not written) and `writes`.
+    ///
+    /// # Errors
+    /// Those of `enqueue`; [`InvalidUsage`](ErrorKind::InvalidUsage) where the stream captures no
+    /// longer. Nothing of the capture is kept then.
+    pub unsafe fn launch_with<R>(&self, enqueue: impl FnOnce(RawStream) -> Result<R>) -> Result<R> {
+        let raw = self.stream.as_raw();
+        let check = |value| {
+            // SAFETY: the stream is alive, and of this device.
+            if unsafe { self.device().is_capturing(raw) }? {
+                return Ok(value);
+            }
+            Err(Error::new(ErrorKind::InvalidUsage, "other code has ended the capture")
+                .with_operation("launch_with"))
+        };
+        self.refusal
+            .noting(self.device().make_current().and_then(|()| enqueue(raw)).and_then(check))
+    }
+
+    /// Has the graph keep what `from` views, for other code to read it by the pointer. Uses of the
+    /// buffer beside the graph's runs are ordered, as with operations.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) for memory of another device.
+    pub fn reads<'a, T: Element>(&self, from: impl Into<Slice<'a, T>>) -> Result<*const T> {
+        let from = from.into();
+        self.keep_memory(from.memory())?;
+        Ok(from.raw().ptr.cast())
+    }
+
+    /// As [`reads`](Self::reads), for other code to write it.
+    ///
+    /// # Errors
+    /// As [`reads`](Self::reads).
+    pub fn writes<'a, T: Element>(&self, to: impl Into<SliceMut<'a, T>>) -> Result<*mut T> {
+        let to = to.into();
+        self.keep_memory(to.memory())?;
+        Ok(to.raw().ptr.cast())
+    }
+
+    /// Has the graph keep a value until it is dropped, and runs of it have ended: a handle or memory
+    /// that work of other code uses.
+    pub fn keep<T: Send + 'static>(&self, value: T) {
+        self.kept.borrow_mut().values.push(Box::new(value));
+    }
+
+    /// The device that is captured on.
+    pub fn device(&self) -> &AnyDevice {
+        self.stream.device()
+    }
+
+    fn keep_memory(&self, memory: &Arc<Allocation>) -> Result<()> {
+        let (theirs, place) = (memory.place(), self.stream.place());
+        if theirs != place {
+            let text = format!("the buffer is on {theirs}, the capture on {place}");
+            let error = Error::new(ErrorKind::InvalidArgument, text).with_operation("capture");
+            return self.refusal.noting(Err(error));
+        }
+        self.refusal.noting(self.kept.borrow_mut().add_memory(memory))
     }
 
     #[track_caller]
@@ -182,7 +322,8 @@ impl Scope {
         self.open.set(false);
         // SAFETY: this thread began the capture; what was captured lives as long as the graph.
         let raw = unsafe { device.end_capture(self.stream.as_raw()) }?;
-        Ok(Graph { device, place, raw, kept: self.kept.take(), not_sync: PhantomData })
+        let (kept, last) = (self.kept.take(), RefCell::default());
+        Ok(Graph { device, place, raw, kept, last, not_sync: PhantomData })
     }
 }
 
@@ -234,7 +375,8 @@ impl CaptureOn<'_> {
             comm.same_place(&scope.stream)?;
             comm.same_places(&operation)?;
             comm.not_in_raw_group()?;
-            scope.kept.borrow_mut().add(comm, &operation);
+            comm.inner().check_connected(&operation.call)?;
+            scope.kept.borrow_mut().add(comm, &operation)?;
             // SAFETY: all that the operation uses is kept by the graph, whose launches are ordered
             // after every other use.
             unsafe { operation.issue(comm.as_comm(), &scope.stream, None) }
@@ -249,19 +391,28 @@ struct Kept {
     memory: Vec<Arc<Allocation>>,
     ops: Vec<Arc<OpKeep>>,
     comms: Vec<Arc<CommInner>>,
+    /// Of other code.
+    values: Vec<Box<dyn Any + Send>>,
 }
 
 impl Kept {
-    fn add(&mut self, comm: &Communicator, operation: &Operation<'_>) {
+    fn add(&mut self, comm: &Communicator, operation: &Operation<'_>) -> Result<()> {
         keep(&mut self.comms, comm.inner());
-        for &memory in operation.memory.iter().flatten() {
-            // While it is borrowed, so that no use of its buffer is under way.
-            memory.share();
-            keep(&mut self.memory, memory);
+        for memory in operation.memory.iter().flatten() {
+            self.add_memory(memory)?;
         }
         if let Some(op) = &operation.op {
             keep(&mut self.ops, op);
         }
+        Ok(())
+    }
+
+    /// While it is borrowed, so that no use of its buffer is under way.
+    fn add_memory(&mut self, memory: &Arc<Allocation>) -> Result<()> {
+        memory.not_lent()?;
+        memory.share();
+        keep(&mut self.memory, memory);
+        Ok(())
     }
 }
 
@@ -271,6 +422,7 @@ impl fmt::Debug for Kept {
             .field("buffers", &self.memory.len())
             .field("ops", &self.ops.len())
             .field("communicators", &self.comms.len())
+            .field("values", &self.values.len())
             .finish()
     }
 }
@@ -286,4 +438,40 @@ fn keep<T>(list: &mut Vec<Arc<T>>, item: &Arc<T>) {
     if !list.iter().any(|known| Arc::ptr_eq(known, item)) {
         list.push(Arc::clone(item));
     }
+}
+
+/// While it lives, this thread captures.
+struct Open;
+
+impl Open {
+    fn enter() -> Self {
+        CAPTURES.set(true);
+        Self
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        CAPTURES.set(false);
+    }
+}
+
+/// Refuses what would not be captured but run now, or cannot be done, while this thread captures.
+#[inline]
+pub(crate) fn refuse_in_capture(operation: &'static str) -> Result<()> {
+    if !CAPTURES.get() {
+        return Ok(());
+    }
+    Err(in_capture(operation))
+}
+
+#[cold]
+fn in_capture(operation: &'static str) -> Error {
+    Error::new(ErrorKind::InvalidUsage, "this thread is capturing, and this would not be captured")
+        .with_operation(operation)
+        .with_hint("operations of the graph go through the scope: scope.on(&comm); others wait")
+}
+
+thread_local! {
+    static CAPTURES: Cell<bool> = const { Cell::new(false) };
 }

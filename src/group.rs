@@ -6,6 +6,7 @@ use collectives_core::{Collectives, Device, Element, Error, ErrorKind, Rank, Rec
 
 use crate::{
     AnyComm, Communicator, Op, Slice, SliceMut, Stream,
+    graph::refuse_in_capture,
     operation::{Call, Operation, operations},
     place::Locked,
 };
@@ -151,7 +152,9 @@ fn collect<'env, R>(
 
 /// Collects a group and enqueues it.
 fn run<'env, R>(body: impl FnOnce(&Group<'env>) -> Result<R>) -> Result<R> {
+    refuse_in_capture("group")?;
     let (value, records) = collect(body)?;
+    records.iter().try_for_each(|record| record.stream.not_captured_by_others("group"))?;
     let order = || {
         records.iter().try_for_each(|Record { operation, stream, .. }| {
             operation.memory.iter().flatten().try_for_each(|memory| memory.order(stream))
@@ -184,6 +187,9 @@ fn run<'env, R>(body: impl FnOnce(&Group<'env>) -> Result<R>) -> Result<R> {
         return Err(error);
     }
     issued?;
+    for Record { comm, operation, .. } in &records {
+        comm.inner().connected(operation.call.makes());
+    }
     Ok(value)
 }
 
@@ -191,12 +197,10 @@ fn run<'env, R>(body: impl FnOnce(&Group<'env>) -> Result<R>) -> Result<R> {
 /// to `keep`.
 pub(crate) fn capture<'env, R>(
     body: impl FnOnce(&Group<'env>) -> Result<R>,
-    mut keep: impl FnMut(&Communicator, &Operation<'_>),
+    mut keep: impl FnMut(&Communicator, &Operation<'_>) -> Result<()>,
 ) -> Result<R> {
     let (value, records) = collect(body)?;
-    for Record { comm, operation, .. } in &records {
-        keep(comm, operation);
-    }
+    records.iter().try_for_each(|Record { comm, operation, .. }| keep(comm, operation))?;
     // SAFETY: all that the records use is kept by the graph, whose launches are ordered.
     unsafe { issue(&records, |library| library.group_end()) }?;
     Ok(value)

@@ -1,10 +1,12 @@
 #![doc = include_str!("../README.md")]
 
+mod aligned;
 mod any;
 mod buffer;
 mod communicator;
 mod graph;
 mod group;
+pub mod interop;
 pub mod mock;
 mod operation;
 mod place;
@@ -16,11 +18,13 @@ mod symmetric;
 mod watchdog;
 mod world;
 
+pub use aligned::AlignedGraph;
 pub use any::{AnyBackend, AnyComm, AnyDevice, OtherComm};
 pub use buffer::{Buffer, Slice, SliceMut};
 pub use communicator::{Communicator, On};
 pub use graph::{CaptureGroup, CaptureOn, Graph, Scope};
 pub use group::{Group, Recorder, group, simulate};
+pub use interop::Lent;
 pub use platform::{BackendName, Decision, Devices, FoundDevice, HiddenBy, Platform, Roots};
 pub use reduce::{Op, PreMulSumOp};
 pub use select::{Explanation, Selection, backend, backend_named};

@@ -85,6 +85,53 @@ impl Call<'_> {
         }
     }
 
+    /// The connections that the library uses for it.
+    pub(crate) const fn uses(&self) -> Connections {
+        match self {
+            Self::AllGather { .. } => Connections::ALL_GATHER,
+            Self::AllReduce { .. } | Self::Barrier { .. } => Connections::ALL_REDUCE,
+            // The latter is a group of them.
+            Self::Broadcast { .. } | Self::AllGatherV { .. } => Connections::BROADCAST,
+            Self::Reduce { .. } | Self::ReduceScatterV { .. } => Connections::REDUCE,
+            Self::ReduceScatter { .. } => Connections::REDUCE_SCATTER,
+            Self::AllToAll { .. }
+            | Self::AllToAllV { .. }
+            | Self::Gather { .. }
+            | Self::GatherV { .. }
+            | Self::Recv { .. }
+            | Self::Scatter { .. }
+            | Self::ScatterV { .. }
+            | Self::Send { .. }
+            | Self::SendRecv { .. } => Connections::PEERS,
+            Self::WarmUp { .. } => Connections::ALL,
+        }
+    }
+
+    /// The connections that are there for sure when it was issued.
+    pub(crate) const fn makes(&self) -> Connections {
+        match self {
+            // Of these, only some pairs of ranks are known to be connected.
+            Self::AllToAllV { .. }
+            | Self::Gather { .. }
+            | Self::GatherV { .. }
+            | Self::Recv { .. }
+            | Self::Scatter { .. }
+            | Self::ScatterV { .. }
+            | Self::Send { .. }
+            | Self::SendRecv { .. } => Connections::NONE,
+            Self::AllGather { .. }
+            | Self::AllGatherV { .. }
+            | Self::AllReduce { .. }
+            | Self::AllToAll { .. }
+            | Self::Barrier { .. }
+            | Self::Broadcast { .. }
+            | Self::Reduce { .. }
+            | Self::ReduceScatter { .. }
+            | Self::ReduceScatterV { .. }
+            | Self::WarmUp { .. } => self.uses(),
+        }
+    }
+
     /// # Safety
     /// As [`Collectives`].
     #[inline]
@@ -130,6 +177,32 @@ impl Call<'_> {
                 Self::WarmUp { scratch } => comm.warm_up(scratch, launch),
             }
         }
+    }
+}
+
+/// Connections of a communicator: libraries make them on first use, which no capture can hold.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Connections(u32);
+
+impl Connections {
+    const NONE: Self = Self(0);
+    const ALL_GATHER: Self = Self(1);
+    const ALL_REDUCE: Self = Self(1 << 1);
+    const BROADCAST: Self = Self(1 << 2);
+    const REDUCE: Self = Self(1 << 3);
+    const REDUCE_SCATTER: Self = Self(1 << 4);
+    /// Of each rank with each.
+    const PEERS: Self = Self(1 << 5);
+    pub(crate) const ALL: Self = Self(u32::MAX);
+
+    /// As a number that others can be added to.
+    pub(crate) const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// Whether none of these is missing in `there`.
+    pub(crate) const fn are_in(self, there: u32) -> bool {
+        self.0 & !there == 0
     }
 }
 

@@ -32,7 +32,7 @@ pub struct Platform {
     pub nvidia: Devices,
     /// Devices that ROCm drives.
     pub amd: Devices,
-    /// What `COLLECTIVES_BACKEND` is set to. Empty counts as not set.
+    /// What `COLLECTIVES_BACKEND` is set to. Empty counts as not set; `auto` decides nothing.
     pub variable: Option<String>,
     /// The device runtimes that are in this process already: CUDA's driver and runtime, HIP's runtime.
     pub loaded: Vec<PathBuf>,
@@ -84,7 +84,7 @@ impl Platform {
         if let Some(backend) = requested {
             return Ok(Decision::new(backend, format!("{backend} was asked for by argument")));
         }
-        if let Some(value) = &self.variable {
+        if let Some(value) = self.variable.as_ref().filter(|value| *value != "auto") {
             let backend = value.parse().map_err(|error: Error| {
                 Error::new(error.kind(), format!("{VARIABLE}: {}", error.message()))
             })?;
@@ -1297,7 +1297,10 @@ mod tests {
         assert_eq!(decided(&asked), NCCL);
         let conflict = Machine::new().nvidia(1).amd(1).set("COLLECTIVES_BACKEND", "rccl");
         assert_eq!(decided(&conflict), RCCL);
-        assert_eq!(decided(&Machine::new().nvidia(1).set("COLLECTIVES_BACKEND", "")), NCCL);
+        for undecided in ["", "auto"] {
+            let machine = Machine::new().nvidia(1).set("COLLECTIVES_BACKEND", undecided);
+            assert_eq!(decided(&machine), NCCL);
+        }
     }
 
     #[test]

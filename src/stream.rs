@@ -1,6 +1,7 @@
 //! Streams that remember whose work they carry.
 
 use std::{
+    any::Any,
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -42,6 +43,8 @@ struct StreamInner {
     /// The communicator noted last, or 0; spares the common case the lock.
     last_user: AtomicU64,
     users: Mutex<Vec<User>>,
+    /// Whose stream it is, where that can be kept alive.
+    _owner: Option<Arc<dyn Any + Send + Sync>>,
     /// For the watchdog, where a communicator that uses the stream is watched.
     gate: OnceLock<Arc<Gate>>,
 }
@@ -78,14 +81,34 @@ impl Stream {
     /// Wraps a stream that other code owns. It is not destroyed with the result.
     ///
     /// # Safety
-    /// `raw` is a stream of `device`, which outlives the result and all its clones and is not
-    /// captured by other code while they enqueue on it. Other code that uses memory of a
+    /// `raw` is a stream of `device`, which outlives the result and all its clones: buffers keep one
+    /// of their last stream, and communicators that of the last [`Graph`](crate::Graph) they launched.
+    /// It is not captured by other code while they enqueue on it: that is looked for, but another
+    /// thread may begin a capture right then. Other code that uses memory of a
     /// [`Buffer`](crate::Buffer) on it orders itself after what was enqueued through this crate.
     pub unsafe fn from_raw(device: &AnyDevice, raw: RawStream) -> Self {
         Self::wrap(device.clone(), raw, false)
     }
 
+    /// A stream of other code that lives as long as `owner`.
+    pub(crate) fn kept_by(
+        device: AnyDevice,
+        raw: RawStream,
+        owner: Arc<dyn Any + Send + Sync>,
+    ) -> Self {
+        Self::over(device, raw, false, Some(owner))
+    }
+
     fn wrap(device: AnyDevice, raw: RawStream, owned: bool) -> Self {
+        Self::over(device, raw, owned, None)
+    }
+
+    fn over(
+        device: AnyDevice,
+        raw: RawStream,
+        owned: bool,
+        owner: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self(Arc::new(StreamInner {
             place: Place::of(&device),
@@ -96,6 +119,7 @@ impl Stream {
             enqueued: AtomicU64::new(0),
             last_user: AtomicU64::new(0),
             users: Mutex::new(Vec::new()),
+            _owner: owner,
             gate: OnceLock::new(),
         }))
     }
@@ -183,7 +207,7 @@ impl Stream {
         };
         // SAFETY: the stream is alive, and of this device.
         let outcome = unsafe { inner.device.synchronize(inner.raw, first) };
-        self.failure()?;
+        self.failure().map_err(|error| named(error, "synchronize"))?;
         match outcome {
             Err(error) if error.kind() == ErrorKind::Timeout => {
                 if first == deadline {
@@ -191,7 +215,7 @@ impl Stream {
                 }
                 self.wait_long(until, deadline, error)?;
             }
-            outcome => outcome?,
+            outcome => outcome.map_err(|error| self.broken(error))?,
         }
         let mut users = self.users();
         // Written before the count is read, as `note` writes the count before it reads this: so
@@ -224,7 +248,7 @@ impl Stream {
         let mut asked = Instant::now();
         loop {
             // SAFETY: the event is alive.
-            if unsafe { device.query(event.raw) }? {
+            if unsafe { device.query(event.raw) }.map_err(|error| self.broken(error))? {
                 return self.failure();
             }
             let now = Instant::now();
@@ -308,6 +332,46 @@ impl Stream {
         Ok(())
     }
 
+    /// Refuses a stream that is being captured, for what would not be in the graph or has to wait.
+    pub(crate) fn not_captured(&self, operation: &'static str) -> Result<()> {
+        // SAFETY: the stream is alive, and of this device.
+        if !unsafe { self.0.device.is_capturing(self.0.raw) }? {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::InvalidUsage, "the stream is being captured")
+            .with_operation(operation)
+            .with_hint(
+                "use another stream, or end the capture first; Communicator::capture captures \
+                 operations, and Collectives enqueues on streams that other code captures",
+            ))
+    }
+
+    /// As [`not_captured`](Self::not_captured), for the path of every operation: streams of our own
+    /// are captured by nobody else.
+    #[inline]
+    pub(crate) fn not_captured_by_others(&self, operation: &'static str) -> Result<()> {
+        match self.0.owned {
+            true => Ok(()),
+            false => self.not_captured(operation),
+        }
+    }
+
+    /// A failure of the device, with what was pending. It may be that of a communicator that failed
+    /// after it was asked.
+    #[cold]
+    fn broken(&self, error: Error) -> Error {
+        if error.kind() != ErrorKind::Device {
+            return error;
+        }
+        if let Err(failure) = self.failure() {
+            return failure;
+        }
+        match self.users().iter().find_map(|user| user.watched.as_ref()) {
+            Some(watched) => watched.explain(error),
+            None => error,
+        }
+    }
+
     /// The failure of a communicator that this stream answers for.
     pub(crate) fn failure(&self) -> Result<()> {
         self.users().iter().find_map(User::failure).map_or(Ok(()), Err)
@@ -364,6 +428,14 @@ fn timed_out(deadline: Option<Duration>, error: Error) -> Error {
         .with_operation("synchronize")
         .with_hint(hint)
         .with_source(error)
+}
+
+/// Names the operation that met a failure, where that names none.
+pub(crate) fn named(error: Error, operation: &'static str) -> Error {
+    match error.operation() {
+        None => error.with_operation(operation),
+        Some(_) => error,
+    }
 }
 
 /// An event that is destroyed with its holder.

@@ -53,14 +53,14 @@ mod linux {
 
     fn a_link_is_cut_within_the_roll(hosts: &Hosts) {
         // Rank 2 never comes.
-        let given = Duration::from_secs(4);
+        let given = Duration::from_secs(8);
         thread::scope(|scope| {
             let here = scope.spawn(|| world(0, 3, given).unwrap_err());
             let there = scope.spawn(hosts.over_there(|| world(1, 3, given).unwrap_err()));
             let store = TcpStore::connect(&format!("{HERE}:{PORT}"), long()).unwrap();
             store.wait(&["collectives/job/0/0/roll/rank/1"], long()).unwrap();
             hosts.cut();
-            is_told(&here.join().unwrap(), "rank 2 of 3 did not come within 4s");
+            is_told(&here.join().unwrap(), "rank 2 of 3 did not come within 8s");
             is_told(
                 &there.join().unwrap(),
                 "rank 0 of 3, which serves the store, has ended or cannot be reached",
@@ -69,14 +69,14 @@ mod linux {
     }
 
     fn a_link_is_cut_before_a_join(hosts: &Hosts) {
-        let given = Duration::from_secs(4);
+        let given = Duration::from_secs(8);
         thread::scope(|scope| {
             let there = scope.spawn(hosts.over_there(|| world(1, 2, given).unwrap()));
             let here = world(0, 2, given).unwrap();
             let there = there.join().unwrap();
             hosts.cut();
             let cut_off = scope.spawn(hosts.over_there(move || join(&there)));
-            is_told(&join(&here), "communicator 'train': rank 1 of 2 did not come within 4s");
+            is_told(&join(&here), "communicator 'train': rank 1 of 2 did not come within 8s");
             is_told(
                 &cut_off.join().unwrap(),
                 "rank 0 of 2, which serves the store, has ended or cannot be reached",

@@ -195,12 +195,13 @@ impl<'a> Meeting<'a> {
         if self.store.add("come", 1, deadline)? == self.size as i64 {
             return complete();
         }
-        match self.store.get(OUTCOME, deadline) {
+        let late = match self.store.get(OUTCOME, deadline) {
             Ok(text) => return self.read(&text),
-            Err(error) if error.kind() == ErrorKind::Timeout => {}
+            Err(error) if error.kind() == ErrorKind::Timeout => error,
             Err(error) => return Err(error),
-        }
-        let absent = self.absent(&self.keys())?;
+        };
+        // Where the store does not answer any more, how long it was waited for says more than that.
+        let absent = self.absent(&self.keys()).map_err(|_| late)?;
         if absent.is_empty() {
             // The last rank came, and ended before it could say so.
             return complete();

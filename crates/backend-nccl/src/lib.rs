@@ -20,6 +20,7 @@ mod check;
 mod device;
 mod driver;
 mod graph;
+pub mod interop;
 mod memory;
 mod stream;
 

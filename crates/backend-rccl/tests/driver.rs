@@ -181,8 +181,8 @@ fn what_it_is() -> Result<(), Failed> {
     same("memory", device.memory_info()?.1, info.total_memory)?;
     same("wave", device.attribute(hipDeviceAttribute_t::WARP_SIZE)?, 64)?;
     same("release of HIP", hip_version()?.to_string().starts_with("7."), true)?;
-    same("architecture", device.architecture(), Some("gfx942"))?;
-    same("fp8", device.f8_format(), F8Format::Fnuz)?;
+    same("architecture", device.architecture(), Some("gfx950"))?;
+    same("fp8", device.f8_format(), F8Format::Ocp)?;
     let peer = rccl.device(1)?;
     same("peer", device.can_access_peer(&peer)?, true)?;
     device.enable_peer_access(&peer)?;

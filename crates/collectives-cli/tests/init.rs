@@ -352,25 +352,25 @@ mod linux {
         let attempt = |restart: &'static str| {
             move |rank: u32, command: &mut Command| {
                 torchrun(command, rank, 4, port).env("TORCHELASTIC_USE_AGENT_STORE", "True");
-                command.env("TORCHELASTIC_RUN_ID", "run").env("TEST_DEADLINE_MS", "1000");
+                command.env("TORCHELASTIC_RUN_ID", "run").env("TEST_DEADLINE_MS", "5000");
                 command.env("TORCHELASTIC_RESTART_COUNT", restart);
             }
         };
         // In the first, somebody is missing.
         let outputs = ranks(0..3, "configured", attempt("0"))?;
-        all_say_alike(&outputs, ": rank 3 of 4 did not come within 1s, says rank ")?;
+        all_say_alike(&outputs, ": rank 3 of 4 did not come within 5s, says rank ")?;
         // It is too late for the fourth, and it hears so at once.
         let late = ranks(3..4, "configured", attempt("0"))?;
-        all_say_alike(&late, ": rank 3 of 4 did not come within 1s, says rank ")?;
+        all_say_alike(&late, ": rank 3 of 4 did not come within 5s, says rank ")?;
         all_say(&ranks(0..4, "configured", attempt("1"))?, "mock [10.0]\n")
     }
 
     fn who_does_not_come_is_named_by_all() -> Outcome {
         let port = free_port()?;
         let outputs = ranks([0, 1, 3], "configured", |rank, command| {
-            torchrun(command, rank, 4, port).env("TEST_DEADLINE_MS", "1500");
+            torchrun(command, rank, 4, port).env("TEST_DEADLINE_MS", "5000");
         })?;
-        all_say_alike(&outputs, ": rank 2 of 4 did not come within 1.5s, says rank ")
+        all_say_alike(&outputs, ": rank 2 of 4 did not come within 5s, says rank ")
     }
 
     fn rank_0_is_named() -> Outcome {
@@ -455,13 +455,13 @@ mod linux {
         let port = free_port()?;
         let outputs = ranks(0..4, "ends_before_join", |rank, command| {
             torchrun(command, rank, 4, port)
-                .env("TEST_DEADLINE_MS", "2000")
+                .env("TEST_DEADLINE_MS", "5000")
                 .env("TEST_KILLED", "2");
         })?;
         survivors_say(
             &outputs,
             2,
-            ": communicator 'train': rank 2 of 4 did not come within 2s, says rank ",
+            ": communicator 'train': rank 2 of 4 did not come within 5s, says rank ",
         )
     }
 
@@ -489,13 +489,13 @@ mod linux {
         let port = free_port()?;
         let late = "[[rule]]\nrank = 2\naction = { join_late = \"60s\" }";
         let outputs = ranks(0..4, "ends_within_join", |rank, command| {
-            torchrun(command, rank, 4, port).env("TEST_DEADLINE_MS", "2000");
+            torchrun(command, rank, 4, port).env("TEST_DEADLINE_MS", "5000");
             equip(command.env("COLLECTIVES_MOCK_FAULTS", late)).expect("what a rank needs");
         })?;
         survivors_say(
             &outputs,
             2,
-            ": communicator 'train': rank 2 of 4 came, but gave no sign within 2s of joining: pid ",
+            ": communicator 'train': rank 2 of 4 came, but gave no sign within 5s of joining: pid ",
         )
     }
 

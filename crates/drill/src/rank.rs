@@ -60,10 +60,11 @@ impl Seat {
         }
         let failed = self.fail(&backend)?;
         let members = self.regrouped()?;
+        let shrinks = failed.as_ref().is_some_and(|comm| self.shrinks(comm));
         let comm = self.recover(&backend, failed, &members)?;
         go_on(&comm)?;
         comm.finalize()?;
-        self.member.tell(&Word::Done);
+        self.member.tell(&Word::Done { shrunk: shrinks });
         Ok(())
     }
 
@@ -154,10 +155,11 @@ impl Seat {
             }
             Case::KilledAfterCollective => {
                 let mut pair = Pair::new(comm, MANY)?;
-                pair.step(comm)?;
                 if self.is_victim() {
+                    pair.step(comm)?;
                     die();
                 }
+                // The others may still wait for the same one when it is gone.
                 self.until_it_fails(|| pair.step(comm))
             }
             Case::KilledDuringCapture => {
@@ -210,7 +212,7 @@ impl Seat {
         members: &[usize],
     ) -> Outcome<Communicator> {
         if let Some(comm) = failed {
-            if self.task.shrinks {
+            if self.shrinks(&comm) {
                 let lost = Rank::new(self.task.victim as u32);
                 let rest = if comm.capabilities().revoke.is_available() {
                     comm.revoke()?;
@@ -241,10 +243,15 @@ impl Seat {
         Communicator::join(backend, id, config)
     }
 
+    /// Whether survivors shrink: where they are to, and the library can.
+    fn shrinks(&self, comm: &Communicator) -> bool {
+        self.task.shrinks && comm.capabilities().shrink.is_available()
+    }
+
     fn watch(&self, comm: &Communicator) {
         let watch = Watch::new().with_deadline(self.task.deadline);
         // An aborted communicator cannot be shrunk.
-        comm.watch(if self.task.shrinks { watch.without_abort() } else { watch });
+        comm.watch(if self.shrinks(comm) { watch.without_abort() } else { watch });
     }
 
     fn told(&self, error: Error, begun: Instant) {

@@ -86,7 +86,7 @@ impl fmt::Display for Report {
                 })
             });
             let ways = rounds.iter().filter(|round| round.went_on > 0).map(|round| {
-                let way = if round.task.shrinks { "shrink" } else { "rejoin" };
+                let way = if round.shrunk { "shrink" } else { "rejoin" };
                 format!("{way} to {}", round.went_on)
             });
             table.add_row([

@@ -28,6 +28,8 @@ pub(crate) struct Round {
     pub(crate) told: Vec<Told>,
     /// How many ranks went on together.
     pub(crate) went_on: usize,
+    /// Whether they did in a communicator that was shrunk.
+    pub(crate) shrunk: bool,
     /// What should not have been.
     pub(crate) problems: Vec<String>,
     pub(crate) seconds: f64,
@@ -63,6 +65,7 @@ impl Round {
             library: None,
             told: Vec::new(),
             went_on: 0,
+            shrunk: false,
             problems: Vec::new(),
             seconds: 0.0,
         };
@@ -155,7 +158,8 @@ impl Host {
                 self.heard.insert(rank);
                 self.regroup_if_all_were_told();
             }
-            Word::Done => {
+            Word::Done { shrunk } => {
+                self.round.shrunk = shrunk;
                 self.done.insert(rank);
                 if self.members.as_ref().is_some_and(|members| members.is_subset(&self.done)) {
                     self.crew.tell_all(&Order::Leave);

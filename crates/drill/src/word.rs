@@ -27,8 +27,8 @@ pub(crate) enum Order {
 /// What a rank says.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) enum Word {
-    /// It has gone on, and ended its communicators.
-    Done,
+    /// It has gone on, in a communicator that was shrunk or in a new one, and ended it.
+    Done { shrunk: bool },
     /// Something is wrong that no round wants.
     Failed(String),
     /// It waits for the others.
@@ -50,7 +50,7 @@ pub(crate) struct Task {
     pub(crate) victim: usize,
     /// The rank that makes the first id.
     pub(crate) maker: usize,
-    /// Whether the survivors shrink; else they join anew.
+    /// Whether the survivors shrink, if the library can; else they join anew.
     pub(crate) shrinks: bool,
     pub(crate) deadline: Duration,
     /// When the victim is killed, where that is random.

@@ -148,7 +148,7 @@ fn devices_are_amds() {
         value
     };
     // Wave, capability, bus; not CUDA's numbers.
-    assert_eq!([87, 23, 61, 67].map(attribute), [64, 9, 4, 17]);
+    assert_eq!([87, 23, 61, 67].map(attribute), [64, 9, 5, 17]);
     let mut version = 0;
     let get_version: unsafe extern "C" fn(*mut c_int) -> c_int =
         symbol("hip", "hipRuntimeGetVersion");
@@ -169,7 +169,7 @@ fn devices_are_amds() {
         symbol("hip", "hipGetDevicePropertiesR0600");
     good(unsafe { fill(properties.as_mut_ptr().cast(), 1) });
     assert_eq!(properties[584..588], 17_i32.to_ne_bytes());
-    assert_eq!(&properties[1160..1167], b"gfx942\0");
+    assert_eq!(&properties[1160..1167], b"gfx950\0");
     assert_eq!(properties[1472..], [0xff; 8]);
 }
 

@@ -1110,6 +1110,9 @@ impl<V: Vendor> Collectives for Comm<V> {
             false => self.line.enter(OPERATION)?,
         });
         match self.line.poll() {
+            Some(failure) if failure.operation().is_none() => {
+                Err(failure.with_operation(OPERATION))
+            }
             Some(failure) => Err(failure),
             None => Ok(()),
         }

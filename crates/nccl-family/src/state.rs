@@ -244,7 +244,7 @@ impl Lifeline {
             return Some(error::copy(failure, &self.info));
         }
         if self.is_revoked() {
-            return Some(revoked().with_comm(&self.info).with_operation("poll_error"));
+            return Some(revoked().with_comm(&self.info));
         }
         if let Some(reason) = self.reason.get() {
             return Some(reason.copy());
@@ -257,7 +257,7 @@ impl Lifeline {
         let result = unsafe { get_async_error(self.raw, &mut state) };
         match if result.is_success() { state } else { result } {
             ncclResult_t::SUCCESS | ncclResult_t::IN_PROGRESS => None,
-            failure => Some(self.failed(failure).with_operation("poll_error")),
+            failure => Some(self.failed(failure)),
         }
     }
 

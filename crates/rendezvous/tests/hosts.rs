@@ -74,7 +74,7 @@ mod linux {
                 exchange(store, "meeting", 1, 3, b"", deadline).map(drop)
             }),
         ];
-        let given = Duration::from_secs(3);
+        let given = Duration::from_secs(6);
         let server = serve(Limits::default());
         let here = connect(&server);
         let there = hosts.there(|| connect(&server));
@@ -89,21 +89,21 @@ mod linux {
                 }))
             };
             let waiting = waits.map(wait);
+            here.wait(&["begun/get", "begun/wait", "begun/share", "meeting/1"], long()).unwrap();
             // The rank on this host learns who is missing from the store, which is here.
             let first = scope.spawn(|| {
                 exchange(&connect(&server), "meeting", 0, 3, b"", Deadline::after(given))
                     .unwrap_err()
             });
-            here.wait(&["begun/get", "begun/wait", "begun/share", "meeting/1"], long()).unwrap();
             thread::sleep(Duration::from_millis(100));
             hosts.cut();
             for wait in waiting {
                 let (name, error) = wait.join().unwrap();
-                let words = "no answer within 3s, nor when asked which keys are missing";
+                let words = "no answer within 6s, nor when asked which keys are missing";
                 is_cut_off(name, &error, words);
             }
             let told = first.join().unwrap().to_string();
-            assert!(told.contains("rank 2 of 3 did not come within 3s"), "{told}");
+            assert!(told.contains("rank 2 of 3 did not come within 6s"), "{told}");
         });
 
         // What begins now ends as well: on a connection from before, and on new ones.

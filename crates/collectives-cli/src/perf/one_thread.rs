@@ -29,7 +29,11 @@ struct OneThread<'a, T: Value> {
 
 impl<'a, T: Value> OneThread<'a, T> {
     fn new(plan: &'a Plan, comms: Vec<Communicator>) -> Result<Self> {
-        let seats = comms.into_iter().map(|comm| Seat::new(comm, plan)).collect::<Result<_>>()?;
+        let seats: Vec<_> =
+            comms.into_iter().map(|comm| Seat::new(comm, plan)).collect::<Result<_>>()?;
+        if plan.graph {
+            group(|group| seats.iter().try_for_each(|seat: &Seat<'_, T>| seat.warm_up(group)))?;
+        }
         let mut ranks = Self { plan, seats, steps: Box::new(plan.steps()) };
         for &Repeated { count, repeats } in &plan.warmup {
             let calls = ranks.calls(count, false);

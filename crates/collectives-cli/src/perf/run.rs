@@ -21,7 +21,7 @@
 use std::time::{Duration, Instant};
 
 use collectives::{
-    AbortHandle, AnyBackend, Communicator, DType, Error, JoinConfig, Rank, ReduceOp, Result,
+    AbortHandle, AnyBackend, Communicator, DType, Error, JoinConfig, Rank, ReduceOp, Result, group,
 };
 use serde::{Deserialize, Serialize};
 
@@ -151,6 +151,9 @@ fn work<T: Value>(
 }
 
 fn warm_up<T: Value>(seat: &mut Seat<'_, T>, plan: &Plan) -> Result<()> {
+    if plan.graph {
+        group(|group| seat.warm_up(group))?;
+    }
     for &Repeated { count, repeats } in &plan.warmup {
         let call = Call::new(plan, seat.rank(), count, false);
         call.places(plan, repeats).try_for_each(|at| seat.enqueue(&call, at))?;

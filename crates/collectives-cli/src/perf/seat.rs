@@ -72,6 +72,11 @@ impl<'a, T: Value> Seat<'a, T> {
         call.record(group.on(comm, stream), send, recv, at)
     }
 
+    /// Has the library connect all ranks, in a group: what is captured wants that.
+    pub(super) fn warm_up<'env>(&'env self, group: &Group<'env>) -> Result<()> {
+        group.on(&self.comm, &self.stream).warm_up()
+    }
+
     /// Captures an operation at each of these places, one after the other.
     pub(super) fn capture(
         &mut self,

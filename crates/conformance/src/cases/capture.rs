@@ -76,6 +76,82 @@ pub(super) fn two_operations_share_a_graph<B: Backend>(ctx: &Ctx<'_, B>) -> Outc
     Ok(())
 }
 
+/// A decode step in small: two groups, two operations, and work of other code between them.
+pub(super) fn groups_operations_and_copies_share_a_graph<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    let stream = ctx.here.stream;
+    let rings = [Ring::new(ctx)?, Ring::new(ctx)?];
+    let mut sum = warm_sum(ctx, ctx.lane())?;
+    let copied = ctx.here.alloc(DType::F32, PLAN.count)?;
+    for ring in &rings {
+        ctx.group(|| ring.issue(ctx.lane()))?;
+        ring.verify(ctx, 0)?;
+    }
+    let graph = ctx.capture(stream, || {
+        ctx.group(|| rings[0].issue(ctx.lane()))?;
+        sum.issue(ctx.lane())?;
+        ctx.here.copy(copied, sum.recv, stream)?;
+        ctx.group(|| rings[1].issue(ctx.lane()))?;
+        Ok(sum.issue(ctx.lane())?)
+    })?;
+    for turn in 1..=3 {
+        rings[0].refill(ctx, turn)?;
+        rings[1].refill(ctx, -turn)?;
+        sum.refill(ctx, ctx.seed + turn as u64)?;
+        graph.launch(stream)?;
+        rings[0].verify(ctx, turn)?;
+        rings[1].verify(ctx, -turn)?;
+        let want = ctx.here.read::<f32>(sum.recv)?;
+        check_eq("the copy in the midst", ctx.here.read::<f32>(copied)?, want)?;
+        sum.verify(ctx)?;
+    }
+    Ok(())
+}
+
+/// Runs of graphs that share a communicator are ordered by events, as NCCL wants it.
+pub(super) fn two_graphs_are_replayed_by_turns_on_two_streams<B: Backend>(
+    ctx: &Ctx<'_, B>,
+) -> Outcome {
+    let streams = [ctx.here.stream, ctx.here.new_stream()?];
+    let mut sums = [warm_sum(ctx, ctx.lane())?, warm_sum(ctx, ctx.lane())?];
+    let graphs = [
+        ctx.capture(streams[0], || Ok(sums[0].issue(ctx.lane())?))?,
+        ctx.capture(streams[0], || Ok(sums[1].issue(ctx.lane())?))?,
+    ];
+    for turn in 1..=3 {
+        for (index, sum) in sums.iter_mut().enumerate() {
+            sum.refill(ctx, ctx.seed + 10 * turn + index as u64)?;
+        }
+        for _ in 0..2 {
+            for (index, graph) in graphs.iter().enumerate() {
+                ctx.here.order(streams[1 - index], streams[index])?;
+                graph.launch(streams[index])?;
+            }
+        }
+        ctx.here.order(streams[1], streams[0])?;
+        sums[0].verify(ctx)?;
+        sums[1].verify(ctx)?;
+    }
+    Ok(())
+}
+
+pub(super) fn memory_is_not_freed_behind_a_capture<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    let stream = ctx.here.stream;
+    let mut sum = warm_sum(ctx, ctx.lane())?;
+    let memory = ctx.here.device.alloc(64)?;
+    let graph = ctx.capture(stream, || {
+        sum.issue(ctx.lane())?;
+        // SAFETY: refused: nothing would tell when the memory is unused.
+        let freed = unsafe { ctx.here.device.free(memory, stream) };
+        refused(ErrorKind::InvalidUsage, "a free behind a capture", freed)?;
+        check(ctx.here.is_capturing(stream)?, "still capturing")
+    })?;
+    // SAFETY: it was allocated above, and is used by nobody.
+    unsafe { ctx.here.device.free(memory, stream) }?;
+    sum.refill(ctx, ctx.seed + 1)?;
+    graph.launch(stream)?;
+    sum.verify(ctx)
+}
+
 pub(super) fn nothing_runs_before_the_launch<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
     warm_sum(ctx, ctx.lane())?;
     let sum: Prepared<f32> = PLAN.prepare(ctx, ctx.lane(), ctx.seed)?;

@@ -257,6 +257,9 @@ pub(crate) fn cases<B: Backend>() -> Vec<Case<B>> {
         capture::a_grouped_send_and_receive_are_replayed [CAPTURE];
         capture::every_operation_can_be_captured [CAPTURE, ALL_TO_ALL, GATHER, SCATTER];
         capture::two_operations_share_a_graph [CAPTURE];
+        capture::groups_operations_and_copies_share_a_graph [CAPTURE];
+        capture::two_graphs_are_replayed_by_turns_on_two_streams [CAPTURE];
+        capture::memory_is_not_freed_behind_a_capture [CAPTURE];
         capture::nothing_runs_before_the_launch [CAPTURE];
         capture::synchronizing_is_refused_and_the_capture_survives [CAPTURE];
         capture::a_refused_call_leaves_the_capture_intact [CAPTURE];

@@ -333,9 +333,9 @@ fn fill(bytes: &mut [u8], seat: &Seat, layout: &Layout) {
     }
 }
 
-/// Those of a gfx942.
-const ARCHITECTURE: &[u8] = b"gfx942";
-const CAPABILITY: (c_int, c_int) = (9, 4);
+/// Those of a gfx950, whose fp8 is OCP's, as the mock's is.
+const ARCHITECTURE: &[u8] = b"gfx950";
+const CAPABILITY: (c_int, c_int) = (9, 5);
 const WAVE: c_int = 64;
 const PROCESSORS: c_int = 132;
 /// The attributes that CUDA has too, and AMD's own.
