@@ -183,6 +183,7 @@ impl Gatherings {
                     name: None,
                     size: visitor.size,
                     missing: (0..visitor.size).collect(),
+                    came: Vec::new(),
                 });
                 open.len() - 1
             });

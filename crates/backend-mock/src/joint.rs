@@ -161,8 +161,8 @@ impl Joint {
     }
 
     /// Ranks that have not come to the shrink in which `rank` waits under a mark, as long as they
-    /// still can.
-    pub(crate) fn missing_of_shrink(&self, rank: u32, mark: u64) -> Option<Vec<u32>> {
+    /// still can; and those that have.
+    pub(crate) fn missing_of_shrink(&self, rank: u32, mark: u64) -> Option<(Vec<u32>, Vec<u32>)> {
         let seat = |rank: u32| self.board.seat(rank);
         let waits = |rank: u32| self.board.shrinks_as(rank) != 0;
         // Also one that has left again: it has seen that all came, or somebody will.
@@ -175,9 +175,9 @@ impl Joint {
             excluded[*rank as usize / 64].load(Ordering::SeqCst) >> (rank % 64) & 1 == 0
         };
         let ranks = 0..self.peers.len() as u32;
-        let missing: Vec<_> = ranks.filter(stays).filter(|&rank| !came(rank)).collect();
+        let (here, missing): (Vec<_>, Vec<_>) = ranks.filter(stays).partition(|&rank| came(rank));
         let gone = |&rank: &u32| seat(rank).has(Seat::DEPARTED | Seat::ABORTED);
-        (!missing.is_empty() && !missing.iter().any(gone)).then_some(missing)
+        (!missing.is_empty() && !missing.iter().any(gone)).then_some((missing, here))
     }
 
     /// Ends the shrink with this mark for this process's ranks that have come to it.

@@ -454,7 +454,17 @@ impl<'a> Judge<'a> {
             }
             For::Nothing => Vec::new(),
             For::Shrink { comm, meeting } | For::Split { comm, meeting } => {
-                let missing = self.scene.meetings[meeting as usize].missing.iter();
+                let meeting = &self.scene.meetings[meeting as usize];
+                // It ends in each process for itself: for all who came, or those who are not told
+                // would wait for the others in vain, and these for them in the next.
+                let is_hidden = |&rank: &u32| {
+                    let seat = self.scene.comms[comm as usize].seats.get(rank as usize);
+                    matches!(seat, Some(Seat::Hidden))
+                };
+                if self.hidden_act && meeting.came.iter().any(is_hidden) {
+                    return Vec::new();
+                }
+                let missing = meeting.missing.iter();
                 let never = missing.filter(|&&rank| !self.may_issue(comm, rank));
                 never.map(|&rank| Node::Absent(comm, rank)).collect()
             }

@@ -53,6 +53,8 @@ pub(crate) struct Meeting {
     pub(crate) name: Option<String>,
     pub(crate) size: u32,
     pub(crate) missing: Vec<u32>,
+    /// [`snapshot::Meeting::came`].
+    pub(crate) came: Vec<u32>,
     /// What it is known by in all processes, where that is a join across them.
     token: Option<u128>,
     /// In the processes that have part in it here, and [`snapshot::Meeting::visits`].
@@ -154,7 +156,7 @@ impl Scene {
 
     /// Joins under one token are one, and only those are missing who are missing everywhere.
     fn add_meeting(&mut self, process: usize, meeting: snapshot::Meeting) -> u32 {
-        let snapshot::Meeting { place, visits, token, name, size, missing } = meeting;
+        let snapshot::Meeting { place, visits, token, name, size, missing, came } = meeting;
         let is_same = |it: &Meeting| token.is_some() && (it.token, it.size) == (token, size);
         if let Some(index) = self.meetings.iter().position(is_same) {
             let known = &mut self.meetings[index];
@@ -164,7 +166,7 @@ impl Scene {
             return index as u32;
         }
         let places = vec![(process, place, visits)];
-        self.meetings.push(Meeting { name, size, missing, token, places });
+        self.meetings.push(Meeting { name, size, missing, came, token, places });
         self.meetings.len() as u32 - 1
     }
 

@@ -230,6 +230,8 @@ pub(crate) struct Meeting {
     pub(crate) name: Option<String>,
     pub(crate) size: u32,
     pub(crate) missing: Vec<u32>,
+    /// Of a shrink, in any process: who has come. It ends in each process for itself.
+    pub(crate) came: Vec<u32>,
 }
 
 /// Which meeting it is, in its process.
@@ -278,7 +280,8 @@ impl Snapshot {
                 && callers.into_iter().all(|thread| within(thread, threads.len()))
         };
         let is_meeting = |meeting: &Meeting| {
-            meeting.size <= MOST_RANKS && meeting.missing.iter().all(|rank| rank < &meeting.size)
+            let mut ranks = meeting.missing.iter().chain(&meeting.came);
+            meeting.size <= MOST_RANKS && ranks.all(|rank| rank < &meeting.size)
         };
         let of_comm =
             |comm: u32, rank: u32| comms.get(comm as usize).is_some_and(|comm| rank < comm.size);
@@ -565,18 +568,26 @@ impl<'a> Camera<'a> {
                 let (size, came) = (gathered.came.len() as u32, gathered.came);
                 let missing = (0..).zip(came).filter(|(_, came)| !came);
                 let missing = missing.map(|(rank, _)| rank).collect();
-                Meeting { place, visits: 0, token: None, name: gathered.name, size, missing }
+                Meeting {
+                    place,
+                    visits: 0,
+                    token: None,
+                    name: gathered.name,
+                    size,
+                    missing,
+                    came: Vec::new(),
+                }
             }
             Place::Shrink { comm: key, number } => {
                 // The communicator may be broken: that is what a shrink is for.
                 let comm = self.state.comms.get(key)?;
-                let missing = match (&comm.across, what) {
+                let (missing, came) = match (&comm.across, what) {
                     (Some(across), What::Shrink { rank, .. }) => {
                         across.joint.missing_of_shrink(rank, number)?
                     }
                     _ => {
                         let missing = comm.meeting.lifecycle.missing(number)?;
-                        missing.into_iter().map(Rank::get).collect()
+                        (missing.into_iter().map(Rank::get).collect(), Vec::new())
                     }
                 };
                 Meeting {
@@ -586,6 +597,7 @@ impl<'a> Camera<'a> {
                     name: None,
                     size: comm.ends.len() as u32,
                     missing,
+                    came,
                 }
             }
             Place::Split { comm: key, round } => {
@@ -604,6 +616,7 @@ impl<'a> Camera<'a> {
                     name: None,
                     size: comm.ends.len() as u32,
                     missing,
+                    came: Vec::new(),
                 }
             }
         })

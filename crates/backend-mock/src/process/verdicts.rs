@@ -514,8 +514,24 @@ mod tests {
                 name: None,
                 size,
                 missing: missing.to_vec(),
+                came: Vec::new(),
             });
             self.waits(For::Split { comm: 0, meeting: 0 }, &text)
+        }
+
+        /// It waits in a shrink of communicator 0, to which these have come.
+        fn shrinks(mut self, came: &[u32], missing: &[u32]) -> Self {
+            let Comm { key, size, .. } = self.0.comms[0];
+            self.0.meetings.push(Meeting {
+                place: Place::Shrink { comm: key, number: 1 },
+                visits: 0,
+                token: None,
+                name: None,
+                size,
+                missing: missing.to_vec(),
+                came: came.to_vec(),
+            });
+            self.waits(For::Shrink { comm: 0, meeting: 0 }, "in shrink of 'world'")
         }
 
         /// It waits in a join, in a job.
@@ -528,6 +544,7 @@ mod tests {
                 name: Some("trio".into()),
                 size,
                 missing: (0..size).filter(|&other| other != rank).collect(),
+                came: Vec::new(),
             });
             self.waits(For::Join { meeting: 0, rank }, "in join")
         }
@@ -753,6 +770,21 @@ mod tests {
         let waiting = &verdict.ranks[1].operation;
         assert!(waiting.as_ref().is_some_and(|op| op.operation == "all_reduce"), "{verdict}");
         assert!(verdict.chain.iter().any(|link| link.contains("waits in join")), "{verdict}");
+        assert!(rule(&all, None).is_empty());
+    }
+
+    #[test]
+    fn a_shrink_is_ended_for_all_who_came_or_for_nobody() {
+        let shrinks = |rank| Made::new(rank, 4).shrinks(&[0, 1], &[2]);
+        let mut all = answers([shrinks(0), shrinks(1), Made::new(2, 4)]);
+        let rulings = rule(&all, None);
+        let ends = |ruling: &Ruling| {
+            let is_it = |action: &Action| matches!(action, Action::CallOffShrink { .. });
+            ruling.parts[0].actions.iter().any(is_it)
+        };
+        assert_eq!(rulings.iter().map(ends).collect::<Vec<_>>(), [true, true, false]);
+        // Rank 3, which is left out, is not asked; one that came would not hear of it.
+        all.get_mut(&[0; 16]).unwrap().is_sure = false;
         assert!(rule(&all, None).is_empty());
     }
 
