@@ -183,6 +183,8 @@ struct OnLibrary<V: Vendor> {
     /// Ranks beyond these share them.
     devices: usize,
     processes: bool,
+    /// Whether it is the vendor's, not the mock's in its place.
+    real: bool,
 }
 
 impl<V: Vendor> Harness for OnLibrary<V> {
@@ -233,6 +235,10 @@ impl<V: Vendor> Harness for OnLibrary<V> {
     fn checks_ownership(&self) -> bool {
         checks_pointers()
     }
+
+    fn may_lack(&self) -> bool {
+        self.real
+    }
 }
 
 /// Whether the vendors' backends were told to check every pointer.
@@ -267,7 +273,7 @@ fn instances<V: Vendor>(path: &str) -> Result<[OnLibrary<V>; 2]> {
     let name = format!("{} {}", kind::<V>(), library.info().version);
     let instance = |name: String, most: usize, processes| {
         let worlds = [1, 2, 3, 4, 8].into_iter().filter(|&size| size <= most).collect();
-        OnLibrary { name, library: library.clone(), worlds, devices, processes }
+        OnLibrary { name, library: library.clone(), worlds, devices, processes, real: true }
     };
     Ok([
         instance(format!("{name}, processes"), ranks, true),
@@ -343,7 +349,7 @@ fn over_mock<V: Vendor>(
     };
     let instance = |name: String, worlds: &[usize], processes| {
         let (library, worlds) = (library.clone(), worlds.into());
-        trials(OnLibrary { name, library, worlds, devices: 8, processes })
+        trials(OnLibrary { name, library, worlds, devices: 8, processes, real: false })
     };
     let mut all = instance(name.to_owned(), threads, false);
     all.extend(instance(format!("{name}, processes"), processes, true));

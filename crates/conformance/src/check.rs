@@ -11,6 +11,15 @@ use serde::{Deserialize, Serialize};
 /// What a case returns.
 pub(crate) type Outcome<T = ()> = Result<T, Failure>;
 
+/// How a case ends on a rank that did not fail.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) enum End {
+    /// It was tried to its end.
+    Complete,
+    /// The system lacks what it needs, which only trying told.
+    Skipped(String),
+}
+
 /// Why a rank failed its case.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Failure {

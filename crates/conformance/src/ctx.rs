@@ -1,13 +1,15 @@
 //! What a case is given: its rank, a joined communicator, a device, and a way to reach the other
 //! ranks.
 
+use std::cell::Cell;
+
 use collectives_core::{
     Backend, BackendExt, Collectives, Device, Error, GrowConfig, JoinConfig, Rank, RawStream,
     ShrinkConfig, Split, SplitConfig, UniqueId,
 };
 
 use crate::{
-    check::Outcome,
+    check::{End, Outcome},
     lane::Lane,
     post::Post,
     workspace::{Graph, Workspace},
@@ -26,6 +28,8 @@ pub(crate) struct Ctx<'w, B: Backend> {
     /// This rank's device, a stream, and the memory of this case.
     pub(crate) here: Workspace<'w, B::Device>,
     post: &'w Post,
+    /// What the system lacks.
+    lack: Cell<Option<&'static str>>,
 }
 
 impl<'w, B: Backend> Ctx<'w, B> {
@@ -49,7 +53,20 @@ impl<'w, B: Backend> Ctx<'w, B> {
             devices,
             here: Workspace::new(device.clone(), stream, &post.watch.calls),
             post,
+            lack: Cell::new(None),
         }
+    }
+
+    /// Makes the case, when it ends, one that was skipped, as the system lacks what it needs.
+    ///
+    /// For what no capability tells, but only trying. Every rank has to come to the same.
+    pub(crate) fn skip(&self, lack: &'static str) {
+        self.lack.set(Some(lack));
+    }
+
+    /// How the case has ended.
+    pub(crate) fn end(&self) -> End {
+        self.lack.get().map_or(End::Complete, |lack| End::Skipped(lack.into()))
     }
 
     /// Gives `bytes` to every rank and receives theirs, in rank order. All that ranks share.

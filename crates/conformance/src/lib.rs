@@ -34,7 +34,8 @@
 //!   `ctx.exchange(bytes)`; its inputs are a function of (seed, rank). A failing trial prints the
 //!   seed; `COLLECTIVES_TEST_SEED` sets it.
 //! * Nobody opts in. What a backend lacks makes a case an ignored trial with the reason in its name
-//!   (`[needs reduce_avg]`); what it does wrong is listed as a [`KnownFault`], which must keep
+//!   (`[needs reduce_avg]`); where only trying tells that the system lacks something, the trial ends as
+//!   ignored with the reason, if [all ranks](Harness::may_lack) say so; what it does wrong is listed as a [`KnownFault`], which must keep
 //!   failing.
 //! * Results are compared bit for bit, on inputs that have one right answer in any order of
 //!   evaluation. Averages of floats are the one exception, with a tolerance that is derived.
@@ -109,6 +110,15 @@ pub trait Harness: Send + Sync + 'static {
 
     /// Whether buffers and streams of another device are refused. Vendors' libraries take them.
     fn checks_ownership(&self) -> bool {
+        false
+    }
+
+    /// Whether the system may lack what the library has functions for, as windows or signals, so that a
+    /// case learns by trying that there is nothing to try. It then ends as ignored, with the reason,
+    /// if every rank says so. Where this is false, such a case fails.
+    ///
+    /// True for real libraries on whatever system there is.
+    fn may_lack(&self) -> bool {
         false
     }
 

@@ -6,7 +6,7 @@ use collectives_core::AbortHandle;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    check::{Failure, Outcome},
+    check::{End, Failure, Outcome},
     last_call::LastCall,
 };
 
@@ -37,7 +37,7 @@ pub(crate) enum Order {
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) enum Report {
     /// It has joined, run its case, or taken leave.
-    Done(Outcome),
+    Done(Outcome<End>),
     /// Its process has ended, of itself.
     Gone(String),
     /// It takes part in an exchange, with these bytes.

@@ -7,7 +7,7 @@ use collectives_core::{Backend, Collectives, Device, JoinConfig, RawStream, Uniq
 
 use crate::{
     cases::cases,
-    check::{Failure, Outcome},
+    check::{End, Failure, Outcome},
     ctx::{Ctx, rank},
     post::{Order, Post, Report},
 };
@@ -32,7 +32,7 @@ impl<B: Backend> Seat<B> {
     pub(crate) fn serve(self) {
         let joined = attempt(|| self.join());
         let (joined, outcome) = match joined {
-            Ok(joined) => (Some(joined), Ok(())),
+            Ok(joined) => (Some(joined), Ok(End::Complete)),
             Err(failure) => (None, Err(failure)),
         };
         self.done(outcome);
@@ -48,7 +48,7 @@ impl<B: Backend> Seat<B> {
         }
         self.post.watch.begin();
         let outcome = joined.map_or(Ok(()), |joined| attempt(|| leave(joined)));
-        self.done(outcome);
+        self.done(outcome.map(|()| End::Complete));
     }
 
     fn join(&self) -> Outcome<Joined<B>> {
@@ -64,17 +64,18 @@ impl<B: Backend> Seat<B> {
         Ok(Joined { device, stream, comm: backend.join(&id, config)? })
     }
 
-    fn run(&self, joined: &Joined<B>, case: &str, seed: u64) -> Outcome {
+    fn run(&self, joined: &Joined<B>, case: &str, seed: u64) -> Outcome<End> {
         let Joined { device, stream, comm } = joined;
         self.post.watch.guard(comm.abort_handle());
         let known = cases::<B>().into_iter().find(|known| known.name == case);
         let case = known.ok_or_else(|| Failure::new(format!("there is no case '{case}'")))?;
         let ctx = Ctx::new(&self.backend, comm, &self.devices, device, *stream, seed, &self.post);
         (case.run)(&ctx)?;
-        ctx.here.settle().map_err(|failure| failure.during("after the case"))
+        ctx.here.settle().map_err(|failure| failure.during("after the case"))?;
+        Ok(ctx.end())
     }
 
-    fn done(&self, outcome: Outcome) {
+    fn done(&self, outcome: Outcome<End>) {
         (self.post.report)(Report::Done(outcome));
     }
 }

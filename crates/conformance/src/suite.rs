@@ -7,11 +7,12 @@ use std::{
 };
 
 use collectives_core::{Backend, Capabilities, Device, F8Format};
-use libtest_mimic::{Failed, Trial};
+use libtest_mimic::{Completion, Failed, Trial};
 
 use crate::{
     Harness, KnownFault,
     cases::{Case, cases},
+    check::End,
     processes::{Processes, serve_if_rank},
     threads::Threads,
     world::World,
@@ -101,7 +102,7 @@ impl<H: Harness> Suite<H> {
         }
         let (suite, worlds, kind) = (Arc::clone(self), Arc::clone(worlds), world.clone());
         let name = case.name;
-        Trial::test(name, move || suite.run(&worlds, &world, &case)).with_kind(kind)
+        Trial::ignorable_test(name, move || suite.run(&worlds, &world, &case)).with_kind(kind)
     }
 
     fn lacks(&self, need: Need, size: usize) -> Option<String> {
@@ -133,24 +134,32 @@ impl<H: Harness> Suite<H> {
         }
     }
 
-    fn run(&self, worlds: &Worlds, world: &str, case: &Case<H::Backend>) -> Result<(), Failed> {
+    fn run(
+        &self,
+        worlds: &Worlds,
+        world: &str,
+        case: &Case<H::Backend>,
+    ) -> Result<Completion, Failed> {
         let outcome = self.run_in_world(worlds, world, case.name);
         let shows =
             |fault: &&KnownFault| fault.case == case.name && fault.ranks.contains(&worlds.size);
         let fault = self.faults.iter().find(shows);
-        judge(outcome, fault, self.seed)
+        Ok(match judge(outcome, fault, self.harness.may_lack(), self.seed)? {
+            End::Complete => Completion::Completed,
+            End::Skipped(reason) => Completion::ignored_with(reason),
+        })
     }
 
-    fn run_in_world(&self, worlds: &Worlds, name: &str, case: &str) -> Result<(), String> {
+    fn run_in_world(&self, worlds: &Worlds, name: &str, case: &str) -> Result<End, String> {
         let _turn = self.harness.serial().then(|| lock(&self.turn));
         let idle = lock(&worlds.idle).pop();
         let mut world = match idle {
             Some(world) => world,
             None => self.open(name, worlds.size)?,
         };
-        world.run(case, self.seed)?;
+        let end = world.run(case, self.seed)?;
         lock(&worlds.idle).push(world);
-        Ok(())
+        Ok(end)
     }
 
     fn open(&self, name: &str, size: usize) -> Result<World, String> {
@@ -163,15 +172,24 @@ impl<H: Harness> Suite<H> {
     }
 }
 
-/// A case passes where it should, and fails as it is known to.
-fn judge(outcome: Result<(), String>, fault: Option<&KnownFault>, seed: u64) -> Result<(), Failed> {
+/// A case passes where it should, fails as it is known to, and is skipped only where systems differ.
+fn judge(
+    outcome: Result<End, String>,
+    fault: Option<&KnownFault>,
+    may_lack: bool,
+    seed: u64,
+) -> Result<End, Failed> {
     match (outcome, fault) {
-        (Ok(()), None) => Ok(()),
-        (Ok(()), Some(fault)) => Err(Failed::from(format!(
+        (Ok(End::Skipped(reason)), _) if may_lack => Ok(End::Skipped(reason)),
+        (Ok(End::Skipped(reason)), _) => {
+            Err(Failed::from(format!("skipped on a system that has to have everything: {reason}")))
+        }
+        (Ok(End::Complete), None) => Ok(End::Complete),
+        (Ok(End::Complete), Some(fault)) => Err(Failed::from(format!(
             "expected to fail ({}), but passed: take it off the known faults",
             fault.link
         ))),
-        (Err(text), Some(fault)) if text.contains(fault.message) => Ok(()),
+        (Err(text), Some(fault)) if text.contains(fault.message) => Ok(End::Complete),
         (Err(text), _) => {
             Err(Failed::from(format!("{text}\n  rerun with COLLECTIVES_TEST_SEED={seed}")))
         }
@@ -206,16 +224,25 @@ mod tests {
             link: "https://example.org/1",
         };
         let failed = |text: &str| Err(text.to_owned());
-        assert!(judge(Ok(()), None, 1).is_ok());
-        assert!(judge(failed("element 3 is 7"), Some(&fault), 1).is_ok());
+        assert!(judge(Ok(End::Complete), None, false, 1).is_ok());
+        assert!(judge(failed("element 3 is 7"), Some(&fault), false, 1).is_ok());
         for (outcome, fault, says) in [
-            (Ok(()), Some(&fault), "take it off"),
+            (Ok(End::Complete), Some(&fault), "take it off"),
             (failed("another element"), Some(&fault), "another element"),
             (failed("element 3"), None, "COLLECTIVES_TEST_SEED=1"),
         ] {
-            let message = judge(outcome, fault, 1).unwrap_err();
+            let message = judge(outcome, fault, false, 1).unwrap_err();
             let message = message.message().unwrap_or_default().to_owned();
             assert!(message.contains(says), "{message}");
         }
+    }
+
+    #[test]
+    fn a_skip_is_counted_where_systems_differ_and_fails_elsewhere() {
+        let skipped = || Ok::<_, String>(End::Skipped("no windows".into()));
+        assert_eq!(judge(skipped(), None, true, 1).unwrap(), skipped().unwrap());
+        let failed = judge(skipped(), None, false, 1).unwrap_err();
+        let message = failed.message().unwrap_or_default();
+        assert!(message.ends_with("has to have everything: no windows"), "{message}");
     }
 }

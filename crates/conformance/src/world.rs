@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    check::{Failure, Outcome},
+    check::{End, Failure, Outcome},
     exchange::{Exchange, Orders},
     post::{Order, Report},
 };
@@ -55,7 +55,7 @@ impl World {
     }
 
     /// Runs the case of this name on every rank. After an error the world is of no more use.
-    pub(crate) fn run(&mut self, case: &str, seed: u64) -> Result<(), String> {
+    pub(crate) fn run(&mut self, case: &str, seed: u64) -> Result<End, String> {
         self.order_all(&Order::Run { case: case.into(), seed });
         // After a failure, closing must not wait for work whose peer never comes.
         self.collect(case).inspect_err(|_| self.hands.abort_all())
@@ -66,13 +66,13 @@ impl World {
     }
 
     /// Waits until every rank has done what it was told to.
-    fn collect(&mut self, what: &str) -> Result<(), String> {
+    fn collect(&mut self, what: &str) -> Result<End, String> {
         let end = Instant::now() + self.deadline;
         let mut rescue = None;
         let mut exchange = Exchange::new(self.gone.len());
         // Who is gone has been reported.
-        let mut outcomes: Vec<Option<Outcome>> =
-            self.gone.iter().map(|gone| gone.then_some(Ok(()))).collect();
+        let mut outcomes: Vec<Option<Outcome<End>>> =
+            self.gone.iter().map(|gone| gone.then_some(Ok(End::Complete))).collect();
         while outcomes.iter().any(Option::is_none) {
             let (rank, outcome) = match self.hands.hear(rescue.unwrap_or(end)) {
                 Some((rank, Report::Offer(bytes))) => {
@@ -107,13 +107,13 @@ impl World {
     }
 
     /// Says what every rank did, and ends those that are stuck.
-    fn give_up(&mut self, what: &str, outcomes: &[Option<Outcome>]) -> String {
+    fn give_up(&mut self, what: &str, outcomes: &[Option<Outcome<End>>]) -> String {
         let Self { name, hands, deadline, gone } = self;
         let mut text = format!("[{name}] {what} did not end within {deadline:?}:");
         for (rank, outcome) in outcomes.iter().enumerate() {
             let line = match outcome {
                 None => format!("is stuck; it {}", hands.describe(rank)),
-                Some(Ok(())) => format!("is done; it {}", hands.describe(rank)),
+                Some(Ok(_)) => format!("is done; it {}", hands.describe(rank)),
                 Some(Err(failure)) => format!("failed: {failure}"),
             };
             text += &format!("\n  rank {rank} {line}");
@@ -131,12 +131,19 @@ impl Drop for World {
     }
 }
 
-/// One readable text for what all ranks said; ranks that say the same share a line.
-fn report(outcomes: impl Iterator<Item = Outcome>) -> Result<(), String> {
+/// One end, or one readable text, for what all ranks said; ranks that say the same share a line.
+fn report(outcomes: impl Iterator<Item = Outcome<End>>) -> Result<End, String> {
+    let mut ends = Vec::new();
     let mut failures: Vec<(String, Vec<usize>)> = Vec::new();
     let mut echoes = Vec::new();
     for (rank, outcome) in outcomes.enumerate() {
-        let Err(failure) = outcome else { continue };
+        let failure = match outcome {
+            Ok(end) => {
+                ends.push(end);
+                continue;
+            }
+            Err(failure) => failure,
+        };
         if failure.is_echo() {
             echoes.push(rank);
             continue;
@@ -148,7 +155,7 @@ fn report(outcomes: impl Iterator<Item = Outcome>) -> Result<(), String> {
         }
     }
     if failures.is_empty() && echoes.is_empty() {
-        return Ok(());
+        return agree(&ends);
     }
     let mut lines: Vec<String> =
         failures.iter().map(|(text, ranks)| format!("  {}: {text}", name(ranks))).collect();
@@ -156,6 +163,19 @@ fn report(outcomes: impl Iterator<Item = Outcome>) -> Result<(), String> {
         lines.push(format!("  {}: gave up, since another rank failed", name(&echoes)));
     }
     Err(lines.join("\n"))
+}
+
+/// A case is skipped by every rank, and for one reason, or by none: otherwise ranks would wait in vain
+/// for those that believe there is nothing to do.
+fn agree(ends: &[End]) -> Result<End, String> {
+    if ends.iter().all(|end| *end == ends[0]) {
+        return Ok(ends.first().cloned().unwrap_or(End::Complete));
+    }
+    let lines = ends.iter().enumerate().map(|(rank, end)| match end {
+        End::Complete => format!("  rank {rank}: ran the case, which others skipped"),
+        End::Skipped(reason) => format!("  rank {rank}: skipped the case: {reason}"),
+    });
+    Err(lines.collect::<Vec<_>>().join("\n"))
 }
 
 fn name(ranks: &[usize]) -> String {
@@ -222,11 +242,11 @@ mod tests {
     }
 
     fn done(rank: usize) -> Option<(usize, Report)> {
-        Some((rank, Report::Done(Ok(()))))
+        Some((rank, Report::Done(Ok(End::Complete))))
     }
 
     /// What a case comes to on three ranks that say this, and what is done about it until then.
-    fn run(script: Vec<Option<(usize, Report)>>) -> (Result<(), String>, Vec<Did>) {
+    fn run(script: Vec<Option<(usize, Report)>>) -> (Result<End, String>, Vec<Did>) {
         let log = Log::default();
         let joined = [done(0), done(1), done(2)];
         let fake = Fake { script: joined.into_iter().chain(script).collect(), log: log.clone() };
@@ -252,7 +272,7 @@ mod tests {
     #[test]
     fn a_case_is_over_when_every_rank_is() {
         let (outcome, did) = run(vec![done(2), done(0), done(1)]);
-        assert_eq!((outcome, did), (Ok(()), vec![]));
+        assert_eq!((outcome, did), (Ok(End::Complete), vec![]));
     }
 
     #[test]
@@ -261,7 +281,7 @@ mod tests {
         let script = vec![offer(1), offer(0), offer(2), done(0), done(1), done(2)];
         let (outcome, did) = run(script);
         let all = Order::Gathered(vec![vec![0], vec![1], vec![2]]);
-        assert_eq!(outcome, Ok(()));
+        assert_eq!(outcome, Ok(End::Complete));
         assert_eq!(did, [0, 1, 2].map(|rank| Did::Told(rank, all.clone())));
     }
 
@@ -300,14 +320,39 @@ mod tests {
     }
 
     #[test]
+    fn a_case_is_skipped_by_all_ranks_for_one_reason_or_fails() {
+        let skipped =
+            |rank, reason: &str| Some((rank, Report::Done(Ok(End::Skipped(reason.into())))));
+        let (outcome, did) = run([2, 0, 1].map(|rank| skipped(rank, "no windows")).into());
+        assert_eq!((outcome, did), (Ok(End::Skipped("no windows".into())), vec![]));
+
+        let (outcome, did) = run(vec![skipped(0, "no windows"), done(1), skipped(2, "no signals")]);
+        assert_eq!(
+            outcome.unwrap_err(),
+            "  rank 0: skipped the case: no windows\n  rank 1: ran the case, which others skipped\n  \
+             rank 2: skipped the case: no signals"
+        );
+        assert_eq!(did, [Did::Aborted]);
+        // Also where nobody ran it.
+        let (outcome, _) =
+            run([(0, "a"), (1, "a"), (2, "b")].map(|(r, why)| skipped(r, why)).into());
+        assert!(outcome.unwrap_err().ends_with("rank 2: skipped the case: b"));
+        // A failure says more than a skip.
+        let failed = Some((1, Report::Done(Err(Failure::panic(&"boom")))));
+        let (outcome, _) = run(vec![skipped(0, "a"), failed, skipped(2, "a")]);
+        assert_eq!(outcome.unwrap_err(), "  rank 1: panicked: boom");
+    }
+
+    #[test]
     fn a_report_says_each_thing_once() {
         let same = || Failure::panic(&"boom");
-        let outcomes = [Err(same()), Ok(()), Err(same()), Err(Failure::echo("rank 0 failed"))];
+        let outcomes =
+            [Err(same()), Ok(End::Complete), Err(same()), Err(Failure::echo("rank 0 failed"))];
         let text = report(outcomes.into_iter()).unwrap_err();
         assert_eq!(
             text,
             "  rank 0, 2: panicked: boom\n  rank 3: gave up, since another rank failed"
         );
-        assert!(report([Ok(()), Ok(())].into_iter()).is_ok());
+        assert!(report([Ok(End::Complete), Ok(End::Complete)].into_iter()).is_ok());
     }
 }

@@ -50,6 +50,9 @@ const LIBRARY: &str = "COLLECTIVES_TEST_RCCL";
 /// each device. Needs NCCL 2.30.3 and `NCCL_MULTI_RANK_GPU_ENABLE=1`.
 const RANKS: &str = "COLLECTIVES_TEST_RANKS";
 
+/// The release of NCCL that the mock stands for, where it stands for one.
+const MOCK: &str = "COLLECTIVES_MOCK_VERSION";
+
 /// NCCL as RCCL, with ranks as threads or as processes.
 struct OnRccl {
     name: String,
@@ -130,6 +133,10 @@ impl Harness for OnRccl {
     fn checks_ownership(&self) -> bool {
         env::var("COLLECTIVES_CHECK").is_ok_and(|check| check == "pointers")
     }
+
+    fn may_lack(&self) -> bool {
+        env::var_os(MOCK).is_none()
+    }
 }
 
 /// Runs this program again on a library of the mock. Comes back only with what was wrong.
@@ -141,7 +148,7 @@ fn run_on_the_mock() -> io::Error {
         again.args(env::args_os().skip(1)).env("LD_LIBRARY_PATH", folder);
         // One file, so that NCCL and the CUDA runtime are one library with one state.
         again.env(LIBRARY, &library).env("HIP_ON_CUDA_CUDART", library);
-        again.env("COLLECTIVES_MOCK_VERSION", "2.28.9").env("COLLECTIVES_MOCK_DEVICES", "2");
+        again.env(MOCK, "2.28.9").env("COLLECTIVES_MOCK_DEVICES", "2");
         for hidden in ["COLLECTIVES_HIP_PATH", "CUDA_VISIBLE_DEVICES", RANKS] {
             again.env_remove(hidden);
         }

@@ -11,6 +11,7 @@ use std::{
 
 use collectives_rendezvous::{Deadline, Store, TcpStore, TcpStoreServer};
 use proptest::prelude::*;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const HELLO: [u8; 5] = [0, 0xce, 0xf7, 0x85, 0x3c];
 
@@ -53,6 +54,21 @@ fn is_well(store: &TcpStore) {
     assert_eq!(store.add("well", 1, long()).unwrap(), before + 1);
 }
 
+/// Raises the limit of open files, if it is lower, as far as that goes without privileges.
+fn may_open(files: u64) {
+    let limit = getrlimit(Resource::Nofile);
+    // No limit is one that nothing exceeds.
+    let [current, most] = [limit.current, limit.maximum].map(|limit| limit.unwrap_or(u64::MAX));
+    if current >= files {
+        return;
+    }
+    assert!(
+        most >= files,
+        "this needs {files} open files, but the hard limit is {most}: raise it with `ulimit -Hn`"
+    );
+    setrlimit(Resource::Nofile, Rlimit { current: Some(files), ..limit }).unwrap();
+}
+
 /// What the process holds in memory.
 fn resident() -> usize {
     status("VmRSS:")
@@ -69,18 +85,7 @@ fn status(name: &str) -> usize {
 fn a_thousand_clients() {
     let _alone = alone();
     const CLIENTS: usize = 1000;
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let wanted = CLIENTS as u64 * 2 + 100;
-    if limit.maximum.is_some_and(|maximum| maximum < wanted) {
-        eprintln!(
-            "skipped: a process may open {:?} files here, this needs {wanted}",
-            limit.maximum
-        );
-        return;
-    }
-    let raised = rustix::process::Rlimit { current: limit.current.max(Some(wanted)), ..limit };
-    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
-
+    may_open(CLIENTS as u64 * 2 + 100);
     let server = server();
     let store = client(&server);
     let before = resident();

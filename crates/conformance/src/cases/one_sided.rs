@@ -1,12 +1,11 @@
 //! Writing to a peer's memory, and signals.
 //!
-//! On systems whose windows cannot be put to, all ranks are told so, and that is all there is to see.
+//! On systems without windows that can be put to, all ranks are told so, and the case is skipped.
 
-use collectives_core::{
-    Backend, Collectives, DType, ErrorKind, Rank, RawWindow, SignalWait, WindowFlags,
-};
+use collectives_core::{Backend, Collectives, DType, ErrorKind, Rank, RawWindow, SignalWait};
 
 use crate::{
+    cases::windows,
     check::{Outcome, check, check_eq, fails},
     ctx::{Ctx, rank},
     inputs::inputs,
@@ -150,16 +149,13 @@ fn with_window<B: Backend>(ctx: &Ctx<'_, B>, body: impl FnOnce(&Window) -> Outco
     let memory = ctx.here.adopt(base, DType::F32, count)?;
     ctx.here.synchronize()?;
     ctx.meet()?;
-    let (base, bytes) = memory.allocation();
-    let made = ctx.lane().window_register(base, bytes, WindowFlags::SYMMETRIC);
-    let raw = match made {
-        Ok(raw) => raw,
-        Err(error) if error.kind() == ErrorKind::Unsupported => return ctx.lane().free(memory),
-        Err(error) => return Err(error.into()),
+    let Some(raw) = windows::register(ctx, ctx.lane(), memory.allocation())? else {
+        return ctx.lane().free(memory);
     };
     let window = Window { raw, memory, send: memory.part(0, COUNT) };
-    if can_signal(ctx)? {
-        body(&window)?;
+    match can_signal(ctx)? {
+        true => body(&window)?,
+        false => ctx.skip("the system has no signals"),
     }
     ctx.here.synchronize()?;
     ctx.meet()?;
