@@ -97,7 +97,7 @@ fn a_mismatch_and_a_missing_rank_are_told_once() {
         mock::run(3, mismatch),
         &[
             "3 of 3 ranks failed",
-            "\n  ranks 0–2: ranks disagree on collective #0 in 'world': ",
+            "\n  ranks 0–2: synchronize: ranks disagree on collective #0 in 'world': ",
             "rank 0 calls all_reduce of 4 × f32, max; ranks 1, 2 call all_reduce of 4 × f32, sum; \
              rank 0 is the odd one out",
             "\n      rank  operation   count  dtype  reduce op  stream",

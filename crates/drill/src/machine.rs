@@ -1,6 +1,8 @@
 //! What is left on the machine.
 
 use std::{
+    env,
+    error::Error,
     fs,
     path::Path,
     process::Command,
@@ -8,22 +10,51 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Used memory of each GPU in MiB; `None` without NVIDIA's tool, or a GPU.
-pub(crate) fn gpu_memory() -> Option<Vec<u64>> {
-    let mut tool = Command::new("nvidia-smi");
-    let output =
-        tool.args(["--query-gpu=memory.used", "--format=csv,noheader,nounits"]).output().ok()?;
-    let text = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
-    text.lines().map(|line| line.trim().parse().ok()).collect()
+use collectives::{AnyDevice, Backend};
+
+/// Memory of each GPU that is in use, by whomever, in MiB. `None` on the mock, which has none.
+///
+/// The driver tells it to processes that have a context, so this program asks in another process, which
+/// takes its context along. `nvidia-smi` shows 0 in some virtual machines, whatever is in use.
+pub(crate) fn gpu_memory(backend: Option<&str>) -> Result<Option<Vec<u64>>, Box<dyn Error>> {
+    let mut program = Command::new(env::current_exe()?);
+    program.arg("--gpu-memory");
+    if let Some(backend) = backend {
+        program.env("COLLECTIVES_BACKEND", backend);
+    }
+    let output = program.output()?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("GPU memory cannot be looked at: {said}").into());
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// The same, as this process sees it.
+pub(crate) fn gpu_memory_here() -> collectives::Result<Option<Vec<u64>>> {
+    let backend = collectives::backend()?;
+    (0..backend.device_count()?)
+        .map(|ordinal| {
+            let (free, total) = match backend.device(ordinal)? {
+                AnyDevice::Cuda(device) => device.memory_info()?,
+                AnyDevice::Hip(device) => device.memory_info()?,
+                AnyDevice::Mock(_) => return Ok(None),
+            };
+            Ok(Some((total.saturating_sub(free) >> 20) as u64))
+        })
+        .collect()
 }
 
 /// Used memory once it has come down to `before`, or has not within a while.
-pub(crate) fn gpu_memory_after(before: &[u64]) -> Option<Vec<u64>> {
+pub(crate) fn gpu_memory_after(
+    before: &[u64],
+    backend: Option<&str>,
+) -> Result<Option<Vec<u64>>, Box<dyn Error>> {
     let until = Instant::now() + SETTLE;
     loop {
-        let now = gpu_memory()?;
+        let Some(now) = gpu_memory(backend)? else { return Ok(None) };
         if leaked(before, &now).is_none() || Instant::now() > until {
-            return Some(now);
+            return Ok(Some(now));
         }
         thread::sleep(Duration::from_millis(200));
     }

@@ -77,6 +77,10 @@ struct Args {
     /// Print JSON, with every error
     #[arg(long)]
     json: bool,
+
+    /// Print how much of each GPU's memory is in use, and end
+    #[arg(long, hide = true)]
+    gpu_memory: bool,
 }
 
 fn main() -> ExitCode {
@@ -98,17 +102,23 @@ fn run() -> Result<bool, Box<dyn Error>> {
         return rank::serve(member).map(|()| true);
     }
     let args = Args::parse();
+    if args.gpu_memory {
+        println!("{}", serde_json::to_string(&machine::gpu_memory_here()?)?);
+        return Ok(true);
+    }
     let deadline = Duration::try_from_secs_f64(args.deadline)?;
     let grace = Duration::try_from_secs_f64(args.grace)?;
     let ranks = usize::from(args.ranks);
-    let memory = machine::gpu_memory();
+    let backend = args.backend.as_deref();
+    let memory = machine::gpu_memory(backend)?;
     let shared_memory = machine::shared_memory();
     let mut rounds = Vec::with_capacity(args.rounds);
     for task in tasks(&args, deadline) {
-        let mut round = Round::run(task, ranks, args.backend.as_deref(), grace);
-        let after = memory.as_deref().and_then(machine::gpu_memory_after);
-        if let (Some(before), Some(after)) = (&memory, &after) {
-            round.problems.extend(machine::leaked(before, after));
+        let mut round = Round::run(task, ranks, backend, grace);
+        if let Some(before) = &memory
+            && let Some(after) = machine::gpu_memory_after(before, backend)?
+        {
+            round.problems.extend(machine::leaked(before, &after));
         }
         eprintln!(
             "round {} of {}: {}, rank {} lost, {:.1} s{}",
@@ -125,7 +135,10 @@ fn run() -> Result<bool, Box<dyn Error>> {
         );
         rounds.push(round);
     }
-    let after = memory.as_deref().and_then(machine::gpu_memory_after);
+    let after = match &memory {
+        Some(before) => machine::gpu_memory_after(before, backend)?,
+        None => None,
+    };
     let report = Report {
         ranks,
         deadline_seconds: args.deadline,

@@ -103,7 +103,7 @@ impl fmt::Display for Report {
             Some([before, after]) => {
                 writeln!(f, "GPU memory in use: {before:?} MiB before, {after:?} MiB after")?;
             }
-            None => writeln!(f, "GPU memory: not looked at, there is no nvidia-smi")?,
+            None => writeln!(f, "GPU memory: not looked at, the mock has none")?,
         }
         let [before, after] = self.shared_memory;
         writeln!(f, "files of NCCL in /dev/shm: {before} before, {after} after")?;

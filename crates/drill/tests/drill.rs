@@ -32,6 +32,7 @@ fn drill(backend: &str, folder: Option<PathBuf>) {
         let want = if round["case"] == "smaller-collective" { 3 } else { 2 };
         assert_eq!(round["went_on"], want, "{round}");
     }
+    assert_eq!(report["gpu_memory"].is_array(), backend != "mock", "memory of GPUs is looked at");
 }
 
 #[test]
