@@ -104,6 +104,7 @@ class Cudart:
         "cudaStreamBeginCapture": [c_void_p, c_int],
         "cudaStreamEndCapture": [c_void_p, POINTER(c_void_p)],
         "cudaGraphInstantiate": [POINTER(c_void_p), c_void_p, c_ulonglong],  # as of CUDA 12
+        "cudaGraphDestroy": [c_void_p],
         "cudaGraphLaunch": [c_void_p, c_void_p],
         "cudaGraphExecDestroy": [c_void_p],
     }
@@ -156,6 +157,8 @@ class Cudart:
         work()
         self.call("cudaStreamEndCapture", self.stream, byref(graph))
         self.call("cudaGraphInstantiate", byref(instance), graph, 0)
+        # The instance does not need it, and NCCL's destroy would wait for it for ever.
+        self.call("cudaGraphDestroy", graph)
 
         def launch():
             self.call("cudaGraphLaunch", instance, self.stream)
