@@ -79,24 +79,33 @@ impl Engine {
     pub(crate) fn inquire(&self) -> Found {
         let Some(process) = &self.process else { return Found::Slow };
         self.suspect(true);
-        let (mut peers, roll) = (self.others(), self.call_the_roll());
-        peers.retain(|peer| !peer.has_ended());
+        let (peers, roll) = (self.others(), self.call_the_roll());
         let others = self.desks(&peers, roll.as_ref());
         if !is_ours_to_ask(process.own(), &others) {
             return Found::Slow;
         }
+        let has_ended = |token: &Token| {
+            let is_told = |roll: &Roll| process.roster().is_some_and(|on| roll.has_left(token, on));
+            roll.as_ref().is_some_and(is_told)
+                || peers.iter().any(|peer| peer.token() == *token && peer.has_ended())
+        };
+        // One that ends while it is asked is what others may have waited for: the next roll has it.
+        let nothing = || match others.keys().any(has_ended) {
+            true => Found::Progress,
+            false => Found::Slow,
+        };
         let ask = || -> Answers {
-            let mut answers = ask_all(&others);
+            let mut answers = ask_all(&others, has_ended);
             answers.insert(process.own().token(), self.testify());
             answers
         };
         let first = ask();
         if rule(&first, roll.as_ref()).is_empty() {
-            return Found::Slow;
+            return nothing();
         }
         let rulings = rule(&confirmed(&first, ask()), roll.as_ref());
         let Some(desk) = Desk::of(process.own()).filter(|_| !rulings.is_empty()) else {
-            return Found::Slow;
+            return nothing();
         };
         desk.publish(&rulings);
         others.values().for_each(|desk| desk.bell().ring());
@@ -116,13 +125,17 @@ impl Engine {
         Roll::call(self.process.as_ref()?.roster()?)
     }
 
-    /// Where others are asked: those that this process has met, and those of its job.
+    /// Where others are asked that live: those that this process has met, and those of its job.
     fn desks<'a>(&self, peers: &'a [Arc<Peer>], roll: Option<&Roll>) -> BTreeMap<Token, Desk<'a>> {
-        let met = peers.iter().filter_map(|peer| Some((peer.token(), Desk::of(peer)?)));
+        let (ended, living): (Vec<_>, Vec<_>) = peers.iter().partition(|peer| peer.has_ended());
+        let met = living.into_iter().filter_map(|peer| Some((peer.token(), Desk::of(peer)?)));
         let mut desks: BTreeMap<_, _> = met.collect();
         let Some((process, roll)) = self.process.as_ref().zip(roll) else { return desks };
         let Some(roster) = process.roster() else { return desks };
-        let others = roll.here().filter(|(_, token)| *token != process.own().token());
+        // The launcher may not have told yet of one that has ended.
+        let is_over = |token| ended.iter().any(|peer| peer.token() == token);
+        let is_other = |token| token != process.own().token() && !is_over(token);
+        let others = roll.here().filter(|&(_, token)| is_other(token));
         desks.extend(others.filter_map(|(seat, token)| Some((token, roster.desk(seat)?))));
         desks
     }

@@ -136,6 +136,12 @@ impl Roll {
         })
     }
 
+    /// Whether one that could be asked has ended since.
+    pub(crate) fn has_left(&self, token: &Token, roster: &Roster) -> bool {
+        let mut of_it = self.here().filter(|(_, here)| here == token);
+        of_it.any(|(seat, _)| roster.seats().get(seat).is_some_and(|seat| seat.status().is_some()))
+    }
+
     /// The job, where `speaks` holds for all that have not ended.
     pub(crate) fn answered(&self, speaks: impl Fn(&Token) -> bool) -> Option<Job> {
         let is_known = |call: &Call| match call {
@@ -337,15 +343,20 @@ impl Paper<'_> {
     }
 }
 
-/// Asks processes, and takes the answers that come in time.
-pub(crate) fn ask_all(desks: &BTreeMap<Token, Desk<'_>>) -> Answers {
+/// Asks processes, and takes the answers that come in time. Who has ended meanwhile is not waited for.
+pub(crate) fn ask_all(
+    desks: &BTreeMap<Token, Desk<'_>>,
+    has_ended: impl Fn(&Token) -> bool,
+) -> Answers {
     let ask = |(token, desk): (&Token, &Desk<'_>)| (*token, desk.ask());
     let mut open: Vec<_> = desks.iter().map(ask).collect();
     let (mut answers, until) = (Answers::new(), Instant::now() + PATIENCE);
     loop {
         open.retain(|(token, question)| {
+            // Before the look at the desk: it may have answered last of all.
+            let is_over = has_ended(token);
             let answer = desks.get(token).and_then(|desk| desk.hear(*question));
-            let is_open = answer.is_none();
+            let is_open = answer.is_none() && !is_over;
             answers.extend(answer.map(|answer| (*token, answer)));
             is_open
         });
@@ -859,7 +870,7 @@ mod tests {
 
 #[cfg(all(test, not(any(loom, miri))))] // Miri has no memfd
 mod desk_tests {
-    use std::sync::atomic::AtomicBool;
+    use std::{cell::Cell, sync::atomic::AtomicBool};
 
     use super::{super::peer::Process, *};
 
@@ -893,13 +904,32 @@ mod desk_tests {
             });
             for round in 1..=3 {
                 // The second one has no clerk.
-                let answers = ask_all(&desks);
+                let answers = ask_all(&desks, |_| false);
                 assert_eq!(answers.len(), 1);
                 assert_eq!(answers[&others[0].own().token()].mark, round, "a fresh one each time");
             }
             stop.store(true, Ordering::Relaxed);
             desk(&peers[0]).bell().ring();
         });
+    }
+
+    #[test]
+    fn who_has_ended_is_not_waited_for() {
+        let asker = Process::new(4 << 20).unwrap();
+        let others = [(); 2].map(|()| Process::new(4 << 20).unwrap());
+        let peers = others.each_ref().map(|other| asker.adopt(other.card().unwrap()).unwrap());
+        let desks = peers.iter().map(|peer| (peer.token(), desk(peer))).collect();
+        let looks = Cell::new(0);
+        let answers = ask_all(&desks, |token| {
+            looks.set(looks.get() + 1);
+            // It answers as the last thing that it does.
+            if *token == others[0].own().token() {
+                desk(others[0].own()).serve(|| answer(1));
+            }
+            true
+        });
+        assert_eq!(answers.into_keys().collect::<Vec<_>>(), [others[0].own().token()]);
+        assert_eq!(looks.get(), 2, "one look at each");
     }
 
     #[test]
