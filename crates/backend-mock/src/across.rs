@@ -286,11 +286,11 @@ impl State {
                 settled = true;
                 continue;
             }
-            if track == Board::COLLECTIVES && comm.is_behind(number) {
+            if track == Board::COLLECTIVES && comm.is_behind(number, &self.streams) {
                 // What it follows was done by another process just now, and has not ended here.
                 self.end_done(key);
                 match self.comms.get(key) {
-                    Some(comm) if !comm.is_behind(number) => continue,
+                    Some(comm) if !comm.is_behind(number, &self.streams) => continue,
                     _ => break,
                 }
             }

@@ -18,8 +18,9 @@ use crate::{
     meeting::SplitMeeting,
     op::{Kind, Op},
     process::board::{Board, Progress, Seat},
-    slab::Key,
+    slab::{Key, Slab},
     state::{Arrival, COUNT},
+    stream::{Entry, Stream},
     sync::{Parker, lock},
     threads::Thread,
 };
@@ -239,10 +240,14 @@ impl Comm {
     }
 
     /// Whether a rank of this process has published the collective `number` ahead, and what it follows
-    /// has not ended here.
+    /// has not ended here: that may be the one which heads the stream, or one more that was published
+    /// ahead.
     #[inline]
-    pub(crate) fn is_behind(&self, number: u64) -> bool {
-        self.ends.iter().any(|end| end.run.next < number && number < end.run.end)
+    pub(crate) fn is_behind(&self, number: u64, streams: &Slab<Stream>) -> bool {
+        self.ends.iter().filter(|end| (end.run.next..end.run.end).contains(&number)).any(|end| {
+            let head = streams[end.run.stream].queue.front();
+            !matches!(head, Some(Entry::Op(op)) if op.sequence == number)
+        })
     }
 
     /// A rank whose process has ended, and had claimed an operation that has arrived here.

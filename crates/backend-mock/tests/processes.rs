@@ -968,6 +968,30 @@ fn more_messages_than_the_board_has_room_for_in_one_group() {
 }
 
 #[test]
+fn an_operation_is_not_mistaken_for_the_one_before_it() {
+    // The first of two may be done by another process just as the second is published here. More ranks
+    // than there may be cores, so that they are held up anywhere.
+    processes("an_operation_is_not_mistaken_for_the_one_before_it", 4, |process| {
+        let comm = process.join();
+        let device = process.device(&comm);
+        let first = Buffer::new(&device, &[1_u64; 3]);
+        let second = Buffer::new(&device, &[process.number as u64; 5]);
+        let (first, second) =
+            (RecvBuf::typed(first.ptr, 3), (RecvBuf::typed(second.ptr, 5), &second));
+        for _ in 0..4000 {
+            let launch = || Launch::new(RawStream::DEFAULT);
+            // SAFETY: the buffers live until the stream has passed, here and below.
+            unsafe { comm.all_reduce(first.as_send(), first, ReduceOp::Max, launch()) }.unwrap();
+            let (recv, _) = second;
+            // SAFETY: as above.
+            unsafe { comm.broadcast(Some(recv.as_send()), recv, Rank::new(2), launch()) }.unwrap();
+            wait(&device).unwrap();
+        }
+        assert_eq!(second.1.values(), [2; 5]);
+    });
+}
+
+#[test]
 fn long_programs_of_many_streams_and_communicators_agree() {
     /// Cheap random numbers.
     struct Dice(u64);
