@@ -197,7 +197,10 @@ impl Device for Gpu {
     }
 
     unsafe fn free(&self, ptr: *mut c_void, after: RawStream) -> Result<()> {
-        self.bind()?;
+        // SAFETY: the caller's promise.
+        if unsafe { self.is_capturing(after) }? {
+            return Err(Error::new(ErrorKind::InvalidUsage, "the stream is being captured"));
+        }
         // SAFETY: the caller's promise.
         check("cuMemFreeAsync", unsafe { cuMemFreeAsync(ptr.expose_provenance(), after.bits()) })
     }
