@@ -226,6 +226,8 @@ impl<T: Element> Buffer<T> {
     /// # Errors
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) for another length or device; as
     /// [`Stream::synchronize`].
+    #[doc(alias = "cudaMemcpyAsync")]
+    #[doc(alias = "hipMemcpyAsync")]
     #[track_caller]
     pub fn copy_from_slice(&mut self, values: &[T], stream: &Stream) -> Result<()> {
         self.view_mut().copy_from_slice(values, stream)

@@ -58,6 +58,9 @@ use crate::{
 /// assert_eq!(recv.to_vec(&stream)?, [1.0, 2.0]); // one rank: the sum of one
 /// # Ok(()) }
 /// ```
+#[doc(alias = "ncclComm_t")]
+#[doc(alias = "ProcessGroup")]
+#[doc(alias = "PyNcclCommunicator")]
 pub struct Communicator {
     inner: Arc<CommInner>,
     scratch: OnceCell<Buffer<u8>>,
@@ -112,6 +115,8 @@ impl Communicator {
     ///
     /// # Errors
     /// As [`Backend::join`].
+    #[doc(alias = "ncclCommInitRank")]
+    #[doc(alias = "ncclCommInitRankConfig")]
     #[track_caller]
     pub fn join(backend: &AnyBackend, id: &UniqueId, config: JoinConfig) -> Result<Self> {
         refuse_in_capture("join")?;
@@ -138,6 +143,7 @@ impl Communicator {
     ///
     /// # Errors
     /// As [`Backend::join_all`].
+    #[doc(alias = "ncclCommInitAll")]
     #[track_caller]
     pub fn join_all(backend: &AnyBackend, config: JoinAllConfig) -> Result<Vec<Self>> {
         refuse_in_capture("join_all")?;
@@ -221,16 +227,24 @@ impl Communicator {
     }
 
     /// This rank.
+    #[doc(alias = "ncclCommUserRank")]
+    #[doc(alias = "MPI_Comm_rank")]
+    #[doc(alias = "get_rank")]
     pub fn rank(&self) -> u32 {
         self.inner.info.rank.get()
     }
 
     /// Number of ranks.
+    #[doc(alias = "ncclCommCount")]
+    #[doc(alias = "MPI_Comm_size")]
+    #[doc(alias = "world_size")]
+    #[doc(alias = "get_world_size")]
     pub fn size(&self) -> usize {
         self.inner.info.size
     }
 
     /// The device it is bound to.
+    #[doc(alias = "ncclCommCuDevice")]
     pub fn device(&self) -> &AnyDevice {
         &self.inner.device
     }
@@ -249,6 +263,8 @@ impl Communicator {
     ///
     /// # Errors
     /// What the device's runtime reports.
+    #[doc(alias = "cudaStreamCreate")]
+    #[doc(alias = "hipStreamCreate")]
     #[track_caller]
     pub fn new_stream(&self) -> Result<Stream> {
         Stream::new(self.device())
@@ -279,6 +295,9 @@ impl Communicator {
     /// # Errors
     /// The error of `body`, or of a refused call in it; what the device's runtime reports. Nothing
     /// is captured then, and the communicators work as before.
+    #[doc(alias = "cudaStreamBeginCapture")]
+    #[doc(alias = "hipStreamBeginCapture")]
+    #[doc(alias = "CUDAGraph")]
     #[track_caller]
     pub fn capture(&self, body: impl FnOnce(&Scope) -> Result<()>) -> Result<Graph> {
         Graph::capture(self, body)
@@ -369,6 +388,8 @@ impl Communicator {
     /// # Errors
     /// As [`Split::split`].
     #[doc(alias = "ncclCommSplit")]
+    #[doc(alias = "MPI_Comm_split")]
+    #[doc(alias = "new_group")]
     #[track_caller]
     pub fn split(&self, config: SplitConfig) -> Result<Option<Self>> {
         refuse_in_capture("split")?;
@@ -385,6 +406,7 @@ impl Communicator {
     /// # Errors
     /// As [`Split::shrink`].
     #[doc(alias = "ncclCommShrink")]
+    #[doc(alias = "MPIX_Comm_shrink")]
     #[track_caller]
     pub fn shrink(&self, config: ShrinkConfig) -> Result<Self> {
         refuse_in_capture("shrink")?;
@@ -422,6 +444,7 @@ impl Communicator {
     /// # Errors
     /// As [`Collectives::revoke`].
     #[doc(alias = "ncclCommRevoke")]
+    #[doc(alias = "MPIX_Comm_revoke")]
     pub fn revoke(&self) -> Result<()> {
         self.raw().revoke()
     }
@@ -500,6 +523,8 @@ impl Communicator {
     /// assert!(errors.contains(&ErrorKind::Timeout)); // the other may hear of the abort first
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[doc(alias = "TORCH_NCCL_ASYNC_ERROR_HANDLING")]
+    #[doc(alias = "timeout")]
     pub fn watch(&self, watch: Watch) {
         let inner = &*self.inner;
         match inner.watched.get() {
@@ -523,6 +548,8 @@ impl Communicator {
     /// [`InvalidUsage`](ErrorKind::InvalidUsage) while graphs, buffers of its own memory or
     /// reduce ops still hold it: it is then destroyed with the last of them. Else what the library reports.
     #[doc(alias = "ncclCommFinalize")]
+    #[doc(alias = "ncclCommDestroy")]
+    #[doc(alias = "destroy_process_group")]
     pub fn finalize(self) -> Result<()> {
         self.end(Collectives::finalize)
     }
@@ -532,6 +559,7 @@ impl Communicator {
     /// # Errors
     /// What the library reports; the communicator is gone all the same.
     #[doc(alias = "ncclCommAbort")]
+    #[doc(alias = "MPI_Abort")]
     pub fn abort(self) -> Result<()> {
         self.inner.handle.abort()
     }

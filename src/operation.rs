@@ -220,6 +220,7 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::all_reduce`](collectives_core::Collectives::all_reduce).
         #[doc(alias = "ncclAllReduce")]
+        #[doc(alias = "MPI_Allreduce")]
         #[track_caller]
         #[inline]
         pub fn all_reduce<$($declare,)? T: Element>(
@@ -242,6 +243,7 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`Collectives::all_reduce`](collectives_core::Collectives::all_reduce).
+        #[doc(alias = "MPI_IN_PLACE")]
         #[track_caller]
         #[inline]
         pub fn all_reduce_in_place<$($declare,)? T: Element>(
@@ -266,6 +268,7 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::reduce`](collectives_core::Collectives::reduce).
         #[doc(alias = "ncclReduce")]
+        #[doc(alias = "MPI_Reduce")]
         #[track_caller]
         pub fn reduce<$($declare,)? T: Element>(
             &$self,
@@ -314,6 +317,7 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::broadcast`](collectives_core::Collectives::broadcast).
         #[doc(alias = "ncclBroadcast")]
+        #[doc(alias = "MPI_Bcast")]
         #[track_caller]
         pub fn broadcast<$($declare,)? T: Element>(
             &$self,
@@ -362,6 +366,8 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::all_gather`](collectives_core::Collectives::all_gather).
         #[doc(alias = "ncclAllGather")]
+        #[doc(alias = "MPI_Allgather")]
+        #[doc(alias = "all_gather_into_tensor")]
         #[track_caller]
         pub fn all_gather<$($declare,)? T: Element>(
             &$self,
@@ -406,6 +412,8 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`CollectivesExt::all_gather_v`](collectives_core::CollectivesExt::all_gather_v).
+        #[doc(alias = "MPI_Allgatherv")]
+        #[doc(alias = "all_gatherv")]
         #[track_caller]
         pub fn all_gather_v<$($declare,)? T: Element>(
             &$self,
@@ -429,6 +437,8 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::reduce_scatter`](collectives_core::Collectives::reduce_scatter).
         #[doc(alias = "ncclReduceScatter")]
+        #[doc(alias = "MPI_Reduce_scatter_block")]
+        #[doc(alias = "reduce_scatter_tensor")]
         #[track_caller]
         pub fn reduce_scatter<$($declare,)? T: Element>(
             &$self,
@@ -476,6 +486,8 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`CollectivesExt::reduce_scatter_v`](collectives_core::CollectivesExt::reduce_scatter_v).
+        #[doc(alias = "MPI_Reduce_scatter")]
+        #[doc(alias = "reduce_scatterv")]
         #[track_caller]
         pub fn reduce_scatter_v<$($declare,)? T: Element>(
             &$self,
@@ -501,6 +513,8 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::all_to_all`](collectives_core::Collectives::all_to_all).
         #[doc(alias = "ncclAlltoAll")]
+        #[doc(alias = "MPI_Alltoall")]
+        #[doc(alias = "all_to_all_single")]
         #[track_caller]
         pub fn all_to_all<$($declare,)? T: Element>(
             &$self,
@@ -522,6 +536,9 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`CollectivesExt::all_to_all_v`](collectives_core::CollectivesExt::all_to_all_v).
+        #[doc(alias = "MPI_Alltoallv")]
+        #[doc(alias = "all_to_allv")]
+        #[doc(alias = "ncclAllToAllv")]
         #[track_caller]
         pub fn all_to_all_v<$($declare,)? T: Element>(
             &$self,
@@ -547,6 +564,7 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::gather`](collectives_core::Collectives::gather).
         #[doc(alias = "ncclGather")]
+        #[doc(alias = "MPI_Gather")]
         #[track_caller]
         pub fn gather<$($declare,)? T: Element>(
             &$self,
@@ -592,6 +610,8 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`CollectivesExt::gather_v`](collectives_core::CollectivesExt::gather_v).
+        #[doc(alias = "MPI_Gatherv")]
+        #[doc(alias = "gatherv")]
         #[track_caller]
         pub fn gather_v<$($declare,)? T: Element>(
             &$self,
@@ -619,6 +639,7 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::scatter`](collectives_core::Collectives::scatter).
         #[doc(alias = "ncclScatter")]
+        #[doc(alias = "MPI_Scatter")]
         #[track_caller]
         pub fn scatter<$($declare,)? T: Element>(
             &$self,
@@ -664,6 +685,8 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`CollectivesExt::scatter_v`](collectives_core::CollectivesExt::scatter_v).
+        #[doc(alias = "MPI_Scatterv")]
+        #[doc(alias = "scatterv")]
         #[track_caller]
         pub fn scatter_v<$($declare,)? T: Element>(
             &$self,
@@ -691,6 +714,8 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::send`](collectives_core::Collectives::send).
         #[doc(alias = "ncclSend")]
+        #[doc(alias = "MPI_Send")]
+        #[doc(alias = "isend")]
         #[track_caller]
         pub fn send<$($declare,)? T: Element>(
             &$self,
@@ -711,6 +736,8 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::recv`](collectives_core::Collectives::recv).
         #[doc(alias = "ncclRecv")]
+        #[doc(alias = "MPI_Recv")]
+        #[doc(alias = "irecv")]
         #[track_caller]
         pub fn recv<$($declare,)? T: Element>(
             &$self,
@@ -730,6 +757,7 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`CollectivesExt::send_recv`](collectives_core::CollectivesExt::send_recv).
+        #[doc(alias = "MPI_Sendrecv")]
         #[track_caller]
         pub fn send_recv<$($declare,)? T: Element>(
             &$self,
@@ -753,6 +781,7 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`CollectivesExt::barrier`](collectives_core::CollectivesExt::barrier).
+        #[doc(alias = "MPI_Barrier")]
         #[track_caller]
         pub fn barrier(&$self) -> Result<()> {
             let site = Location::caller();

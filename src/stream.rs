@@ -29,6 +29,8 @@ use crate::{
 /// them was aborted or revoked, or failed, every wait on the stream returns that error: the device lets the
 /// stream go on after an abort, but the results are not there. Such a stream stays so; make a new
 /// one with the new communicator.
+#[doc(alias = "cudaStream_t")]
+#[doc(alias = "hipStream_t")]
 #[derive(Clone)]
 pub struct Stream(Arc<StreamInner>);
 
@@ -128,6 +130,8 @@ impl Stream {
     ///
     /// # Errors
     /// As [`Buffer::zeros`].
+    #[doc(alias = "cudaMalloc")]
+    #[doc(alias = "hipMalloc")]
     #[track_caller]
     pub fn zeros<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
         Buffer::zeros(self, len)
@@ -159,6 +163,8 @@ impl Stream {
     /// # Errors
     /// The failure of any communicator that enqueued on the stream since its last good wait, and
     /// failures of the device.
+    #[doc(alias = "cudaStreamSynchronize")]
+    #[doc(alias = "hipStreamSynchronize")]
     pub fn synchronize(&self) -> Result<()> {
         self.wait(None)
     }

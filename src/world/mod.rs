@@ -50,6 +50,8 @@ pub use self::peer::Peer;
 ///
 /// # Errors
 /// As [`World::from_env`] and [`World::communicator`].
+#[doc(alias = "MPI_Init")]
+#[doc(alias = "init_process_group")]
 #[track_caller]
 pub fn init() -> Result<Communicator> {
     World::from_env()?.communicator("world")
@@ -73,6 +75,8 @@ pub fn init() -> Result<Communicator> {
 ///
 /// When it is dropped, this process leaves the store; rank 0, where it serves the store, waits until the
 /// others have left, at most five seconds. Communicators live on.
+#[doc(alias = "MPI_COMM_WORLD")]
+#[doc(alias = "StatelessProcessGroup")]
 pub struct World {
     rank: u32,
     size: usize,

@@ -1,8 +1,9 @@
-//! The `collectives` command: measures collectives ([`perf`]), says what runs them and why
-//! ([`doctor`]), starts a program as ranks ([`launch`]), and lays out the mock as a C library ([`mock`]).
+//! The `collectives` command: measures collectives ([`perf`]), finds out what a machine has and what
+//! is wrong with it ([`doctor`]), starts a program as ranks ([`launch`]), and installs the mock as a
+//! C library ([`mock`]).
 //!
 //! Tables and JSON go to standard output; errors, logs and the progress bar to standard error. Exit
-//! codes: 0 good, 1 a failed check or run, 2 usage; of `launch`, those of the ranks.
+//! codes: 0 success, 1 a failed check or run, 2 wrong usage; of `launch`, those of the ranks.
 
 mod doctor;
 #[cfg(unix)]
@@ -20,9 +21,9 @@ use std::{
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 use tracing_subscriber::EnvFilter;
 
-/// GPU collectives: measure them, and see what they run on.
+/// Measure GPU collectives, find out why they do not work, and run their programs
 #[derive(Parser)]
-#[command(name = "collectives", version, arg_required_else_help = true)]
+#[command(name = "collectives", version, arg_required_else_help = true, after_help = NOTES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -37,12 +38,18 @@ enum Command {
     Mock(mock::Args),
 }
 
+const NOTES: &str = "\
+Everything runs on NCCL, RCCL or a CPU mock, whichever fits the hardware.
+COLLECTIVES_BACKEND=nccl|rccl|mock decides otherwise.
+
+Exit codes: 0 success, 1 a failed check or run, 2 wrong usage; 'launch' exits
+with the code of its ranks. RUST_LOG=info or =debug logs more to standard error.";
+
 /// Why the command did not do what was asked.
 enum Failure {
-    /// A check failed, or this rank did; what there is to say stands in the output, or was told to
-    /// the parent.
+    /// A check failed, or this rank did; the output says why, or the parent was told.
     Check,
-    /// There is nothing left to say, and this to exit with.
+    /// Everything was said; exit with this code.
     #[cfg(unix)]
     Exit(u8),
     /// The run failed.

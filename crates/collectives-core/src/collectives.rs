@@ -65,6 +65,7 @@ pub trait Collectives: Send {
     /// # Errors
     /// See [`crate::shape::Rules::all_reduce`], and the library's own failures.
     #[doc(alias = "ncclAllReduce")]
+    #[doc(alias = "MPI_Allreduce")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
     unsafe fn all_reduce(
         &self,
@@ -85,6 +86,7 @@ pub trait Collectives: Send {
     /// # Errors
     /// See [`crate::shape::Rules::reduce`], and the library's own failures.
     #[doc(alias = "ncclReduce")]
+    #[doc(alias = "MPI_Reduce")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
     unsafe fn reduce(
         &self,
@@ -107,6 +109,7 @@ pub trait Collectives: Send {
     /// See [`crate::shape::Rules::broadcast`], and the library's own failures.
     #[doc(alias = "ncclBroadcast")]
     #[doc(alias = "ncclBcast")]
+    #[doc(alias = "MPI_Bcast")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
     unsafe fn broadcast(
         &self,
@@ -127,6 +130,8 @@ pub trait Collectives: Send {
     /// # Errors
     /// See [`crate::shape::Rules::all_gather`], and the library's own failures.
     #[doc(alias = "ncclAllGather")]
+    #[doc(alias = "MPI_Allgather")]
+    #[doc(alias = "all_gather_into_tensor")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
     unsafe fn all_gather(&self, send: SendBuf, recv: RecvBuf, launch: Launch<'_>) -> Result<()>;
 
@@ -141,6 +146,8 @@ pub trait Collectives: Send {
     /// # Errors
     /// See [`crate::shape::Rules::reduce_scatter`], and the library's own failures.
     #[doc(alias = "ncclReduceScatter")]
+    #[doc(alias = "MPI_Reduce_scatter_block")]
+    #[doc(alias = "reduce_scatter_tensor")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
     unsafe fn reduce_scatter(
         &self,
@@ -161,6 +168,8 @@ pub trait Collectives: Send {
     /// See [`crate::shape::Rules::all_to_all`], and the library's own failures.
     #[doc(alias = "ncclAlltoAll")]
     #[doc(alias = "ncclAllToAll")]
+    #[doc(alias = "MPI_Alltoall")]
+    #[doc(alias = "all_to_all_single")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
     unsafe fn all_to_all(&self, send: SendBuf, recv: RecvBuf, launch: Launch<'_>) -> Result<()>;
 
@@ -175,6 +184,7 @@ pub trait Collectives: Send {
     /// # Errors
     /// See [`crate::shape::Rules::gather`], and the library's own failures.
     #[doc(alias = "ncclGather")]
+    #[doc(alias = "MPI_Gather")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
     unsafe fn gather(
         &self,
@@ -195,6 +205,7 @@ pub trait Collectives: Send {
     /// # Errors
     /// See [`crate::shape::Rules::scatter`], and the library's own failures.
     #[doc(alias = "ncclScatter")]
+    #[doc(alias = "MPI_Scatter")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
     unsafe fn scatter(
         &self,
@@ -217,6 +228,8 @@ pub trait Collectives: Send {
     /// # Errors
     /// See [`crate::shape::Rules::send`], and the library's own failures.
     #[doc(alias = "ncclSend")]
+    #[doc(alias = "MPI_Send")]
+    #[doc(alias = "isend")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
     unsafe fn send(&self, buf: SendBuf, peer: Rank, launch: Launch<'_>) -> Result<()>;
 
@@ -228,6 +241,8 @@ pub trait Collectives: Send {
     /// # Errors
     /// See [`crate::shape::Rules::recv`], and the library's own failures.
     #[doc(alias = "ncclRecv")]
+    #[doc(alias = "MPI_Recv")]
+    #[doc(alias = "irecv")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
     unsafe fn recv(&self, buf: RecvBuf, peer: Rank, launch: Launch<'_>) -> Result<()>;
 
