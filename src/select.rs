@@ -157,7 +157,7 @@ fn unusable(error: Error, decision: &Decision, variable: &str) -> Error {
         return error;
     }
     error.with_hint(format!(
-        "{}; set {variable} to the library, or COLLECTIVES_BACKEND=mock to run on the CPU",
+        "{}; set {variable} to the library's file, or take the backend mock to run on the CPU",
         decision.reason
     ))
 }

@@ -1,6 +1,6 @@
 //! The `collectives` command: measures collectives ([`perf`]), finds out what a machine has and what
-//! is wrong with it ([`doctor`]), starts a program as ranks ([`launch`]), and installs the mock as a
-//! C library ([`mock`]).
+//! is wrong with it ([`doctor`]), starts a program as ranks ([`launch`]), installs the mock as a C
+//! library ([`mock`]), and prints completion scripts for shells.
 //!
 //! Tables and JSON go to standard output; errors, logs and the progress bar to standard error. Exit
 //! codes: 0 success, 1 a failed check or run, 2 wrong usage; of `launch`, those of the ranks.
@@ -14,11 +14,12 @@ mod text;
 
 use std::{
     error::Error,
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write as _},
     process::ExitCode,
 };
 
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
+use clap_complete::Shell;
 use tracing_subscriber::EnvFilter;
 
 /// Measure GPU collectives, find out why they do not work, and run their programs
@@ -36,6 +37,12 @@ enum Command {
     #[cfg(unix)]
     Launch(launch::Args),
     Mock(mock::Args),
+    /// Print a completion script for a shell
+    #[command(after_help = "For bash: source <(collectives completions bash)")]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
 }
 
 const NOTES: &str = "\
@@ -81,6 +88,7 @@ fn main() -> ExitCode {
         #[cfg(unix)]
         Command::Launch(args) => ("launch", launch::run(&args)),
         Command::Mock(args) => ("mock", mock::run(&args)),
+        Command::Completions { shell } => ("completions", completions(shell)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -95,6 +103,13 @@ fn main() -> ExitCode {
         }
         Err(Failure::Usage(message)) => usage(name, message),
     }
+}
+
+fn completions(shell: Shell) -> Result<(), Failure> {
+    // Into memory first: a failed write to standard output would panic in there.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "collectives", &mut script);
+    Ok(io::stdout().write_all(&script)?)
 }
 
 fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
@@ -117,9 +132,11 @@ fn block(command: &str, error: &(dyn Error + 'static)) -> String {
         source = error.source();
     }
     parts.extend(hint.map(|hint| ("  help: ", hint.to_owned())));
+    let width = text::columns(io::stderr());
     let mut block = String::new();
     for (label, part) in parts {
-        text::wrapped(&mut block, label, &part).expect("writing to a string does not fail");
+        text::wrapped_to(width, &mut block, label, &part)
+            .expect("writing to a string does not fail");
     }
     block
 }

@@ -68,6 +68,14 @@ fn help_names_the_commands_and_their_options() {
 }
 
 #[test]
+fn every_shell_gets_a_completion_script() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let script = output(&["completions", shell]);
+        assert!(script.contains("--sync-each") && script.contains("all_reduce"), "{shell}");
+    }
+}
+
+#[test]
 fn no_command_is_a_usage_error() {
     collectives(&[]).assert().code(2).stdout("");
 }

@@ -67,13 +67,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
     } else {
-        write!(out, "{}", report.text(text::columns())?)?;
+        write!(out, "{}", report.text(text::columns(io::stdout()))?)?;
     }
     if works { Ok(()) } else { Err(Failure::Check) }
 }
 
 fn list(out: &mut impl io::Write) -> Result<(), Failure> {
-    let width = text::columns();
+    let width = text::columns(io::stdout());
     for check in checks::all() {
         let mut line = String::new();
         text::wrapped_to(width, &mut line, &format!("{:<28}", check.id), check.about)?;
