@@ -284,13 +284,12 @@ impl Communicator {
     /// other.
     ///
     /// Call [`warm_up`](On::warm_up) before the first capture, on every rank. Libraries connect on
-    /// first use, which no capture can hold; so what is captured must have run before, by a `warm_up`
-    /// or by itself, and is refused otherwise. (A send may run to another rank than it is captured
-    /// to, so messages, gathers and scatters want the former.)
+    /// first use, which no capture can hold. So what is captured must have run before, in a `warm_up`
+    /// or by itself, and is refused otherwise. (An earlier send may have gone to another rank than the
+    /// captured one, so messages, gathers and scatters need the `warm_up`.)
     ///
-    /// While `body` runs, its thread enqueues nothing on other streams through this crate, launches
-    /// no graphs, and makes no communicators: what would run now, and not when the graph is
-    /// launched, is refused.
+    /// While `body` runs, its thread cannot enqueue on other streams through this crate, launch graphs,
+    /// or make communicators: what would run now, and not when the graph is launched, is refused.
     ///
     /// # Errors
     /// The error of `body`, or of a refused call in it; what the device's runtime reports. Nothing
@@ -315,7 +314,7 @@ impl Communicator {
         AlignedGraph::capture(self, body)
     }
 
-    /// Says that other code has run operations of every kind on this communicator, between all
+    /// Declares that other code has run operations of every kind on this communicator, between all
     /// ranks: one of another library's making ([`Backend::comm_from_raw`]), or one that is used on the
     /// raw layer. [`capture`](Self::capture) then wants no [`warm_up`](On::warm_up).
     pub fn assume_warmed_up(&self) {
@@ -414,7 +413,7 @@ impl Communicator {
     }
 
     /// Makes a larger communicator, with new ranks behind those of this one; see [`Split::grow`],
-    /// which tells the protocol.
+    /// which explains the protocol.
     ///
     /// # Errors
     /// As [`Split::grow`].

@@ -6,12 +6,12 @@
 //! use collectives::ReduceOp;
 //!
 //! fn main() -> collectives::Result<()> {
-//!     // The ranks that `collectives launch`, torchrun, mpirun or srun started; or one rank alone.
+//!     // All ranks that torchrun, mpirun, srun or `collectives launch` started.
 //!     let comm = collectives::init()?;
 //!     let stream = comm.new_stream()?;
 //!     let mut gradient = stream.upload(&[comm.rank() as f32; 4])?;
 //!     comm.on(&stream).all_reduce_in_place(&mut gradient, ReduceOp::Sum)?;
-//!     println!("rank {} of {}: {:?}", comm.rank(), comm.size(), gradient.to_vec(&stream)?);
+//!     println!("rank {}: {:?}", comm.rank(), gradient.to_vec(&stream)?);
 //!     comm.finalize()
 //! }
 //! ```

@@ -383,7 +383,7 @@ macro_rules! operations {
             })
         }
 
-        /// [`all_gather`](Self::all_gather) where this rank's part already stands in its place, at
+        /// [`all_gather`](Self::all_gather) where this rank's part is already in its place, at
         /// rank × length / size.
         ///
         /// *Shape*: the length is a multiple of the size.
@@ -582,7 +582,7 @@ macro_rules! operations {
             })
         }
 
-        /// [`gather`](Self::gather) where root's part already stands in its place. Other ranks
+        /// [`gather`](Self::gather) where root's part is already in its place. Other ranks
         /// give what they send.
         ///
         /// # Errors

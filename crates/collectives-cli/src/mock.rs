@@ -26,7 +26,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Install it into DIR as libnccl, librccl, libcuda, libamdhip64 and libcudart
+    /// Install the library into DIR as libnccl, librccl, libcuda, libamdhip64, libcudart
     ///
     /// The library is the file libcollectives_mock_abi.so beside this command, or that of
     /// COLLECTIVES_MOCK_LIB. DIR gets a copy of it and a link for each name.

@@ -85,7 +85,10 @@ fn arguments_that_do_not_fit_are_usage_errors() {
     for (arguments, words) in [
         (&["all_shuffle"][..], "all_shuffle"),
         (&["all_reduce", "-b", "8T"], "like 8, 64K"),
-        (&["all_reduce", "-b", "2K", "-e", "1K"], "-b is 2048 bytes, more than the 1024 bytes of -e"),
+        (
+            &["all_reduce", "-b", "2K", "-e", "1K"],
+            "-b is 2048 bytes, more than the 1024 bytes of -e",
+        ),
         (&["all_reduce", "-f", "1"], "1"),
         (&["all_reduce", "-n", "0"], "0"),
         (&["all_reduce", "--iters", "0"], "0"),

@@ -10,11 +10,11 @@ use crate::{
 /// One rank's end of a communicator: moves data between ranks, on streams of its device.
 ///
 /// Operations are asynchronous. A call checks its arguments, enqueues, and returns; the data has
-/// moved when the stream has passed the operation. Counts are numbers of elements in the buffer
-/// they stand in, whatever a vendor's own `count` means.
+/// moved when the stream has passed the operation. The count of a buffer is the number of its elements,
+/// whatever a vendor's own `count` means.
 ///
 /// The trait is for implementers and for code that brings its own memory; the facade's
-/// `Communicator` is the comfortable, safe form.
+/// `Communicator` is the safe form.
 ///
 /// # Contract
 /// A caller of the `unsafe` operations promises:
@@ -37,7 +37,7 @@ use crate::{
 ///
 /// # Threads
 /// `Send`, not `Sync`: NCCL allows one thread at a time to call on a communicator. To end one that
-/// another thread is stuck in, take an [`AbortHandle`] first.
+/// another thread is stuck in, take an [`AbortHandle`] beforehand.
 ///
 /// # Dropping
 /// Dropping a communicator flushes and destroys it, in bounded time; errors are logged. Use
@@ -267,8 +267,8 @@ pub trait Collectives: Send {
     #[doc(alias = "ncclGroupEnd")]
     fn group_end(&self) -> Result<()>;
 
-    /// Ends the group of this thread without launching anything, and tells how long it would take, as
-    /// far as the library can say. The mock cannot. Requires [`Capabilities::group_simulate`].
+    /// Ends the group of this thread without launching anything, and estimates how long it would take, if
+    /// the library can. The mock cannot. Requires [`Capabilities::group_simulate`].
     ///
     /// # Errors
     /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability;
@@ -370,7 +370,7 @@ pub trait Collectives: Send {
     /// library has windows and this system does not: NCCL then succeeds with none.
     /// [`InvalidUsage`](crate::ErrorKind::InvalidUsage) inside a group;
     /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for no bytes; the library's failures.
-    /// Where ranks disagree, or one does something else, the mock tells all of them; other libraries
+    /// If ranks disagree, or one does something else, the mock gives all of them an error; other libraries
     /// hang, or give a window that is good for nothing.
     #[doc(alias = "ncclCommWindowRegister")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
@@ -434,7 +434,7 @@ pub trait Collectives: Send {
         launch: Launch<'_>,
     ) -> Result<()>;
 
-    /// Signals `peer`, once the stream has passed what stands before it. It waits for nobody.
+    /// Signals `peer`, once the stream has passed all earlier work. It does not wait for the peer.
     ///
     /// Requires [`Capabilities::put_signal`], a peer that is another rank, and (NCCL does without) a
     /// window that was registered on this communicator. Not in groups.
@@ -508,7 +508,7 @@ pub trait Collectives: Send {
     ///
     /// Requires [`Capabilities::revoke`]. Not collective, and it waits for no other rank; but every
     /// rank that goes on calls it, since a library may stop the operations of the calling rank alone
-    /// (NCCL does; the mock stops those of all ranks, and tells them). Revoking again does nothing.
+    /// (NCCL does; the mock stops those of all ranks, which get an error). Revoking again does nothing.
     ///
     /// Afterwards operations, splits and registrations fail with
     /// [`Revoked`](crate::ErrorKind::Revoked), and so does

@@ -6,7 +6,7 @@ use crate::{Collectives, Error, ErrorKind, Launch, Rank, RecvBuf, ReduceOp, Resu
 /// Operations made of other operations: variable counts, exchange, barrier, warm-up.
 ///
 /// They are emulations on every backend, and named here as such: each is one group of operations
-/// of [`Collectives`], so it is all or nothing like any group, and may stand inside a larger one.
+/// of [`Collectives`], so it is all or nothing, as any group is, and may be inside a larger one.
 ///
 /// Counts are per rank, in elements and in rank order; parts lie one after another without gaps.
 /// All ranks must agree: what rank i sends to rank j is what j receives from i.

@@ -199,10 +199,7 @@ impl Text {
         self.field("Backend", &name)?;
         self.field("Why", &report.reason)?;
         if report.backend == Some(BackendName::Mock) {
-            self.field(
-                "Note",
-                "the mock runs on the CPU; it is for tests, not for production",
-            )?;
+            self.field("Note", "the mock runs on the CPU; it is for tests, not for production")?;
         }
         match (&report.problem, report.works) {
             (Some(problem), _) => self.field("Problem", problem),

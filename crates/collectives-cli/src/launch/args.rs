@@ -18,7 +18,7 @@ pub(crate) struct Args {
           value_parser = clap::value_parser!(u32).range(1..=MOST_RANKS))]
     pub(super) ranks: u32,
 
-    /// The library that the ranks use; auto leaves COLLECTIVES_BACKEND as it is
+    /// The backend of the ranks; auto leaves COLLECTIVES_BACKEND as it is
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub(super) backend: BackendArg,
 

@@ -22,7 +22,7 @@ pub(crate) struct Args {
     #[arg(value_name = "OPERATION")]
     pub(super) operation: Operation,
 
-    /// The library to use
+    /// The backend: which library to use
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub(super) backend: BackendArg,
 
@@ -193,7 +193,7 @@ pub(super) enum Mode {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Registered {
-    /// Plain device memory
+    /// Memory of the library, not registered
     None,
     /// Memory of the library, registered with the communicator
     Buffer,
