@@ -15,6 +15,8 @@ pub(crate) struct Operation<'a> {
     pub(crate) memory: [Option<&'a Arc<Allocation>>; 2],
     /// The reduce op, where it has to be kept.
     pub(crate) op: Option<Arc<OpKeep>>,
+    /// How the library is to run it, where the caller has said so.
+    pub(crate) config: Option<&'a CallConfig>,
     pub(crate) site: &'static Location<'static>,
 }
 
@@ -47,14 +49,9 @@ impl Operation<'_> {
     /// # Safety
     /// As [`Collectives`]; `stream` was ordered after the last use of the operation's memory.
     #[inline]
-    pub(crate) unsafe fn issue(
-        &self,
-        comm: &AnyComm,
-        stream: &Stream,
-        config: Option<&CallConfig>,
-    ) -> Result<()> {
+    pub(crate) unsafe fn issue(&self, comm: &AnyComm, stream: &Stream) -> Result<()> {
         let launch = Launch::at(stream.as_raw(), self.site);
-        let launch = config.map_or(launch, |config| launch.with_config(config));
+        let launch = self.config.map_or(launch, |config| launch.with_config(config));
         // SAFETY: the caller's promise, handed on as it is.
         unsafe { self.call.issue(comm, launch) }
     }
@@ -210,7 +207,8 @@ impl Connections {
 ///
 /// `$self` is the receiver, `$lt` the lifetime for which the arguments are borrowed; it is declared
 /// by each method where `[$lt]` is given, by the surrounding `impl` where `[]` is. The receiver has
-/// `fn submit(&self, Operation<$lt>) -> Result<()>` and `fn comm(&self) -> &$lt Communicator`.
+/// `fn submit(&self, Operation<$lt>) -> Result<()>`, `fn comm(&self) -> &$lt Communicator`, and a field
+/// `config: Option<&$lt CallConfig>`.
 macro_rules! operations {
     ($self:ident, $lt:lifetime, [$($declare:lifetime)?]) => {
         /// Combines the `send` buffers of all ranks; every rank receives the result.
@@ -235,6 +233,7 @@ macro_rules! operations {
                 call,
                 memory: [Some(send.memory()), Some(recv.memory())],
                 op: op.keep,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -257,6 +256,7 @@ macro_rules! operations {
                 call: Call::AllReduce { send: recv.as_send(), recv, op: op.raw },
                 memory: [Some(buffer.memory()), None],
                 op: op.keep,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -284,6 +284,7 @@ macro_rules! operations {
                 call: Call::Reduce { send: send.raw(), recv: raw, op: op.raw, root },
                 memory: [Some(send.memory()), recv.as_ref().map(SliceMut::memory)],
                 op: op.keep,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -306,6 +307,7 @@ macro_rules! operations {
                 call: Call::Reduce { send: recv.as_send(), recv: Some(recv), op: op.raw, root },
                 memory: [Some(buffer.memory()), None],
                 op: op.keep,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -332,6 +334,7 @@ macro_rules! operations {
                 call: Call::Broadcast { send: raw, recv: recv.raw(), root },
                 memory: [send.as_ref().map(Slice::memory), Some(recv.memory())],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -354,6 +357,7 @@ macro_rules! operations {
                 call: Call::Broadcast { send: Some(recv.as_send()), recv, root },
                 memory: [Some(buffer.memory()), None],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -379,6 +383,7 @@ macro_rules! operations {
                 call: Call::AllGather { send: send.raw(), recv: recv.raw() },
                 memory: [Some(send.memory()), Some(recv.memory())],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -402,6 +407,7 @@ macro_rules! operations {
                 call: Call::AllGather { send, recv },
                 memory: [Some(buffer.memory()), None],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -426,6 +432,7 @@ macro_rules! operations {
                 call: Call::AllGatherV { send: send.raw(), recv: recv.raw(), counts },
                 memory: [Some(send.memory()), Some(recv.memory())],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -451,6 +458,7 @@ macro_rules! operations {
                 call: Call::ReduceScatter { send: send.raw(), recv: recv.raw(), op: op.raw },
                 memory: [Some(send.memory()), Some(recv.memory())],
                 op: op.keep,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -475,6 +483,7 @@ macro_rules! operations {
                 call: Call::ReduceScatter { send, recv, op: op.raw },
                 memory: [Some(buffer.memory()), None],
                 op: op.keep,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -502,6 +511,7 @@ macro_rules! operations {
                 call: Call::ReduceScatterV { send: raw, recv: into, counts, op: op.raw },
                 memory: [Some(send.memory()), Some(recv.memory())],
                 op: op.keep,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -526,6 +536,7 @@ macro_rules! operations {
                 call: Call::AllToAll { send: send.raw(), recv: recv.raw() },
                 memory: [Some(send.memory()), Some(recv.memory())],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -552,6 +563,7 @@ macro_rules! operations {
                 call: Call::AllToAllV { send: send.raw(), to, recv: recv.raw(), from },
                 memory: [Some(send.memory()), Some(recv.memory())],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -578,6 +590,7 @@ macro_rules! operations {
                 call: Call::Gather { send: send.raw(), recv: raw, root: Rank::new(root) },
                 memory: [Some(send.memory()), recv.as_ref().map(SliceMut::memory)],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -600,6 +613,7 @@ macro_rules! operations {
                 call: Call::Gather { send: send.as_send(), recv, root },
                 memory: [Some(buffer.memory()), None],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -627,6 +641,7 @@ macro_rules! operations {
                 call: Call::GatherV { send: send.raw(), recv: raw, counts, root },
                 memory: [Some(send.memory()), recv.as_ref().map(SliceMut::memory)],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -653,6 +668,7 @@ macro_rules! operations {
                 call: Call::Scatter { send: raw, recv: recv.raw(), root: Rank::new(root) },
                 memory: [send.as_ref().map(Slice::memory), Some(recv.memory())],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -675,6 +691,7 @@ macro_rules! operations {
                 call: Call::Scatter { send: send.map(RecvBuf::as_send), recv, root },
                 memory: [Some(buffer.memory()), None],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -702,6 +719,7 @@ macro_rules! operations {
                 call: Call::ScatterV { send: raw, recv: recv.raw(), counts, root },
                 memory: [send.as_ref().map(Slice::memory), Some(recv.memory())],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -727,6 +745,7 @@ macro_rules! operations {
                 call: Call::Send { send: buffer.raw(), peer: Rank::new(peer) },
                 memory: [Some(buffer.memory()), None],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -749,6 +768,7 @@ macro_rules! operations {
                 call: Call::Recv { recv: buffer.raw(), peer: Rank::new(peer) },
                 memory: [Some(buffer.memory()), None],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -772,6 +792,7 @@ macro_rules! operations {
                 call: Call::SendRecv { send: send.raw(), to, recv: recv.raw(), from },
                 memory: [Some(send.memory()), Some(recv.memory())],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -790,6 +811,7 @@ macro_rules! operations {
                 call: Call::Barrier { scratch: scratch.part(0, 1) },
                 memory: [Some(memory), None],
                 op: None,
+                config: $self.config,
                 site,
             })
         }
@@ -807,6 +829,7 @@ macro_rules! operations {
                 call: Call::WarmUp { scratch },
                 memory: [Some(memory), None],
                 op: None,
+                config: $self.config,
                 site,
             })
         }
