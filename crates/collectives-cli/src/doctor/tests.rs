@@ -848,7 +848,7 @@ fn library_cases() -> Vec<Case> {
             Error,
             variable("no such file"),
             "COLLECTIVES_NCCL_PATH=",
-            "unset it to have the library searched",
+            "unset it so that the library is searched for",
         ),
         case(
             "library-variable",
