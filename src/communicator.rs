@@ -111,7 +111,27 @@ struct ReturnedMemory {
 }
 
 impl Communicator {
-    /// Joins a communicator of several processes or threads; see [`Backend::join`].
+    /// Joins a communicator of several processes or threads; see [`Backend::join`]. Collective: returns
+    /// when all ranks have joined. [`init`](crate::init) does this for ranks that a launcher started.
+    ///
+    /// ```
+    /// use std::{thread, time::Duration};
+    /// use collectives::{Backend, Communicator, JoinConfig, backend_named};
+    ///
+    /// # fn main() -> collectives::Result<()> {
+    /// let backend = backend_named("mock")?;
+    /// let id = backend.unique_id()?; // one rank makes it and passes it on
+    /// let join = |rank| {
+    ///     let config = JoinConfig::new(rank, 2).with_deadline(Duration::from_secs(30));
+    ///     Communicator::join(&backend, &id, config)?.finalize()
+    /// };
+    /// thread::scope(|scope| {
+    ///     let other = scope.spawn(|| join(1));
+    ///     join(0)?;
+    ///     other.join().expect("rank 1 does not panic")
+    /// })
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Backend::join`].
@@ -323,6 +343,20 @@ impl Communicator {
 
     /// Makes a reduce operator that multiplies this rank's input by `scalar` and then sums.
     ///
+    /// ```
+    /// use collectives::mock;
+    ///
+    /// let sums = mock::run(2, |comm| {
+    ///     let half = comm.pre_mul_sum(0.5_f32)?;
+    ///     let stream = comm.new_stream()?;
+    ///     let mut buffer = stream.upload(&[8.0_f32])?;
+    ///     comm.on(&stream).all_reduce_in_place(&mut buffer, &half)?;
+    ///     buffer.to_vec(&stream)
+    /// })?;
+    /// assert_eq!(sums, [[8.0], [8.0]]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`Collectives::create_pre_mul_sum`].
     #[doc(alias = "ncclRedOpCreatePreMulSum")]
@@ -383,6 +417,18 @@ impl Communicator {
     }
 
     /// Divides the communicator; see [`Split::split`].
+    ///
+    /// ```
+    /// use collectives::{SplitConfig, mock};
+    ///
+    /// let places = mock::run(4, |comm| {
+    ///     // Even ranks in one part, odd ranks in the other.
+    ///     let part = comm.split(SplitConfig::new(comm.rank() % 2))?.expect("every rank has a color");
+    ///     Ok((part.rank(), part.size()))
+    /// })?;
+    /// assert_eq!(places, [(0, 2), (0, 2), (1, 2), (1, 2)]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// As [`Split::split`].

@@ -29,6 +29,20 @@ use crate::{
 /// them was aborted or revoked, or failed, every wait on the stream returns that error: the device lets the
 /// stream go on after an abort, but the results are not there. Such a stream stays so; make a new
 /// one with the new communicator.
+///
+/// ```
+/// use std::time::Duration;
+/// use collectives::mock;
+///
+/// mock::run(1, |comm| {
+///     let stream = comm.new_stream()?;
+///     let buffer = stream.zeros::<f32>(1024)?; // enqueued
+///     stream.synchronize_for(Duration::from_secs(10))?; // done
+///     assert_eq!(buffer.len(), 1024);
+///     Ok(())
+/// })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[doc(alias = "cudaStream_t")]
 #[doc(alias = "hipStream_t")]
 #[derive(Clone)]
