@@ -305,7 +305,7 @@ fn peer_access(facts: &Facts) -> Vec<Observation> {
         facts.of_nccl(Severity::Warning),
         format!("no access from device {}", list(&pairs, 6)),
         format!(
-            "the driver lets these devices not reach each other's memory: the model, the slots, or \
+            "the driver does not let these devices reach each other's memory: the model, the slots, or \
              the virtual machine forbid it. {shared} then sends through host memory, several times \
              slower"
         ),

@@ -100,9 +100,9 @@ fn algorithm(facts: &Facts) -> Vec<Observation> {
             if fails { facts.of_nccl(Severity::Error) } else { facts.of_nccl(Severity::Warning) },
             format!("{}: NCCL knows no {}", facts.settings.show(variable), bad.join(", ")),
             if fails {
-                "since 2.24 a word that is not known fails every join with 'invalid usage'"
+                "since 2.24 an unknown word fails every join with 'invalid usage'"
             } else {
-                "before 2.24 a word that is not known is left out without a word"
+                "before 2.24 an unknown word is silently left out"
             },
             format!("unset {variable}, or take words of {}", known.join(", ")),
         ));
@@ -333,10 +333,9 @@ fn changes_results(facts: &Facts) -> Vec<Observation> {
     vec![Observation::new(
         Severity::Note,
         set.join(", "),
-        "they choose algorithm, protocol and channels: sums come out in another order, so other last \
-         bits and other times; with another value on another rank, hangs",
-        "set them alike on every rank, and write them down with results; NCCL chooses well without \
-         them",
+        "they choose algorithm, protocol and channels, and so the order of sums: last bits and times \
+         differ, and if ranks have different values the job can hang",
+        "set them alike on every rank, and note them beside results; NCCL chooses well without them",
     )]
 }
 
