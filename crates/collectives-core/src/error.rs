@@ -5,6 +5,7 @@ mod wire;
 use std::{
     error::Error as StdError,
     fmt,
+    panic::Location,
     path::{Path, PathBuf},
 };
 
@@ -19,8 +20,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// Code branches on [`kind`](Self::kind), [`is_caller_bug`](Self::is_caller_bug) and
 /// [`poisons_communicator`](Self::poisons_communicator); people read the `Display`, which is one line
-/// except where several ranks are reported on. `Debug` shows every field. It can be sent to another
-/// process, where all of it arrives; of the errors underneath, their words.
+/// except where several ranks are reported on. `Debug` (`{:?}`) is the same text and what the errors
+/// underneath say, since that is what `unwrap` and a `main` that returns the error show; `{:#?}` shows
+/// every field. It can be sent to another process, where all of it arrives; of the errors underneath,
+/// their words.
 ///
 /// ```
 /// use collectives_core::{DType, ErrorKind};
@@ -39,6 +42,7 @@ struct Inner {
     library: Option<(PathBuf, Version)>,
     rank: Option<(u32, usize)>,
     communicator: Option<String>,
+    site: Option<String>,
     vendor_code: Option<VendorCode>,
     last_error: Option<String>,
     hint: Option<String>,
@@ -57,6 +61,7 @@ impl Error {
             library: None,
             rank: None,
             communicator: None,
+            site: None,
             vendor_code: None,
             last_error: None,
             hint: None,
@@ -101,6 +106,13 @@ impl Error {
     #[must_use]
     pub fn with_rank(mut self, rank: u32, size: usize) -> Self {
         self.0.rank = Some((rank, size));
+        self
+    }
+
+    /// Names the place in the program where the operation was called.
+    #[must_use]
+    pub fn with_site(mut self, site: &Location<'_>) -> Self {
+        self.0.site = Some(site.to_string());
         self
     }
 
@@ -151,6 +163,7 @@ impl Error {
             library,
             rank,
             communicator,
+            site,
             vendor_code,
             last_error,
             hint,
@@ -165,6 +178,7 @@ impl Error {
             library: library.clone(),
             rank: *rank,
             communicator: communicator.clone(),
+            site: site.clone(),
             vendor_code: *vendor_code,
             last_error: last_error.clone(),
             hint: hint.clone(),
@@ -206,6 +220,11 @@ impl Error {
     /// The name given to the communicator.
     pub fn communicator(&self) -> Option<&str> {
         self.0.communicator.as_deref()
+    }
+
+    /// Where in the program the operation was called that was refused: `src/step.rs:41:22`.
+    pub fn site(&self) -> Option<&str> {
+        self.0.site.as_deref()
     }
 
     /// The code that the vendor's library returned.
@@ -272,6 +291,9 @@ impl fmt::Display for Error {
         if let Some(text) = &inner.last_error {
             write!(f, ": \"{}\"", text.trim_end())?;
         }
+        if let Some(site) = &inner.site {
+            write!(f, ", called at {site}")?;
+        }
         if let Some(hint) = &inner.hint {
             // Behind a table it would be lost.
             f.write_str(if inner.message.contains('\n') { "\n" } else { "; " })?;
@@ -283,7 +305,16 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        if f.alternate() {
+            return self.0.fmt(f);
+        }
+        write!(f, "{self}")?;
+        let mut source = self.source();
+        while let Some(error) = source {
+            write!(f, "\n  because of: {error}")?;
+            source = error.source();
+        }
+        Ok(())
     }
 }
 
@@ -421,6 +452,30 @@ mod tests {
     }
 
     #[test]
+    fn display_names_the_place_before_what_to_do() {
+        let site = Location::caller();
+        let error = Error::new(ErrorKind::InvalidArgument, "root is 7, want 0 to 3")
+            .with_operation("broadcast")
+            .with_site(site)
+            .with_hint("mind the size");
+        assert_eq!(error.site(), Some(&*site.to_string()));
+        assert_eq!(
+            error.to_string(),
+            format!("broadcast: root is 7, want 0 to 3, called at {site}; mind the size")
+        );
+    }
+
+    #[test]
+    fn debug_is_for_people_and_alternate_debug_for_engineers() {
+        let file = std::io::Error::other("no such file");
+        let error = Error::new(ErrorKind::System, "nothing to read").with_hint("look");
+        assert_eq!(format!("{error:?}"), error.to_string());
+        let error = error.with_source(file);
+        assert_eq!(format!("{error:?}"), format!("{error}\n  because of: no such file"));
+        assert!(format!("{error:#?}").contains("kind: System"), "{error:#?}");
+    }
+
+    #[test]
     fn kinds_say_who_must_act_and_what_is_lost() {
         let bug = Error::new(ErrorKind::InvalidArgument, "x");
         assert!(bug.is_caller_bug() && !bug.poisons_communicator());
@@ -434,6 +489,7 @@ mod tests {
         let error = Error::new(ErrorKind::Timeout, "not done")
             .with_comm(&comm())
             .with_operation("all_reduce")
+            .with_site(Location::caller())
             .with_vendor_code(VendorCode(8))
             .with_last_error("words")
             .with_hint("abort")

@@ -9,7 +9,8 @@ use crate::perf::BackendArg;
 /// Each rank finds torchrun's variables in its environment (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR,
 /// MASTER_PORT and the rest), and what the mock needs for ranks that are processes. Its output appears
 /// line by line behind its number. The first rank that fails ends the job: the others have a second to
-/// say what they see of it, then get SIGTERM, and SIGKILL when the grace period is over.
+/// say what they see of it, then get SIGTERM, and SIGKILL when the grace period is over. With
+/// --keep-going it ends none.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -37,6 +38,10 @@ pub(crate) struct Args {
     /// Start all ranks again when one fails, at most so many times
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) max_restarts: u32,
+
+    /// Leave the others alone when a rank fails: programs that go on without it
+    #[arg(long, conflicts_with = "max_restarts")]
+    pub(super) keep_going: bool,
 
     /// How long ranks may take to end [default: 5 after one failed, 30 after a signal]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
