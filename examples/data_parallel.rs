@@ -19,6 +19,7 @@ fn main() -> Result<()> {
     for (step, loss) in trained[0].losses.iter().enumerate() {
         println!("step {step}: loss {loss:.6}");
     }
+    println!("{ranks} ranks learned {:.3?}", trained[0].model);
     Ok(())
 }
 

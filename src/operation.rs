@@ -64,7 +64,7 @@ impl Operation<'_> {
         if error.poisons_communicator() {
             return error;
         }
-        let name = error.operation().unwrap_or(self.call.name());
+        let name = error.operation().unwrap_or_else(|| self.call.name());
         error.with_operation(name).with_site(self.site)
     }
 }
