@@ -21,7 +21,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Code branches on [`kind`](Self::kind), [`is_caller_bug`](Self::is_caller_bug) and
 /// [`poisons_communicator`](Self::poisons_communicator); people read the `Display`, which is one line
 /// except where several ranks are reported on. `Debug` (`{:?}`) is the same text and what the errors
-/// underneath say, since that is what `unwrap` and a `main` that returns the error show; `{:#?}` shows
+/// underneath add to it, since that is what `unwrap` and a `main` that returns the error show; `{:#?}` shows
 /// every field. It can be sent to another process, where all of it arrives; of the errors underneath,
 /// their words.
 ///
@@ -308,10 +308,14 @@ impl fmt::Debug for Error {
         if f.alternate() {
             return self.0.fmt(f);
         }
-        write!(f, "{self}")?;
+        let said = self.to_string();
+        f.write_str(&said)?;
         let mut source = self.source();
         while let Some(error) = source {
-            write!(f, "\n  because of: {error}")?;
+            let why = error.to_string();
+            if !said.contains(&why) {
+                write!(f, "\n  because of: {why}")?;
+            }
             source = error.source();
         }
         Ok(())
@@ -470,7 +474,8 @@ mod tests {
         let file = std::io::Error::other("no such file");
         let error = Error::new(ErrorKind::System, "nothing to read").with_hint("look");
         assert_eq!(format!("{error:?}"), error.to_string());
-        let error = error.with_source(file);
+        let known = Error::new(ErrorKind::System, "to read").with_source(file);
+        let error = error.with_source(known);
         assert_eq!(format!("{error:?}"), format!("{error}\n  because of: no such file"));
         assert!(format!("{error:#?}").contains("kind: System"), "{error:#?}");
     }
