@@ -7,6 +7,7 @@ use std::{
     fmt,
     marker::PhantomData,
     ops::{Bound, Range, RangeBounds},
+    panic::Location,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -215,6 +216,7 @@ impl<T: Element> Buffer<T> {
     ///
     /// # Panics
     /// If the range does not lie inside the buffer, as slices do.
+    #[track_caller]
     pub fn slice(&self, range: impl RangeBounds<usize>) -> Slice<'_, T> {
         self.view().slice(range)
     }
@@ -223,6 +225,7 @@ impl<T: Element> Buffer<T> {
     ///
     /// # Panics
     /// If the range does not lie inside the buffer, as slices do.
+    #[track_caller]
     pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> SliceMut<'_, T> {
         self.view_mut().slice_mut(range)
     }
@@ -231,6 +234,7 @@ impl<T: Element> Buffer<T> {
     ///
     /// # Panics
     /// If `mid` is larger than the length, as slices do.
+    #[track_caller]
     pub fn split_at_mut(&mut self, mid: usize) -> (SliceMut<'_, T>, SliceMut<'_, T>) {
         self.view_mut().split_at_mut(mid)
     }
@@ -306,6 +310,7 @@ impl<'a, T: Element> Slice<'a, T> {
     /// # Panics
     /// If the range does not lie inside, as slices do.
     #[must_use]
+    #[track_caller]
     pub fn slice(self, range: impl RangeBounds<usize>) -> Self {
         let range = checked(range, self.len);
         let ptr = self.ptr.wrapping_add(range.start);
@@ -372,6 +377,13 @@ impl<'a, T: Element> From<&'a Buffer<T>> for Slice<'a, T> {
     }
 }
 
+/// Roots give what others leave out.
+impl<'a, T: Element> From<&'a Buffer<T>> for Option<Slice<'a, T>> {
+    fn from(buffer: &'a Buffer<T>) -> Self {
+        Some(buffer.view())
+    }
+}
+
 impl<'a, T: Element> From<SliceMut<'a, T>> for Slice<'a, T> {
     fn from(slice: SliceMut<'a, T>) -> Self {
         let SliceMut { memory, ptr, len, element: _ } = slice;
@@ -408,6 +420,7 @@ impl<'a, T: Element> SliceMut<'a, T> {
     /// # Panics
     /// If the range does not lie inside, as slices do.
     #[must_use]
+    #[track_caller]
     pub fn slice_mut(self, range: impl RangeBounds<usize>) -> Self {
         let range = checked(range, self.len);
         let ptr = self.ptr.wrapping_add(range.start);
@@ -419,6 +432,7 @@ impl<'a, T: Element> SliceMut<'a, T> {
     /// # Panics
     /// If `mid` is larger than the length, as slices do.
     #[must_use]
+    #[track_caller]
     pub fn split_at_mut(self, mid: usize) -> (Self, Self) {
         let before = checked(..mid, self.len);
         let after = checked(mid.., self.len);
@@ -498,6 +512,13 @@ impl<T: Element> fmt::Debug for SliceMut<'_, T> {
 impl<'a, T: Element> From<&'a mut Buffer<T>> for SliceMut<'a, T> {
     fn from(buffer: &'a mut Buffer<T>) -> Self {
         buffer.view_mut()
+    }
+}
+
+/// Roots give what others leave out.
+impl<'a, T: Element> From<&'a mut Buffer<T>> for Option<SliceMut<'a, T>> {
+    fn from(buffer: &'a mut Buffer<T>) -> Self {
+        Some(buffer.view_mut())
     }
 }
 
@@ -761,6 +782,7 @@ pub(crate) fn bytes_of<T: Element>(len: usize) -> Result<usize> {
     })
 }
 
+#[track_caller]
 fn same_len(device: usize, host: usize) -> Result<()> {
     if device == host {
         return Ok(());
@@ -769,7 +791,8 @@ fn same_len(device: usize, host: usize) -> Result<()> {
         ErrorKind::InvalidArgument,
         format!("the buffer holds {device} elements, the other side {host}"),
     )
-    .with_operation("copy"))
+    .with_operation("copy")
+    .with_site(Location::caller()))
 }
 
 #[track_caller]

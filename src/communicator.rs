@@ -770,8 +770,13 @@ impl On<'_> {
 
     #[inline]
     fn submit(&self, operation: Operation<'_>) -> Result<()> {
+        self.enqueue(&operation).map_err(|error| operation.refused(error))
+    }
+
+    #[inline]
+    fn enqueue(&self, operation: &Operation<'_>) -> Result<()> {
         self.comm.same_place(self.stream)?;
-        self.comm.same_places(&operation)?;
+        self.comm.same_places(operation)?;
         self.comm.not_in_raw_group()?;
         refuse_in_capture(operation.call.name())?;
         self.stream.not_captured_by_others(operation.call.name())?;

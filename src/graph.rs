@@ -391,7 +391,7 @@ impl CaptureOn<'_> {
             // after every other use.
             unsafe { operation.issue(comm.as_comm(), &scope.stream) }
         };
-        scope.refusal.noting(issue())
+        scope.refusal.noting(issue().map_err(|error| operation.refused(error)))
     }
 }
 

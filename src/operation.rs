@@ -3,7 +3,8 @@
 use std::{panic::Location, sync::Arc};
 
 use collectives_core::{
-    CallConfig, Collectives, CollectivesExt, Launch, Rank, RecvBuf, ReduceOp, Result, SendBuf,
+    CallConfig, Collectives, CollectivesExt, Error, Launch, Rank, RecvBuf, ReduceOp, Result,
+    SendBuf,
 };
 
 use crate::{AnyComm, Stream, buffer::Allocation, reduce::OpKeep};
@@ -54,6 +55,17 @@ impl Operation<'_> {
         let launch = self.config.map_or(launch, |config| launch.with_config(config));
         // SAFETY: the caller's promise, handed on as it is.
         unsafe { self.call.issue(comm, launch) }
+    }
+
+    /// Names the operation, and where it was called, in the error that refuses it. A failure of the
+    /// communicator is about more than this call.
+    #[cold]
+    pub(crate) fn refused(&self, error: Error) -> Error {
+        if error.poisons_communicator() {
+            return error;
+        }
+        let name = error.operation().unwrap_or_else(|| self.call.name());
+        error.with_operation(name).with_site(self.site)
     }
 }
 
@@ -273,11 +285,11 @@ macro_rules! operations {
         pub fn reduce<$($declare,)? T: Element>(
             &$self,
             send: impl Into<Slice<$lt, T>>,
-            recv: Option<SliceMut<$lt, T>>,
+            recv: impl Into<Option<SliceMut<$lt, T>>>,
             op: impl Into<Op>,
             root: u32,
         ) -> Result<()> {
-            let (send, op) = (send.into(), op.into());
+            let (send, recv, op) = (send.into(), recv.into(), op.into());
             let raw = recv.as_ref().map(SliceMut::raw);
             let root = Rank::new(root);
             $self.submit(Operation {
@@ -323,11 +335,11 @@ macro_rules! operations {
         #[track_caller]
         pub fn broadcast<$($declare,)? T: Element>(
             &$self,
-            send: Option<Slice<$lt, T>>,
+            send: impl Into<Option<Slice<$lt, T>>>,
             recv: impl Into<SliceMut<$lt, T>>,
             root: u32,
         ) -> Result<()> {
-            let recv = recv.into();
+            let (send, recv) = (send.into(), recv.into());
             let raw = send.as_ref().map(Slice::raw);
             let root = Rank::new(root);
             $self.submit(Operation {
@@ -581,10 +593,10 @@ macro_rules! operations {
         pub fn gather<$($declare,)? T: Element>(
             &$self,
             send: impl Into<Slice<$lt, T>>,
-            recv: Option<SliceMut<$lt, T>>,
+            recv: impl Into<Option<SliceMut<$lt, T>>>,
             root: u32,
         ) -> Result<()> {
-            let send = send.into();
+            let (send, recv) = (send.into(), recv.into());
             let raw = recv.as_ref().map(SliceMut::raw);
             $self.submit(Operation {
                 call: Call::Gather { send: send.raw(), recv: raw, root: Rank::new(root) },
@@ -630,11 +642,11 @@ macro_rules! operations {
         pub fn gather_v<$($declare,)? T: Element>(
             &$self,
             send: impl Into<Slice<$lt, T>>,
-            recv: Option<SliceMut<$lt, T>>,
+            recv: impl Into<Option<SliceMut<$lt, T>>>,
             counts: &$lt [usize],
             root: u32,
         ) -> Result<()> {
-            let send = send.into();
+            let (send, recv) = (send.into(), recv.into());
             let raw = recv.as_ref().map(SliceMut::raw);
             let root = Rank::new(root);
             $self.submit(Operation {
@@ -658,11 +670,11 @@ macro_rules! operations {
         #[track_caller]
         pub fn scatter<$($declare,)? T: Element>(
             &$self,
-            send: Option<Slice<$lt, T>>,
+            send: impl Into<Option<Slice<$lt, T>>>,
             recv: impl Into<SliceMut<$lt, T>>,
             root: u32,
         ) -> Result<()> {
-            let recv = recv.into();
+            let (send, recv) = (send.into(), recv.into());
             let raw = send.as_ref().map(Slice::raw);
             $self.submit(Operation {
                 call: Call::Scatter { send: raw, recv: recv.raw(), root: Rank::new(root) },
@@ -707,12 +719,12 @@ macro_rules! operations {
         #[track_caller]
         pub fn scatter_v<$($declare,)? T: Element>(
             &$self,
-            send: Option<Slice<$lt, T>>,
+            send: impl Into<Option<Slice<$lt, T>>>,
             recv: impl Into<SliceMut<$lt, T>>,
             counts: &$lt [usize],
             root: u32,
         ) -> Result<()> {
-            let recv = recv.into();
+            let (send, recv) = (send.into(), recv.into());
             let raw = send.as_ref().map(Slice::raw);
             let root = Rank::new(root);
             $self.submit(Operation {

@@ -453,8 +453,9 @@ pub struct ShrinkConfig {
 
 impl ShrinkConfig {
     /// Leaves out `exclude`, of a communicator that has no operation in flight.
-    pub fn new(exclude: impl Into<Vec<Rank>>) -> Self {
-        Self { exclude: exclude.into(), abort: false, name: None, config: CommConfig::new() }
+    pub fn new(exclude: impl IntoIterator<Item = impl Into<Rank>>) -> Self {
+        let exclude = exclude.into_iter().map(Into::into).collect();
+        Self { exclude, abort: false, name: None, config: CommConfig::new() }
     }
 
     /// Drops the operations in flight first.

@@ -5,6 +5,7 @@ mod wire;
 use std::{
     error::Error as StdError,
     fmt,
+    panic::Location,
     path::{Path, PathBuf},
 };
 
@@ -19,8 +20,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// Code branches on [`kind`](Self::kind), [`is_caller_bug`](Self::is_caller_bug) and
 /// [`poisons_communicator`](Self::poisons_communicator); people read the `Display`, which is one line
-/// unless it reports on several ranks. `Debug` shows every field. An error can be serialised for another
-/// process; of the errors underneath, only the text arrives.
+/// unless it reports on several ranks. `Debug` (`{:?}`) is the same text and what the errors underneath add
+/// to it, since that is what `unwrap` and a `main` that returns the error show; `{:#?}` shows every field.
+/// An error can be serialised for another process; of the errors underneath, only the text arrives.
 ///
 /// ```
 /// use collectives_core::{DType, ErrorKind};
@@ -39,6 +41,7 @@ struct Inner {
     library: Option<(PathBuf, Version)>,
     rank: Option<(u32, usize)>,
     communicator: Option<String>,
+    site: Option<String>,
     vendor_code: Option<VendorCode>,
     last_error: Option<String>,
     hint: Option<String>,
@@ -57,6 +60,7 @@ impl Error {
             library: None,
             rank: None,
             communicator: None,
+            site: None,
             vendor_code: None,
             last_error: None,
             hint: None,
@@ -101,6 +105,13 @@ impl Error {
     #[must_use]
     pub fn with_rank(mut self, rank: u32, size: usize) -> Self {
         self.0.rank = Some((rank, size));
+        self
+    }
+
+    /// Names the place in the program where the operation was called.
+    #[must_use]
+    pub fn with_site(mut self, site: &Location<'_>) -> Self {
+        self.0.site = Some(site.to_string());
         self
     }
 
@@ -151,6 +162,7 @@ impl Error {
             library,
             rank,
             communicator,
+            site,
             vendor_code,
             last_error,
             hint,
@@ -165,6 +177,7 @@ impl Error {
             library: library.clone(),
             rank: *rank,
             communicator: communicator.clone(),
+            site: site.clone(),
             vendor_code: *vendor_code,
             last_error: last_error.clone(),
             hint: hint.clone(),
@@ -206,6 +219,11 @@ impl Error {
     /// The name given to the communicator.
     pub fn communicator(&self) -> Option<&str> {
         self.0.communicator.as_deref()
+    }
+
+    /// Where in the program the operation was called that was refused: `src/step.rs:41:22`.
+    pub fn site(&self) -> Option<&str> {
+        self.0.site.as_deref()
     }
 
     /// The code that the vendor's library returned.
@@ -271,6 +289,9 @@ impl fmt::Display for Error {
         if let Some(text) = &inner.last_error {
             write!(f, ": \"{}\"", text.trim_end())?;
         }
+        if let Some(site) = &inner.site {
+            write!(f, ", called at {site}")?;
+        }
         if let Some(hint) = &inner.hint {
             // Behind a table it would be lost.
             f.write_str(if inner.message.contains('\n') { "\n" } else { "; " })?;
@@ -282,7 +303,20 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        if f.alternate() {
+            return self.0.fmt(f);
+        }
+        let said = self.to_string();
+        f.write_str(&said)?;
+        let mut source = self.source();
+        while let Some(error) = source {
+            let why = error.to_string();
+            if !said.contains(&why) {
+                write!(f, "\n  because of: {why}")?;
+            }
+            source = error.source();
+        }
+        Ok(())
     }
 }
 
@@ -420,6 +454,31 @@ mod tests {
     }
 
     #[test]
+    fn display_names_the_place_before_what_to_do() {
+        let site = Location::caller();
+        let error = Error::new(ErrorKind::InvalidArgument, "root is 7, want 0 to 3")
+            .with_operation("broadcast")
+            .with_site(site)
+            .with_hint("mind the size");
+        assert_eq!(error.site(), Some(&*site.to_string()));
+        assert_eq!(
+            error.to_string(),
+            format!("broadcast: root is 7, want 0 to 3, called at {site}; mind the size")
+        );
+    }
+
+    #[test]
+    fn debug_is_for_people_and_alternate_debug_for_engineers() {
+        let file = std::io::Error::other("no such file");
+        let error = Error::new(ErrorKind::System, "nothing to read").with_hint("look");
+        assert_eq!(format!("{error:?}"), error.to_string());
+        let known = Error::new(ErrorKind::System, "to read").with_source(file);
+        let error = error.with_source(known);
+        assert_eq!(format!("{error:?}"), format!("{error}\n  because of: no such file"));
+        assert!(format!("{error:#?}").contains("kind: System"), "{error:#?}");
+    }
+
+    #[test]
     fn kinds_say_who_must_act_and_what_is_lost() {
         let bug = Error::new(ErrorKind::InvalidArgument, "x");
         assert!(bug.is_caller_bug() && !bug.poisons_communicator());
@@ -433,6 +492,7 @@ mod tests {
         let error = Error::new(ErrorKind::Timeout, "not done")
             .with_comm(&comm())
             .with_operation("all_reduce")
+            .with_site(Location::caller())
             .with_vendor_code(VendorCode(8))
             .with_last_error("words")
             .with_hint("abort")

@@ -9,7 +9,8 @@ use crate::perf::BackendArg;
 /// Each rank gets torchrun's variables (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT and the
 /// others) and, for the mock, what lets its ranks be processes. Its output appears line by line, behind
 /// its number. The first rank that fails ends the job: the others have one second to report what they
-/// see of it, then get SIGTERM, and SIGKILL when the grace period is over.
+/// see of it, then get SIGTERM, and SIGKILL when the grace period is over. With --keep-going it ends none
+/// of them.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -37,6 +38,10 @@ pub(crate) struct Args {
     /// Start all ranks again when one fails, at most N times
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) max_restarts: u32,
+
+    /// Leave the other ranks alone when one fails: for programs that go on without it
+    #[arg(long, conflicts_with = "max_restarts")]
+    pub(super) keep_going: bool,
 
     /// How long ranks may take to end [default: 5 after a failure, 30 after a signal]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]

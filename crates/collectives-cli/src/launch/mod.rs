@@ -254,7 +254,7 @@ impl<'a> Watch<'a> {
         if end.success() || self.outcome.killed.contains(&rank) {
             return;
         }
-        if self.steps.is_empty() {
+        if self.steps.is_empty() && !self.args.keep_going {
             let grace = self.args.grace.unwrap_or(GRACE_OF_FAILURE);
             self.plan(&[(grace.min(LAST_WORDS), Step::Terminate), (grace, Step::Kill)]);
         }
