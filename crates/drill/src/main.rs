@@ -5,6 +5,7 @@
 //! $ cargo build --release --package collectives-drill
 //! $ collectives-drill --backend nccl -n 2                  # a GPU for each rank
 //! $ collectives-drill --backend nccl -n 3 --one-gpu        # NCCL 2.30.3 and later
+//! $ collectives-drill --backend nccl -n 3 --one-gpu --hosts 3 --rejoin    # every release
 //! $ collectives-drill --backend mock -n 3 --rounds 9
 //! ```
 //!
@@ -69,6 +70,10 @@ struct Args {
     /// All ranks share device 0, with NCCL_MULTI_RANK_GPU_ENABLE=1
     #[arg(long)]
     one_gpu: bool,
+
+    /// Ranks take themselves for those of N hosts, in turns, so that NCCL goes through the network
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    hosts: Option<u16>,
 
     /// Survivors always join anew, for libraries that cannot shrink
     #[arg(long)]
@@ -182,6 +187,7 @@ fn tasks(args: &Args, deadline: Duration) -> Vec<Task> {
             },
             late: case == Case::KilledDuringJoin && !odd,
             one_gpu: args.one_gpu,
+            hosts: args.hosts.map(usize::from),
         }
     };
     (0..args.rounds).map(task).collect()
