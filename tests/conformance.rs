@@ -23,6 +23,15 @@
 //! $ NCCL_MULTI_RANK_GPU_ENABLE=1 COLLECTIVES_TEST_RANKS=4 COLLECTIVES_TEST_NCCL=default \
 //!     cargo test --test conformance -- nccl
 //! ```
+//!
+//! Processes can take themselves for ranks of several hosts: `COLLECTIVES_TEST_HOSTS` says of how many,
+//! in turns. Then NCCL goes through the network, and every release lets those on different hosts share a
+//! GPU:
+//!
+//! ```console
+//! $ NCCL_NET=Socket COLLECTIVES_TEST_HOSTS=2 COLLECTIVES_TEST_RANKS=2 COLLECTIVES_TEST_NCCL=default \
+//!     cargo test --test conformance -- 'processes on 2 hosts'
+//! ```
 
 use std::{
     env,
@@ -182,6 +191,8 @@ struct OnLibrary<V: Vendor> {
     worlds: Vec<usize>,
     /// Ranks beyond these share them.
     devices: usize,
+    /// Of how many hosts the ranks take themselves to be, if not of this one.
+    hosts: Option<usize>,
     processes: bool,
     /// Whether it is the vendor's, not the mock's in its place.
     real: bool,
@@ -208,6 +219,11 @@ impl<V: Vendor> Harness for OnLibrary<V> {
 
     fn processes(&self) -> bool {
         self.processes
+    }
+
+    fn environment(&self, rank: usize) -> Vec<(&'static str, String)> {
+        let host = self.hosts.map(|hosts| format!("host {}", rank % hosts));
+        host.map(|host| ("NCCL_HOSTID", host)).into_iter().collect()
     }
 
     fn serial(&self) -> bool {
@@ -264,21 +280,30 @@ fn on_real<V: Vendor>(libraries: &str) -> Vec<Trial> {
 fn instances<V: Vendor>(path: &str) -> Result<[OnLibrary<V>; 2]> {
     let library = if path == "default" { Library::load() } else { Library::load_from(path) }?;
     let devices = library.device_count()?;
-    let ranks = match env::var(RANKS) {
-        Ok(ranks) => ranks.parse().map_err(|_| {
-            Error::new(ErrorKind::InvalidArgument, format!("{RANKS} is '{ranks}', no number"))
-        })?,
-        Err(_) => devices,
-    };
+    let (ranks, hosts) = (number(RANKS)?.unwrap_or(devices), number(HOSTS)?);
     let name = format!("{} {}", kind::<V>(), library.info().version);
-    let instance = |name: String, most: usize, processes| {
-        let worlds = [1, 2, 3, 4, 8].into_iter().filter(|&size| size <= most).collect();
-        OnLibrary { name, library: library.clone(), worlds, devices, processes, real: true }
+    let on_hosts = hosts.map_or_else(String::new, |hosts| format!(" on {hosts} hosts"));
+    let instance = |name: String, most: usize, processes| OnLibrary {
+        name,
+        library: library.clone(),
+        worlds: [1, 2, 3, 4, 8].into_iter().filter(|&size| size <= most).collect(),
+        devices,
+        hosts: hosts.filter(|_| processes),
+        processes,
+        real: true,
     };
     Ok([
-        instance(format!("{name}, processes"), ranks, true),
+        instance(format!("{name}, processes{on_hosts}"), ranks, true),
         instance(name.clone(), devices, false),
     ])
+}
+
+/// A variable that is a number, if it is set.
+fn number(variable: &str) -> Result<Option<usize>> {
+    let Ok(text) = env::var(variable) else { return Ok(None) };
+    let number = text.parse().ok().filter(|&number| number > 0);
+    let wrong = format!("{variable} is '{text}', want a number from 1 on");
+    number.map(Some).ok_or_else(|| Error::new(ErrorKind::InvalidArgument, wrong))
 }
 
 /// The trials of the NCCL backend and cudarc over the library that stands for NCCL and CUDA.
@@ -349,7 +374,7 @@ fn over_mock<V: Vendor>(
     };
     let instance = |name: String, worlds: &[usize], processes| {
         let (library, worlds) = (library.clone(), worlds.into());
-        trials(OnLibrary { name, library, worlds, devices: 8, processes, real: false })
+        trials(OnLibrary { name, library, worlds, devices: 8, hosts: None, processes, real: false })
     };
     let mut all = instance(name.to_owned(), threads, false);
     all.extend(instance(format!("{name}, processes"), processes, true));
@@ -440,6 +465,8 @@ const NEWEST: &str = "rccl-2.27.7";
 const ASKED: [&str; 2] = ["COLLECTIVES_TEST_NCCL", "COLLECTIVES_TEST_RCCL"];
 /// Up to how many ranks real libraries have in processes; without it, one for each device.
 const RANKS: &str = "COLLECTIVES_TEST_RANKS";
+/// Of how many hosts those processes take themselves to be; without it, of the one they are on.
+const HOSTS: &str = "COLLECTIVES_TEST_HOSTS";
 /// Where the library lies that stands for NCCL and CUDA, RCCL and HIP.
 const MOCK_ABI: &str = "COLLECTIVES_TEST_MOCK_ABI";
 /// Which release of RCCL it stands for in this process, if any.

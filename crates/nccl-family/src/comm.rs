@@ -185,6 +185,13 @@ impl<V: Vendor> Issue<'_, V> {
         call: impl FnOnce(ncclComm_t, cudaStream_t) -> ncclResult_t + 'static,
     ) -> Result<()> {
         let (raw, stream) = (self.raw(), launch.stream().as_ptr());
+        if group::any_open() {
+            let here = launch.config().and_then(|config| config.cga_cluster_size);
+            let first = group::cluster_size(&self.comm.line, here);
+            if first != here {
+                return self.rules.cluster_size(self.operation, first, here);
+            }
+        }
         if self.comm.line.info().size == 1 && group::is_open(self.comm.line.library()) {
             group::note_use(&self.comm.line);
             group::defer(&self.comm.line, Box::new(move || call(raw, stream)));

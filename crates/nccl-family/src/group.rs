@@ -50,6 +50,8 @@ struct Group {
     deferred: Vec<Deferred>,
     /// What is to be done behind them, launched or dropped.
     cleanup: Vec<Deferred>,
+    /// The cluster size of its collectives, once there is one.
+    cluster_size: Option<Option<u32>>,
 }
 
 /// A communicator with operations in a group.
@@ -120,6 +122,11 @@ pub(crate) fn note_self(line: &Arc<Lifeline>, change: i64) {
             used.to_self += change;
         }
     });
+}
+
+/// The cluster size of the first collective of the open group, which this one becomes if there is none.
+pub(crate) fn cluster_size(line: &Arc<Lifeline>, here: Option<u32>) -> Option<u32> {
+    with(line.library(), |group| *group.cluster_size.get_or_insert(here)).unwrap_or(here)
 }
 
 /// Leaves a call to the outermost end of the open group. The group holds the communicator.
@@ -221,6 +228,7 @@ impl Group {
             used: Vec::new(),
             deferred: Vec::new(),
             cleanup: Vec::new(),
+            cluster_size: None,
         }
     }
 
