@@ -444,6 +444,9 @@ fn where_nothing_can_be_polled_a_thread_is_left_to_the_join() {
         "NCCL join (rank 0 of 2): not all 2 ranks joined within 20ms; see whether every rank runs \
          and was given this unique id"
     );
+    // It cannot be called back, and a second of its rank would spoil it for all.
+    let again = library.join(&id, JoinConfig::new(Rank::new(0), 2)).unwrap_err();
+    assert_eq!(again.message(), "rank 0 has joined already");
     // The others come after all, and nobody wants the communicator any more.
     world.release("init");
     world.wait_for("abort(comm)");
@@ -1437,9 +1440,11 @@ fn many_ids_go_to_the_function_for_them() {
     let library = world.library();
     let (one, two) = (library.unique_id().unwrap(), library.unique_id().unwrap());
     world.log();
-    let config = JoinConfig::new(1, 2).with_more_ids([two]);
+    let config = JoinConfig::new(1, 2).with_more_ids([two.clone()]);
     drop(library.join(&one, config.clone()).unwrap());
     assert_eq!(world.log(), ["init_scalable(1 of 2, 2 ids)", "destroy(comm)"]);
+    let error = library.join(&two, JoinConfig::new(0, 2)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidUsage, "every one of them is used up: {error}");
     let old = world.library_without(&["ncclCommInitRankScalable"]);
     let error = old.join(&one, config.clone()).unwrap_err();
     assert_eq!(
