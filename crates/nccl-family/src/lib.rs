@@ -40,6 +40,7 @@ mod group;
 mod helper;
 mod join;
 mod meeting;
+mod met;
 mod split;
 mod state;
 mod vendor;
