@@ -34,6 +34,20 @@ use crate::{
 ///
 /// `Send`, not `Sync`: two threads cannot use it at once. Views ([`Slice`], [`SliceMut`]) stay on
 /// their thread.
+///
+/// ```
+/// use collectives::{ReduceOp, mock};
+///
+/// mock::run(2, |comm| {
+///     let stream = comm.new_stream()?;
+///     let mut buffer = stream.upload(&[1.0_f32, 2.0, 3.0, 4.0])?;
+///     // The second half alone.
+///     comm.on(&stream).all_reduce_in_place(buffer.slice_mut(2..), ReduceOp::Sum)?;
+///     assert_eq!(buffer.to_vec(&stream)?, [1.0, 2.0, 6.0, 8.0]);
+///     buffer.copy_from_slice(&[0.0; 4], &stream)
+/// })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Buffer<T: Element> {
     memory: Arc<Allocation>,
     len: usize,
@@ -231,6 +245,8 @@ impl<T: Element> Buffer<T> {
     /// # Errors
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) for another length or device; as
     /// [`Stream::synchronize`].
+    #[doc(alias = "cudaMemcpyAsync")]
+    #[doc(alias = "hipMemcpyAsync")]
     #[track_caller]
     pub fn copy_from_slice(&mut self, values: &[T], stream: &Stream) -> Result<()> {
         self.view_mut().copy_from_slice(values, stream)

@@ -230,6 +230,7 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::all_reduce`](collectives_core::Collectives::all_reduce).
         #[doc(alias = "ncclAllReduce")]
+        #[doc(alias = "MPI_Allreduce")]
         #[track_caller]
         #[inline]
         pub fn all_reduce<$($declare,)? T: Element>(
@@ -253,6 +254,7 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`Collectives::all_reduce`](collectives_core::Collectives::all_reduce).
+        #[doc(alias = "MPI_IN_PLACE")]
         #[track_caller]
         #[inline]
         pub fn all_reduce_in_place<$($declare,)? T: Element>(
@@ -278,6 +280,7 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::reduce`](collectives_core::Collectives::reduce).
         #[doc(alias = "ncclReduce")]
+        #[doc(alias = "MPI_Reduce")]
         #[track_caller]
         pub fn reduce<$($declare,)? T: Element>(
             &$self,
@@ -328,6 +331,7 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::broadcast`](collectives_core::Collectives::broadcast).
         #[doc(alias = "ncclBroadcast")]
+        #[doc(alias = "MPI_Bcast")]
         #[track_caller]
         pub fn broadcast<$($declare,)? T: Element>(
             &$self,
@@ -378,6 +382,8 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::all_gather`](collectives_core::Collectives::all_gather).
         #[doc(alias = "ncclAllGather")]
+        #[doc(alias = "MPI_Allgather")]
+        #[doc(alias = "all_gather_into_tensor")]
         #[track_caller]
         pub fn all_gather<$($declare,)? T: Element>(
             &$self,
@@ -394,7 +400,7 @@ macro_rules! operations {
             })
         }
 
-        /// [`all_gather`](Self::all_gather) where this rank's part already stands in its place, at
+        /// [`all_gather`](Self::all_gather) where this rank's part is already in its place, at
         /// rank × length / size.
         ///
         /// *Shape*: the length is a multiple of the size.
@@ -424,6 +430,8 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`CollectivesExt::all_gather_v`](collectives_core::CollectivesExt::all_gather_v).
+        #[doc(alias = "MPI_Allgatherv")]
+        #[doc(alias = "all_gatherv")]
         #[track_caller]
         pub fn all_gather_v<$($declare,)? T: Element>(
             &$self,
@@ -448,6 +456,8 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::reduce_scatter`](collectives_core::Collectives::reduce_scatter).
         #[doc(alias = "ncclReduceScatter")]
+        #[doc(alias = "MPI_Reduce_scatter_block")]
+        #[doc(alias = "reduce_scatter_tensor")]
         #[track_caller]
         pub fn reduce_scatter<$($declare,)? T: Element>(
             &$self,
@@ -497,6 +507,8 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`CollectivesExt::reduce_scatter_v`](collectives_core::CollectivesExt::reduce_scatter_v).
+        #[doc(alias = "MPI_Reduce_scatter")]
+        #[doc(alias = "reduce_scatterv")]
         #[track_caller]
         pub fn reduce_scatter_v<$($declare,)? T: Element>(
             &$self,
@@ -523,6 +535,8 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::all_to_all`](collectives_core::Collectives::all_to_all).
         #[doc(alias = "ncclAlltoAll")]
+        #[doc(alias = "MPI_Alltoall")]
+        #[doc(alias = "all_to_all_single")]
         #[track_caller]
         pub fn all_to_all<$($declare,)? T: Element>(
             &$self,
@@ -545,6 +559,9 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`CollectivesExt::all_to_all_v`](collectives_core::CollectivesExt::all_to_all_v).
+        #[doc(alias = "MPI_Alltoallv")]
+        #[doc(alias = "all_to_allv")]
+        #[doc(alias = "ncclAllToAllv")]
         #[track_caller]
         pub fn all_to_all_v<$($declare,)? T: Element>(
             &$self,
@@ -571,6 +588,7 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::gather`](collectives_core::Collectives::gather).
         #[doc(alias = "ncclGather")]
+        #[doc(alias = "MPI_Gather")]
         #[track_caller]
         pub fn gather<$($declare,)? T: Element>(
             &$self,
@@ -589,7 +607,7 @@ macro_rules! operations {
             })
         }
 
-        /// [`gather`](Self::gather) where root's part already stands in its place. Other ranks
+        /// [`gather`](Self::gather) where root's part is already in its place. Other ranks
         /// give what they send.
         ///
         /// # Errors
@@ -618,6 +636,8 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`CollectivesExt::gather_v`](collectives_core::CollectivesExt::gather_v).
+        #[doc(alias = "MPI_Gatherv")]
+        #[doc(alias = "gatherv")]
         #[track_caller]
         pub fn gather_v<$($declare,)? T: Element>(
             &$self,
@@ -646,6 +666,7 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::scatter`](collectives_core::Collectives::scatter).
         #[doc(alias = "ncclScatter")]
+        #[doc(alias = "MPI_Scatter")]
         #[track_caller]
         pub fn scatter<$($declare,)? T: Element>(
             &$self,
@@ -693,6 +714,8 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`CollectivesExt::scatter_v`](collectives_core::CollectivesExt::scatter_v).
+        #[doc(alias = "MPI_Scatterv")]
+        #[doc(alias = "scatterv")]
         #[track_caller]
         pub fn scatter_v<$($declare,)? T: Element>(
             &$self,
@@ -721,6 +744,8 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::send`](collectives_core::Collectives::send).
         #[doc(alias = "ncclSend")]
+        #[doc(alias = "MPI_Send")]
+        #[doc(alias = "isend")]
         #[track_caller]
         pub fn send<$($declare,)? T: Element>(
             &$self,
@@ -742,6 +767,8 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::recv`](collectives_core::Collectives::recv).
         #[doc(alias = "ncclRecv")]
+        #[doc(alias = "MPI_Recv")]
+        #[doc(alias = "irecv")]
         #[track_caller]
         pub fn recv<$($declare,)? T: Element>(
             &$self,
@@ -762,6 +789,7 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`CollectivesExt::send_recv`](collectives_core::CollectivesExt::send_recv).
+        #[doc(alias = "MPI_Sendrecv")]
         #[track_caller]
         pub fn send_recv<$($declare,)? T: Element>(
             &$self,
@@ -786,6 +814,7 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`CollectivesExt::barrier`](collectives_core::CollectivesExt::barrier).
+        #[doc(alias = "MPI_Barrier")]
         #[track_caller]
         pub fn barrier(&$self) -> Result<()> {
             let site = Location::caller();

@@ -20,10 +20,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// Code branches on [`kind`](Self::kind), [`is_caller_bug`](Self::is_caller_bug) and
 /// [`poisons_communicator`](Self::poisons_communicator); people read the `Display`, which is one line
-/// except where several ranks are reported on. `Debug` (`{:?}`) is the same text and what the errors
-/// underneath add to it, since that is what `unwrap` and a `main` that returns the error show; `{:#?}` shows
-/// every field. It can be sent to another process, where all of it arrives; of the errors underneath,
-/// their words.
+/// unless it reports on several ranks. `Debug` (`{:?}`) is the same text and what the errors underneath add
+/// to it, since that is what `unwrap` and a `main` that returns the error show; `{:#?}` shows every field.
+/// An error can be serialised for another process; of the errors underneath, only the text arrives.
 ///
 /// ```
 /// use collectives_core::{DType, ErrorKind};
@@ -123,7 +122,7 @@ impl Error {
         self
     }
 
-    /// Keeps the vendor's own last words (`ncclGetLastError`). An empty text is dropped.
+    /// Keeps the vendor's last error text (`ncclGetLastError`). An empty text is dropped.
     #[must_use]
     pub fn with_last_error(mut self, text: impl Into<String>) -> Self {
         let text = text.into();
@@ -232,7 +231,7 @@ impl Error {
         self.0.vendor_code
     }
 
-    /// The vendor's last words. NCCL keeps one such text for the whole process and never clears it,
+    /// The vendor's last error text. NCCL keeps one such text for the whole process and never clears it,
     /// so it is a hint, not proof.
     #[doc(alias = "ncclGetLastError")]
     pub fn last_error(&self) -> Option<&str> {
@@ -244,14 +243,13 @@ impl Error {
         self.0.hint.as_deref()
     }
 
-    /// Whether changing the calling code is what cures this error.
+    /// Whether the calling code has to change.
     pub fn is_caller_bug(&self) -> bool {
         self.0.kind.is_caller_bug()
     }
 
-    /// Whether the communicator is of no more use: abort it and join again, or revoke and shrink
-    /// it. When `false`, the call
-    /// had no effect and the communicator works as before.
+    /// Whether the communicator can no longer be used: abort it and join again, or revoke and shrink it.
+    /// If `false`, the call had no effect and the communicator works as before.
     pub fn poisons_communicator(&self) -> bool {
         self.0.poisons_communicator
     }
@@ -346,7 +344,7 @@ impl fmt::Display for VendorCode {
 pub enum ErrorKind {
     /// The communicator was aborted, here or by another holder of its abort handle.
     Aborted,
-    /// No rank can go on: they wait for each other, or for one that waits itself.
+    /// No rank can go on: they wait for each other, or for a rank that waits, too.
     Deadlock,
     /// The vendor's device runtime failed: driver missing, illegal access, lost device.
     Device,
