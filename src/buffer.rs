@@ -167,7 +167,8 @@ impl<T: Element> Buffer<T> {
 
     /// The device pointer, for kernels and libraries of other code.
     ///
-    /// Work that uses it is not tracked: enqueue it on the stream that the buffer is used on.
+    /// Work that uses it is not tracked: enqueue it on the stream that the buffer is used on, or have
+    /// streams [wait for each other](Stream::wait_for), before the buffer is used again or dropped.
     pub fn as_ptr(&self) -> *mut T {
         self.memory.ptr.cast()
     }

@@ -32,6 +32,11 @@ impl Place {
         };
         Self { backend, ordinal: device.info().ordinal }
     }
+
+    /// Whether handles of one mean something to the other.
+    pub(crate) fn shares_runtime_with(self, other: Self) -> bool {
+        self.backend == other.backend
+    }
 }
 
 impl fmt::Debug for Place {

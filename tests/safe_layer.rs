@@ -17,7 +17,7 @@ use collectives::{
     AnyBackend, Backend, Collectives, Communicator, Device, Error, ErrorKind, GrowConfig,
     JoinAllConfig, JoinConfig, Rank, ReduceOp, Result, ShrinkConfig, SplitConfig, Stream, UniqueId,
     group,
-    mock::{Mock, MockConfig},
+    mock::{Mock, MockConfig, Schedule},
     nccl::Nccl,
     rccl::Rccl,
 };
@@ -33,6 +33,7 @@ const CASES: &[(&str, Case)] = &[
     ("variable_counts_concatenate", variable_counts_concatenate),
     ("views_move_parts", views_move_parts),
     ("a_second_stream_waits_for_the_first", a_second_stream_waits_for_the_first),
+    ("a_stream_waits_for_work_of_other_code", a_stream_waits_for_work_of_other_code),
     ("buffers_dropped_early_stay_until_used", buffers_dropped_early_stay_until_used),
     ("a_failed_group_launches_nothing", a_failed_group_launches_nothing),
     ("an_unwinding_group_launches_nothing", an_unwinding_group_launches_nothing),
@@ -76,6 +77,10 @@ fn main() -> ExitCode {
     trials.push(Trial::test("[mock] what_is_alive_names_the_lines_of_the_user", || {
         what_is_alive_names_the_lines_of_the_user().map_err(Failed::from)
     }));
+    // Where what nobody waits for does not run.
+    let late = Mock::new(MockConfig::strict().with_schedule(Schedule::Late)).into();
+    let name = "a_stream_waits_for_work_of_other_code";
+    trials.push(trial("late mock", late, 2, name, a_stream_waits_for_work_of_other_code));
     trials.push(Trial::test("[mock] a_stream_of_another_device_is_refused", move || {
         a_stream_of_another_device_is_refused(&mock()).map_err(Failed::from)
     }));
@@ -361,6 +366,19 @@ fn a_second_stream_waits_for_the_first(comm: Communicator, _: &Barrier) -> Resul
     }
     let want = (comm.size() as f32).powi(4);
     assert_eq!(buffer.to_vec(&first)?, vec![want; len]);
+    Ok(())
+}
+
+fn a_stream_waits_for_work_of_other_code(comm: Communicator, _: &Barrier) -> Result<()> {
+    let (compute, exchange) = (comm.new_stream()?, comm.new_stream()?);
+    let mut values = exchange.zeros::<u8>(1 << 16)?;
+    let (place, len) = (values.as_ptr().cast(), values.len());
+    compute.wait_for(&exchange)?;
+    // SAFETY: the memory is as long, and lives; the streams wait for each other before and after.
+    unsafe { comm.device().memset(place, 3, len, compute.as_raw()) }?;
+    exchange.wait_for(&compute)?;
+    comm.on(&exchange).all_reduce_in_place(&mut values, ReduceOp::Max)?;
+    assert_eq!(values.to_vec(&exchange)?, vec![3; len]);
     Ok(())
 }
 
