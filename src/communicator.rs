@@ -707,7 +707,7 @@ impl On<'_> {
         // after the stream has passed their last use, before which every other use is ordered;
         // the stream is of this device and alive while work is enqueued on it. That the ranks
         // agree no single rank can know: `Communicator` names it as the limit of this layer.
-        let issue = || unsafe { operation.issue(self.comm.raw(), self.stream, self.config) };
+        let issue = || unsafe { operation.issue(self.comm.raw(), self.stream) };
         let inner = &self.comm.inner;
         inner.enqueue(self.stream, operation.call.name(), operation.site, issue)?;
         inner.connected(operation.call.makes());

@@ -11,7 +11,7 @@ use std::{
 };
 
 use collectives_core::{
-    Device, Element, Error, ErrorKind, Rank, RawGraph, RawStream, RecvBuf, Result,
+    CallConfig, Device, Element, Error, ErrorKind, Rank, RawGraph, RawStream, RecvBuf, Result,
 };
 
 use crate::{
@@ -190,7 +190,7 @@ pub struct Scope {
 impl Scope {
     /// Operations of `comm`, captured one by one.
     pub fn on<'a>(&'a self, comm: &'a Communicator) -> CaptureOn<'a> {
-        CaptureOn { scope: self, comm }
+        CaptureOn { scope: self, comm, config: None }
     }
 
     /// Operations that start together when the graph runs; see [`group`](crate::group()).
@@ -360,6 +360,16 @@ impl<'group, 'env> CaptureGroup<'group, 'env> {
 pub struct CaptureOn<'a> {
     scope: &'a Scope,
     comm: &'a Communicator,
+    config: Option<&'a CallConfig>,
+}
+
+impl<'a> CaptureOn<'a> {
+    /// As [`On::with_config`](crate::On::with_config).
+    #[must_use]
+    pub const fn with_config(mut self, config: &'a CallConfig) -> Self {
+        self.config = Some(config);
+        self
+    }
 }
 
 impl CaptureOn<'_> {
@@ -370,7 +380,7 @@ impl CaptureOn<'_> {
     }
 
     fn submit(&self, operation: Operation<'_>) -> Result<()> {
-        let Self { scope, comm } = *self;
+        let Self { scope, comm, .. } = *self;
         let issue = || {
             comm.same_place(&scope.stream)?;
             comm.same_places(&operation)?;
@@ -379,7 +389,7 @@ impl CaptureOn<'_> {
             scope.kept.borrow_mut().add(comm, &operation)?;
             // SAFETY: all that the operation uses is kept by the graph, whose launches are ordered
             // after every other use.
-            unsafe { operation.issue(comm.as_comm(), &scope.stream, None) }
+            unsafe { operation.issue(comm.as_comm(), &scope.stream) }
         };
         scope.refusal.noting(issue())
     }

@@ -2,7 +2,9 @@
 
 use std::{cell::RefCell, fmt, panic::Location, time::Duration};
 
-use collectives_core::{Collectives, Device, Element, Error, ErrorKind, Rank, RecvBuf, Result};
+use collectives_core::{
+    CallConfig, Collectives, Device, Element, Error, ErrorKind, Rank, RecvBuf, Result,
+};
 
 use crate::{
     AnyComm, Communicator, Op, Slice, SliceMut, Stream,
@@ -70,7 +72,7 @@ impl<'env> Group<'env> {
         comm: &'env Communicator,
         stream: &'env Stream,
     ) -> Recorder<'scope, 'env> {
-        Recorder { records: &self.records, comm, stream }
+        Recorder { records: &self.records, comm, stream, config: None }
     }
 }
 
@@ -80,9 +82,18 @@ pub struct Recorder<'scope, 'env> {
     records: &'scope Records<'env>,
     comm: &'env Communicator,
     stream: &'env Stream,
+    config: Option<&'env CallConfig>,
 }
 
 impl<'env> Recorder<'_, 'env> {
+    /// As [`On::with_config`](crate::On::with_config). The collectives of a group have one cluster
+    /// size.
+    #[must_use]
+    pub const fn with_config(mut self, config: &'env CallConfig) -> Self {
+        self.config = Some(config);
+        self
+    }
+
     operations!(self, 'env, []);
 
     fn comm(&self) -> &'env Communicator {
@@ -90,7 +101,7 @@ impl<'env> Recorder<'_, 'env> {
     }
 
     fn submit(&self, operation: Operation<'env>) -> Result<()> {
-        let Self { records, comm, stream } = *self;
+        let Self { records, comm, stream, .. } = *self;
         let checked = comm.same_place(stream).and_then(|()| comm.same_places(&operation));
         records.refusal.noting(checked)?;
         records.list.borrow_mut().push(Record { comm, stream, operation });
@@ -239,7 +250,7 @@ unsafe fn issue<R>(
     }
     let issued = records.iter().try_for_each(|Record { comm, stream, operation }| {
         // SAFETY: the caller's promise, handed on as it is.
-        unsafe { operation.issue(comm.as_comm(), stream, None) }
+        unsafe { operation.issue(comm.as_comm(), stream) }
     });
     // After a refusal this drops what was collected.
     let ended = end(library);

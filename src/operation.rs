@@ -15,6 +15,8 @@ pub(crate) struct Operation<'a> {
     pub(crate) memory: [Option<&'a Arc<Allocation>>; 2],
     /// The reduce op, where it has to be kept.
     pub(crate) op: Option<Arc<OpKeep>>,
+    /// How the library is to run it, where the caller has said so.
+    pub(crate) config: Option<&'a CallConfig>,
     pub(crate) site: &'static Location<'static>,
 }
 
@@ -47,14 +49,9 @@ impl Operation<'_> {
     /// # Safety
     /// As [`Collectives`]; `stream` was ordered after the last use of the operation's memory.
     #[inline]
-    pub(crate) unsafe fn issue(
-        &self,
-        comm: &AnyComm,
-        stream: &Stream,
-        config: Option<&CallConfig>,
-    ) -> Result<()> {
+    pub(crate) unsafe fn issue(&self, comm: &AnyComm, stream: &Stream) -> Result<()> {
         let launch = Launch::at(stream.as_raw(), self.site);
-        let launch = config.map_or(launch, |config| launch.with_config(config));
+        let launch = self.config.map_or(launch, |config| launch.with_config(config));
         // SAFETY: the caller's promise, handed on as it is.
         unsafe { self.call.issue(comm, launch) }
     }
@@ -210,7 +207,8 @@ impl Connections {
 ///
 /// `$self` is the receiver, `$lt` the lifetime for which the arguments are borrowed; it is declared
 /// by each method where `[$lt]` is given, by the surrounding `impl` where `[]` is. The receiver has
-/// `fn submit(&self, Operation<$lt>) -> Result<()>` and `fn comm(&self) -> &$lt Communicator`.
+/// `fn submit(&self, Operation<$lt>) -> Result<()>`, `fn comm(&self) -> &$lt Communicator`, and a field
+/// `config: Option<&$lt CallConfig>`.
 macro_rules! operations {
     ($self:ident, $lt:lifetime, [$($declare:lifetime)?]) => {
         /// Combines the `send` buffers of all ranks; every rank receives the result.
@@ -234,6 +232,7 @@ macro_rules! operations {
                 call,
                 memory: [Some(send.memory()), Some(recv.memory())],
                 op: op.keep,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -255,6 +254,7 @@ macro_rules! operations {
                 call: Call::AllReduce { send: recv.as_send(), recv, op: op.raw },
                 memory: [Some(buffer.memory()), None],
                 op: op.keep,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -281,6 +281,7 @@ macro_rules! operations {
                 call: Call::Reduce { send: send.raw(), recv: raw, op: op.raw, root },
                 memory: [Some(send.memory()), recv.as_ref().map(SliceMut::memory)],
                 op: op.keep,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -303,6 +304,7 @@ macro_rules! operations {
                 call: Call::Reduce { send: recv.as_send(), recv: Some(recv), op: op.raw, root },
                 memory: [Some(buffer.memory()), None],
                 op: op.keep,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -328,6 +330,7 @@ macro_rules! operations {
                 call: Call::Broadcast { send: raw, recv: recv.raw(), root },
                 memory: [send.as_ref().map(Slice::memory), Some(recv.memory())],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -350,6 +353,7 @@ macro_rules! operations {
                 call: Call::Broadcast { send: Some(recv.as_send()), recv, root },
                 memory: [Some(buffer.memory()), None],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -373,6 +377,7 @@ macro_rules! operations {
                 call: Call::AllGather { send: send.raw(), recv: recv.raw() },
                 memory: [Some(send.memory()), Some(recv.memory())],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -396,6 +401,7 @@ macro_rules! operations {
                 call: Call::AllGather { send, recv },
                 memory: [Some(buffer.memory()), None],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -418,6 +424,7 @@ macro_rules! operations {
                 call: Call::AllGatherV { send: send.raw(), recv: recv.raw(), counts },
                 memory: [Some(send.memory()), Some(recv.memory())],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -441,6 +448,7 @@ macro_rules! operations {
                 call: Call::ReduceScatter { send: send.raw(), recv: recv.raw(), op: op.raw },
                 memory: [Some(send.memory()), Some(recv.memory())],
                 op: op.keep,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -465,6 +473,7 @@ macro_rules! operations {
                 call: Call::ReduceScatter { send, recv, op: op.raw },
                 memory: [Some(buffer.memory()), None],
                 op: op.keep,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -490,6 +499,7 @@ macro_rules! operations {
                 call: Call::ReduceScatterV { send: raw, recv: into, counts, op: op.raw },
                 memory: [Some(send.memory()), Some(recv.memory())],
                 op: op.keep,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -512,6 +522,7 @@ macro_rules! operations {
                 call: Call::AllToAll { send: send.raw(), recv: recv.raw() },
                 memory: [Some(send.memory()), Some(recv.memory())],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -535,6 +546,7 @@ macro_rules! operations {
                 call: Call::AllToAllV { send: send.raw(), to, recv: recv.raw(), from },
                 memory: [Some(send.memory()), Some(recv.memory())],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -560,6 +572,7 @@ macro_rules! operations {
                 call: Call::Gather { send: send.raw(), recv: raw, root: Rank::new(root) },
                 memory: [Some(send.memory()), recv.as_ref().map(SliceMut::memory)],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -582,6 +595,7 @@ macro_rules! operations {
                 call: Call::Gather { send: send.as_send(), recv, root },
                 memory: [Some(buffer.memory()), None],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -607,6 +621,7 @@ macro_rules! operations {
                 call: Call::GatherV { send: send.raw(), recv: raw, counts, root },
                 memory: [Some(send.memory()), recv.as_ref().map(SliceMut::memory)],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -632,6 +647,7 @@ macro_rules! operations {
                 call: Call::Scatter { send: raw, recv: recv.raw(), root: Rank::new(root) },
                 memory: [send.as_ref().map(Slice::memory), Some(recv.memory())],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -654,6 +670,7 @@ macro_rules! operations {
                 call: Call::Scatter { send: send.map(RecvBuf::as_send), recv, root },
                 memory: [Some(buffer.memory()), None],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -679,6 +696,7 @@ macro_rules! operations {
                 call: Call::ScatterV { send: raw, recv: recv.raw(), counts, root },
                 memory: [send.as_ref().map(Slice::memory), Some(recv.memory())],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -702,6 +720,7 @@ macro_rules! operations {
                 call: Call::Send { send: buffer.raw(), peer: Rank::new(peer) },
                 memory: [Some(buffer.memory()), None],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -722,6 +741,7 @@ macro_rules! operations {
                 call: Call::Recv { recv: buffer.raw(), peer: Rank::new(peer) },
                 memory: [Some(buffer.memory()), None],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -744,6 +764,7 @@ macro_rules! operations {
                 call: Call::SendRecv { send: send.raw(), to, recv: recv.raw(), from },
                 memory: [Some(send.memory()), Some(recv.memory())],
                 op: None,
+                config: $self.config,
                 site: Location::caller(),
             })
         }
@@ -761,6 +782,7 @@ macro_rules! operations {
                 call: Call::Barrier { scratch: scratch.part(0, 1) },
                 memory: [Some(memory), None],
                 op: None,
+                config: $self.config,
                 site,
             })
         }
@@ -778,6 +800,7 @@ macro_rules! operations {
                 call: Call::WarmUp { scratch },
                 memory: [Some(memory), None],
                 op: None,
+                config: $self.config,
                 site,
             })
         }

@@ -23,6 +23,15 @@
 //! $ NCCL_MULTI_RANK_GPU_ENABLE=1 COLLECTIVES_TEST_RANKS=4 COLLECTIVES_TEST_NCCL=default \
 //!     cargo test --test conformance -- nccl
 //! ```
+//!
+//! Processes can take themselves for ranks of several hosts: `COLLECTIVES_TEST_HOSTS` says of how many,
+//! in turns. Then NCCL goes through the network, and every release lets those on different hosts share a
+//! GPU:
+//!
+//! ```console
+//! $ NCCL_NET=Socket COLLECTIVES_TEST_HOSTS=2 COLLECTIVES_TEST_RANKS=2 COLLECTIVES_TEST_NCCL=default \
+//!     cargo test --test conformance -- 'processes on 2 hosts'
+//! ```
 
 use std::{
     env,
@@ -182,6 +191,8 @@ struct OnLibrary<V: Vendor> {
     worlds: Vec<usize>,
     /// Ranks beyond these share them.
     devices: usize,
+    /// Of how many hosts the ranks take themselves to be, if not of this one.
+    hosts: Option<usize>,
     processes: bool,
     /// Whether it is the vendor's, not the mock's in its place.
     real: bool,
@@ -210,6 +221,11 @@ impl<V: Vendor> Harness for OnLibrary<V> {
         self.processes
     }
 
+    fn environment(&self, rank: usize) -> Vec<(&'static str, String)> {
+        let host = self.hosts.map(|hosts| format!("host {}", rank % hosts));
+        host.map(|host| ("NCCL_HOSTID", host)).into_iter().collect()
+    }
+
     fn serial(&self) -> bool {
         true
     }
@@ -229,7 +245,17 @@ impl<V: Vendor> Harness for OnLibrary<V> {
             message: "one rank",
             link: "https://github.com/NVIDIA/nccl/blob/master/src/device/onerank.cu",
         };
-        cases.map(fault).into()
+        let alone = cases.map(fault);
+        // Through the network, collectives and messages do not go together in these releases.
+        let mixed = self.hosts.into_iter().flat_map(|_| MIXED_GROUPS).map(|case| KnownFault {
+            case,
+            ranks: 2..=8,
+            since: Some(Version::new(2, 17, 1)),
+            fixed: Some(Version::new(2, 23, 4)),
+            message: "CUDA_ERROR_",
+            link: "https://github.com/NVIDIA/nccl",
+        });
+        alone.into_iter().chain(mixed).collect()
     }
 
     fn checks_ownership(&self) -> bool {
@@ -264,21 +290,30 @@ fn on_real<V: Vendor>(libraries: &str) -> Vec<Trial> {
 fn instances<V: Vendor>(path: &str) -> Result<[OnLibrary<V>; 2]> {
     let library = if path == "default" { Library::load() } else { Library::load_from(path) }?;
     let devices = library.device_count()?;
-    let ranks = match env::var(RANKS) {
-        Ok(ranks) => ranks.parse().map_err(|_| {
-            Error::new(ErrorKind::InvalidArgument, format!("{RANKS} is '{ranks}', no number"))
-        })?,
-        Err(_) => devices,
-    };
+    let (ranks, hosts) = (number(RANKS)?.unwrap_or(devices), number(HOSTS)?);
     let name = format!("{} {}", kind::<V>(), library.info().version);
-    let instance = |name: String, most: usize, processes| {
-        let worlds = [1, 2, 3, 4, 8].into_iter().filter(|&size| size <= most).collect();
-        OnLibrary { name, library: library.clone(), worlds, devices, processes, real: true }
+    let on_hosts = hosts.map_or_else(String::new, |hosts| format!(" on {hosts} hosts"));
+    let instance = |name: String, most: usize, processes| OnLibrary {
+        name,
+        library: library.clone(),
+        worlds: [1, 2, 3, 4, 8].into_iter().filter(|&size| size <= most).collect(),
+        devices,
+        hosts: hosts.filter(|_| processes),
+        processes,
+        real: true,
     };
     Ok([
-        instance(format!("{name}, processes"), ranks, true),
+        instance(format!("{name}, processes{on_hosts}"), ranks, true),
         instance(name.clone(), devices, false),
     ])
+}
+
+/// A variable that is a number, if it is set.
+fn number(variable: &str) -> Result<Option<usize>> {
+    let Ok(text) = env::var(variable) else { return Ok(None) };
+    let number = text.parse().ok().filter(|&number| number > 0);
+    let wrong = format!("{variable} is '{text}', want a number from 1 on");
+    number.map(Some).ok_or_else(|| Error::new(ErrorKind::InvalidArgument, wrong))
 }
 
 /// The trials of the NCCL backend and cudarc over the library that stands for NCCL and CUDA.
@@ -349,7 +384,7 @@ fn over_mock<V: Vendor>(
     };
     let instance = |name: String, worlds: &[usize], processes| {
         let (library, worlds) = (library.clone(), worlds.into());
-        trials(OnLibrary { name, library, worlds, devices: 8, processes, real: false })
+        trials(OnLibrary { name, library, worlds, devices: 8, hosts: None, processes, real: false })
     };
     let mut all = instance(name.to_owned(), threads, false);
     all.extend(instance(format!("{name}, processes"), processes, true));
@@ -436,10 +471,30 @@ const EXPORTS: [(&str, &str); 2] = [
 /// The one that checks pointers, too, and runs behind the facade.
 const NEWEST: &str = "rccl-2.27.7";
 
+/// Cases with groups of collectives and messages.
+const MIXED_GROUPS: &[&str] = &[
+    "group::a_dropped_group_of_two_communicators_launches_nothing",
+    "group::a_failing_closure_launches_nothing",
+    "group::a_refusal_in_an_inner_group_drops_the_outer",
+    "group::a_simulated_group_launches_nothing",
+    "group::an_empty_group_does_nothing",
+    "group::an_end_without_a_start_is_refused",
+    "group::an_ignored_refusal_launches_nothing",
+    "group::an_unwinding_closure_launches_nothing",
+    "group::composites_of_a_dropped_group_launch_nothing",
+    "group::different_operations_start_together",
+    "group::nested_groups_start_at_the_outermost_end",
+    "group::raw_calls_make_a_group",
+    "group::the_first_refusal_is_returned",
+    "group::two_communicators_share_a_group",
+];
+
 /// Which real libraries are asked for.
 const ASKED: [&str; 2] = ["COLLECTIVES_TEST_NCCL", "COLLECTIVES_TEST_RCCL"];
 /// Up to how many ranks real libraries have in processes; without it, one for each device.
 const RANKS: &str = "COLLECTIVES_TEST_RANKS";
+/// Of how many hosts those processes take themselves to be; without it, of the one they are on.
+const HOSTS: &str = "COLLECTIVES_TEST_HOSTS";
 /// Where the library lies that stands for NCCL and CUDA, RCCL and HIP.
 const MOCK_ABI: &str = "COLLECTIVES_TEST_MOCK_ABI";
 /// Which release of RCCL it stands for in this process, if any.

@@ -13,8 +13,8 @@ use std::{
 };
 
 use collectives::{
-    AnyBackend, Backend, Buffer, Communicator, Device, Error, ErrorKind, Graph, JoinAllConfig,
-    JoinConfig, ReduceOp, Result, Scope, ShrinkConfig, SplitConfig, Stream, group,
+    AnyBackend, Backend, Buffer, CallConfig, Communicator, Device, Error, ErrorKind, Graph,
+    JoinAllConfig, JoinConfig, ReduceOp, Result, Scope, ShrinkConfig, SplitConfig, Stream, group,
     mock::{Mock, MockConfig, Schedule},
     nccl::Nccl,
 };
@@ -31,6 +31,7 @@ const CASES: &[(&str, Case)] = &[
     ("a_capture_that_others_end_is_an_error", a_capture_that_others_end_is_an_error),
     ("the_error_of_a_kernel_discards_the_capture", the_error_of_a_kernel_discards_the_capture),
     ("a_graph_keeps_what_kernels_use", a_graph_keeps_what_kernels_use),
+    ("calls_are_configured_wherever_they_are_made", calls_are_configured_wherever_they_are_made),
     ("threads_that_replay_take_turns", threads_that_replay_take_turns),
     ("ranks_at_different_steps_are_told", ranks_at_different_steps_are_told),
     ("ranks_in_different_graphs_are_told", ranks_in_different_graphs_are_told),
@@ -384,6 +385,52 @@ impl Turn {
 
 /// Two threads of each rank launch graphs of one communicator, each on a stream of its own. A graph has
 /// several operations, so runs that overlap would mix them up.
+/// That a configuration arrives shows in the refusal of one that cannot be.
+fn calls_are_configured_wherever_they_are_made(
+    _: &AnyBackend,
+    comm: Communicator,
+    _: &Barrier,
+) -> Result<()> {
+    let stream = warm(&comm)?;
+    let mut value = stream.upload(&[1.0_f32])?;
+    let impossible = CallConfig::new().with_ctas(0..=2);
+    let available = comm.capabilities().call_config.is_available();
+    let eager =
+        comm.on(&stream).with_config(&impossible).all_reduce_in_place(&mut value, ReduceOp::Sum);
+    let grouped = group(|g| {
+        g.on(&comm, &stream).all_reduce_in_place(&mut value, ReduceOp::Sum)?;
+        g.on(&comm, &stream).with_config(&impossible).barrier()
+    });
+    let captured = comm.capture(|scope| {
+        scope.on(&comm).with_config(&impossible).all_reduce_in_place(&mut value, ReduceOp::Sum)
+    });
+    let in_group_of_graph = comm.capture(|scope| {
+        scope.group(|g| {
+            g.on(&comm).with_config(&impossible).all_reduce_in_place(&mut value, ReduceOp::Sum)
+        })
+    });
+    for outcome in [eager, grouped, captured.map(drop), in_group_of_graph.map(drop)] {
+        let error = outcome.expect_err("no thread blocks at all");
+        let kind = if available { ErrorKind::InvalidArgument } else { ErrorKind::Unsupported };
+        assert_eq!(error.kind(), kind, "{error}");
+    }
+    assert_eq!(value.to_vec(&stream)?, [1.0]);
+    if !available {
+        return Ok(());
+    }
+    let few = CallConfig::new().with_ctas(1..=2);
+    comm.on(&stream).with_config(&few).warm_up()?;
+    group(|g| {
+        g.on(&comm, &stream).with_config(&few).all_reduce_in_place(&mut value, ReduceOp::Sum)
+    })?;
+    let graph = comm.capture(|scope| {
+        scope.on(&comm).with_config(&few).all_reduce_in_place(&mut value, ReduceOp::Sum)
+    })?;
+    graph.launch(&stream)?;
+    assert_eq!(value.to_vec(&stream)?, [(comm.size() as f32).powi(2)]);
+    Ok(())
+}
+
 fn threads_that_replay_take_turns(_: &AnyBackend, comm: Communicator, _: &Barrier) -> Result<()> {
     const RUNS: i32 = 8;
     let stream = warm(&comm)?;

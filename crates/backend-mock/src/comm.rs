@@ -183,6 +183,12 @@ impl MockComm {
     pub(crate) fn issue(&self, asked: Asked, launch: Launch<'_>) -> Result<()> {
         let Asked { kind, shape, other, send, recv, reduction, factor } = asked;
         self.rules().call_config(kind.name(), launch)?;
+        let grouped = group::is_open(&self.engine);
+        if grouped && !kind.is_point_to_point() {
+            let here = launch.config().and_then(|config| config.cga_cluster_size);
+            let first = group::cluster_size(&self.engine, here);
+            self.rules().cluster_size(kind.name(), first, here)?;
+        }
         self.shared.note_site(launch.site());
         if shape.count == 0 && !kind.is_point_to_point() {
             // NCCL: succeeds after the checks, without synchronising.
@@ -210,7 +216,7 @@ impl MockComm {
             sequence: 0,
             site: launch.site().into(),
         };
-        if group::is_open(&self.engine) {
+        if grouped {
             return self.with_stream(launch, |stream| {
                 let (stream, end) = (Arc::clone(stream), Arc::clone(&self.shared));
                 group::add(&self.engine, group::Member { op, stream, end });

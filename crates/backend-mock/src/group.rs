@@ -24,6 +24,8 @@ struct Group {
     engine: u64,
     depth: usize,
     members: Vec<Member>,
+    /// The cluster size of its collectives, once there is one.
+    cluster_size: Option<Option<u32>>,
     /// The first call that was refused.
     refusal: Option<Error>,
 }
@@ -37,7 +39,13 @@ thread_local! {
 pub(crate) fn start(engine: &Engine) {
     let entered = with(engine, |group| group.depth += 1);
     if entered.is_none() {
-        let group = Group { engine: engine.nonce, depth: 1, members: Vec::new(), refusal: None };
+        let group = Group {
+            engine: engine.nonce,
+            depth: 1,
+            members: Vec::new(),
+            cluster_size: None,
+            refusal: None,
+        };
         GROUPS.with_borrow_mut(|groups| groups.push(group));
         OPEN.set(OPEN.get() + 1);
     }
@@ -95,6 +103,11 @@ pub(crate) fn is_open(engine: &Engine) -> bool {
 /// Adds an operation to the open group.
 pub(crate) fn add(engine: &Engine, member: Member) {
     with(engine, |group| group.members.push(member));
+}
+
+/// The cluster size of the first collective of the open group, which this one becomes if there is none.
+pub(crate) fn cluster_size(engine: &Engine, here: Option<u32>) -> Option<u32> {
+    with(engine, |group| *group.cluster_size.get_or_insert(here)).unwrap_or(here)
 }
 
 /// Notes that a call in the open group, if there is one, was refused. `comm` is the one that it was

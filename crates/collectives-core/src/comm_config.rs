@@ -173,7 +173,7 @@ pub struct CallConfig {
     pub ctas: Option<RangeInclusive<u32>>,
     /// Thread blocks for NVLink SHARP.
     pub nvls_ctas: Option<u32>,
-    /// Thread-block clusters.
+    /// Thread-block clusters: the same for all collectives of a group.
     pub cga_cluster_size: Option<u32>,
     /// What thread blocks are to be saved for.
     pub cta_policy: Option<CtaPolicy>,
@@ -181,11 +181,14 @@ pub struct CallConfig {
     pub algorithm: Option<CString>,
     /// Whether the library takes another algorithm where that one cannot run; else that is an error.
     pub or_another: bool,
-    /// A tag that plugins of profilers see; 0 is none.
+    /// A tag that plugins of profilers see; 0 is none. The upper half of the numbers is NCCL's.
     pub profiler_tag: u64,
 }
 
 impl CallConfig {
+    /// The others are reserved (`nccl.h`, 2.31).
+    const LAST_PROFILER_TAG: u64 = u64::MAX >> 1;
+
     /// Leaves everything to the library.
     pub fn new() -> Self {
         Self::default()
@@ -223,7 +226,13 @@ impl CallConfig {
         like_a_communicator.ctas.clone_from(&self.ctas);
         like_a_communicator.nvls_ctas = self.nvls_ctas;
         like_a_communicator.cga_cluster_size = self.cga_cluster_size;
-        like_a_communicator.check()
+        like_a_communicator.check()?;
+        if self.profiler_tag > Self::LAST_PROFILER_TAG {
+            let (tag, last) = (self.profiler_tag, Self::LAST_PROFILER_TAG);
+            let message = format!("profiler_tag is {tag:#x}, want {last:#x} at most");
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+        Ok(())
     }
 }
 
@@ -319,6 +328,16 @@ mod tests {
         for config in [new(), ordered, new().with_ctas(1..=1).with_cga_cluster_size(0_u32)] {
             config.check().unwrap();
         }
+    }
+
+    #[test]
+    fn half_of_the_profiler_tags_are_reserved() {
+        let tagged = |tag| CallConfig::new().with_profiler_tag(tag).check();
+        tagged(u64::MAX >> 1).unwrap();
+        assert_eq!(
+            tagged(1 << 63).unwrap_err().message(),
+            "profiler_tag is 0x8000000000000000, want 0x7fffffffffffffff at most"
+        );
     }
 
     #[test]

@@ -293,6 +293,8 @@ pub trait CollectivesExt: Collectives {
                 PeerOp::Recv(into.part(peer, 1), rank(peer)),
             ]
         });
+        // Messages take no configuration.
+        let launch = Launch::at(launch.stream(), launch.site());
         // SAFETY: the caller's promise about `scratch` covers its elements.
         unsafe { call.batch(ops, launch) }
     }

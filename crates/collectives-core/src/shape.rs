@@ -17,6 +17,7 @@
 //! | a PreMulSum of this communicator and dtype | `ncclInvalidArgument`, NCCL 2.30 `argcheck.cc` |
 //! | excluded ranks: some, not this one | `ncclInvalidArgument`, NCCL 2.30 `init.cc` |
 //! | excluded ranks in range, each once, not all | ours: NCCL leaves it undefined |
+//! | one cluster size for the collectives of a group | `nccl.h`, NCCL 2.31: else undefined behaviour |
 //! | growing means more ranks | `ncclInvalidArgument`, NCCL 2.30 `init.cc` |
 
 use std::ffi::c_void;
@@ -356,6 +357,32 @@ impl<'a> Rules<'a> {
                 .with_operation(operation));
         }
         config.check().map_err(|error| call.refuse(error.message()))
+    }
+
+    /// The cluster size that the first collective of the open group has, if this is not the first.
+    ///
+    /// # Errors
+    /// See the [module](self).
+    #[cold]
+    pub fn cluster_size(
+        &self,
+        operation: &'static str,
+        first: Option<u32>,
+        here: Option<u32>,
+    ) -> Result<()> {
+        if first == here {
+            return Ok(());
+        }
+        let named = |size: Option<u32>| size.map_or_else(|| "not set".into(), |n| n.to_string());
+        let message = format!(
+            "cga_cluster_size is {}, and {} for the first collective of the group, want the same",
+            named(here),
+            named(first)
+        );
+        Err(Error::new(ErrorKind::InvalidArgument, message)
+            .with_comm(self.comm)
+            .with_operation(operation)
+            .with_hint("give the collectives of a group one configuration, or use several groups"))
     }
 
     /// Usable memory, and another rank.

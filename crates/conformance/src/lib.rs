@@ -102,6 +102,11 @@ pub trait Harness: Send + Sync + 'static {
         false
     }
 
+    /// What the process of a rank finds in its environment beside this one's.
+    fn environment(&self, _rank: usize) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
     /// Whether only one world may run at a time: on real devices, kernels of two worlds that wait
     /// for each other's room would hang.
     fn serial(&self) -> bool {

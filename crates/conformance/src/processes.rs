@@ -34,9 +34,10 @@ enum FromRank {
 
 impl Processes {
     /// Starts the ranks of a world of the harness of this name.
-    pub(crate) fn start(harness: &str, size: usize) -> Result<Self, String> {
-        let crew = Crew::start(&crew(harness), size, |_| {
+    pub(crate) fn start<H: Harness>(harness: &H, size: usize) -> Result<Self, String> {
+        let crew = Crew::start(&crew(&harness.name()), size, |rank| {
             let mut program = this_program()?;
+            program.envs(harness.environment(rank));
             // Where no harness of that name finds the process, it runs no trials of its own.
             program.args(["--exact", "the rank of another process's world"]);
             Ok(program)

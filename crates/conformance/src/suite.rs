@@ -165,7 +165,8 @@ impl<H: Harness> Suite<H> {
     fn open(&self, name: &str, size: usize) -> Result<World, String> {
         let (harness, deadline) = (&self.harness, self.harness.deadline());
         if harness.processes() {
-            return World::open(name.into(), Processes::start(&self.name, size)?, size, deadline);
+            let ranks = Processes::start(harness, size)?;
+            return World::open(name.into(), ranks, size, deadline);
         }
         let threads = Threads::start(name, &harness.backend(), &harness.devices(size))?;
         World::open(name.into(), threads, size, deadline)

@@ -8,6 +8,7 @@ use collectives_core::{
 use crate::{
     check::{Outcome, check, check_eq, fails},
     ctx::{Ctx, rank},
+    lane::Lane,
     plan::{Collective, Plan},
 };
 
@@ -141,6 +142,49 @@ pub(super) fn impossible_configurations_of_a_call_are_refused<B: Backend>(
     }
     ctx.here.check_untouched(memory)?;
     Plan::new(Collective::AllReduce, DType::F32, 5).run(ctx)
+}
+
+pub(super) fn a_group_has_one_cluster_size<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    let memory = ctx.here.upload(&[1_f32; 5])?;
+    let sum = |lane: Lane<'_>| lane.all_reduce(memory.send(), memory.recv(), ReduceOp::Sum);
+    let [one, two] = [1_u32, 2].map(|size| CallConfig::new().with_cga_cluster_size(size));
+    let (plain, one, two) =
+        (ctx.lane(), ctx.lane().with_config(&one), ctx.lane().with_config(&two));
+    for (first, second, words) in [
+        (two, one, "is 1, and 2 for the first"),
+        (two, plain, "is not set, and 2 for the first"),
+        (plain, two, "is 2, and not set for the first"),
+    ] {
+        let group = ctx.group(|| sum(first).and_then(|()| sum(second)));
+        let error = fails(ErrorKind::InvalidArgument, "all_reduce", group)?;
+        check(error.message().contains(words), format!("{error} names both"))?;
+        check_eq("dropped with its group", ctx.here.read::<f32>(memory)?, vec![1.0; 5])?;
+    }
+    // No group knows of those before it.
+    let apart = ctx.here.upload(&[2_f32; 5])?;
+    ctx.group(|| {
+        sum(two)?;
+        two.all_reduce(apart.send(), apart.recv(), ReduceOp::Sum)
+    })?;
+    let size = ctx.size as f32;
+    check_eq("one sum", ctx.here.read::<f32>(memory)?, vec![size; 5])?;
+    check_eq("the other", ctx.here.read::<f32>(apart)?, vec![2.0 * size; 5])
+}
+
+pub(super) fn a_configured_call_is_captured<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    let config = CallConfig::new().with_ctas(1..=2);
+    let lane = ctx.lane().with_config(&config);
+    let scratch = ctx.here.alloc(DType::F32, 2 * ctx.size)?;
+    lane.warm_up(scratch.recv())?;
+    let memory = ctx.here.upload(&[1_f32; 5])?;
+    let graph = ctx.capture(ctx.here.stream, || {
+        lane.all_reduce(memory.send(), memory.recv(), ReduceOp::Sum)?;
+        Ok(ctx.group(|| lane.all_reduce(memory.send(), memory.recv(), ReduceOp::Sum))?)
+    })?;
+    graph.launch(ctx.here.stream)?;
+    graph.launch(ctx.here.stream)?;
+    let want = (ctx.size as f32).powi(4);
+    check_eq("two sums, twice", ctx.here.read::<f32>(memory)?, vec![want; 5])
 }
 
 pub(super) fn keys_that_are_too_short_are_refused<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {

@@ -300,6 +300,8 @@ pub(crate) fn cases<B: Backend>() -> Vec<Case<B>> {
 
         config::one_call_has_a_configuration_of_its_own [CALL_CONFIG];
         config::impossible_configurations_of_a_call_are_refused [CALL_CONFIG];
+        config::a_group_has_one_cluster_size [CALL_CONFIG];
+        config::a_configured_call_is_captured [CALL_CONFIG, CAPTURE];
         config::keys_that_are_too_short_are_refused [Capability("encryption")];
 
         suspend::a_suspended_communicator_resumes_and_works [SUSPEND];
