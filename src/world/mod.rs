@@ -12,6 +12,7 @@ mod place;
 
 use std::{
     collections::HashMap,
+    env,
     net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -189,7 +190,8 @@ impl WorldConfig {
     }
 
     /// Sets how long to wait: until all ranks have come, and for each communicator until all are ready to
-    /// join, and until all have joined. Five minutes, unless set.
+    /// join, and until all have joined. Unless set, what `COLLECTIVES_DEADLINE` says, in seconds; or five
+    /// minutes.
     #[must_use]
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
@@ -251,7 +253,10 @@ impl WorldConfig {
     }
 
     fn open_in(self, environment: &Environment) -> Result<World> {
-        let allowed = self.deadline.unwrap_or(DEADLINE);
+        let allowed = match self.deadline {
+            Some(deadline) => deadline,
+            None => deadline_variable()?.unwrap_or(DEADLINE),
+        };
         let deadline = Deadline::after(allowed);
         let (rank, size) = (environment.rank(), environment.size());
         let epoch = self.epoch.unwrap_or_else(|| environment.restart().into());
@@ -604,6 +609,22 @@ fn nth(run: &str, rank: u32) -> u32 {
     *count - 1
 }
 
+/// How long to wait, as whoever starts the program says.
+fn deadline_variable() -> Result<Option<Duration>> {
+    let Some(text) = env::var_os(DEADLINE_VARIABLE).filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let text = text.to_string_lossy();
+    let seconds =
+        text.trim().parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.filter(|deadline| !deadline.is_zero()).map(Some).ok_or_else(|| {
+        let message = format!("{DEADLINE_VARIABLE} is '{text}', want a number of seconds");
+        Error::new(ErrorKind::InvalidArgument, message)
+    })
+}
+
+/// Says so in place of [`WorldConfig::with_deadline`].
+const DEADLINE_VARIABLE: &str = "COLLECTIVES_DEADLINE";
 /// How long to wait where nobody says. As PyTorch's store.
 const DEADLINE: Duration = Duration::from_secs(300);
 /// An id that all ranks have.
