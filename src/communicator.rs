@@ -25,7 +25,7 @@ use crate::{
     buffer::{Allocation, bytes_of, order_all},
     graph::refuse_in_capture,
     operation::{Call, Connections, Operation, operations},
-    place::Place,
+    place::{Locked, Place},
     reduce::OpKeep,
     symmetric::Heap,
     watchdog::Watched,
@@ -157,7 +157,8 @@ impl Communicator {
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) where `device` is another one.
     pub fn from_comm(comm: AnyComm, device: AnyDevice) -> Result<Self> {
         let of_backend = match (&comm, &device) {
-            (AnyComm::Mock(_), device) => matches!(device, AnyDevice::Mock(_)),
+            (AnyComm::Mock(comm), AnyDevice::Mock(device)) => comm.machine() == device.machine(),
+            (AnyComm::Mock(_), _) => false,
             (AnyComm::Nccl(_), device) => matches!(device, AnyDevice::Cuda(_)),
             (AnyComm::Rccl(_), device) => matches!(device, AnyDevice::Hip(_)),
             // Only who made it knows what memory it moves.
@@ -166,10 +167,14 @@ impl Communicator {
         let bound = comm.info().device;
         if !of_backend || bound != device.info().ordinal {
             let backend = comm.info().library.backend;
+            let of = match of_backend {
+                false if backend == device.info().backend => " of another mock",
+                _ => "",
+            };
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
                 format!(
-                    "the communicator is bound to device {bound} of {backend}, not to {}",
+                    "the communicator is bound to device {bound} of {backend}, not to {}{of}",
                     Place::of(&device)
                 ),
             )
@@ -272,9 +277,9 @@ impl Communicator {
     /// or by itself, and is refused otherwise. (A send may run to another rank than it is captured
     /// to, so messages, gathers and scatters want the former.)
     ///
-    /// While `body` runs, its thread enqueues nothing on other streams through this crate, launches
-    /// no graphs, and makes no communicators: what would run now, and not when the graph is
-    /// launched, is refused.
+    /// While `body` runs, its thread enqueues nothing on other streams through this crate, copies
+    /// nothing, launches no graphs, and makes no communicators: what would run now, and not when the
+    /// graph is launched, is refused. New memory of the device may be made, and is filled now.
     ///
     /// # Errors
     /// The error of `body`, or of a refused call in it; what the device's runtime reports. Nothing
@@ -434,7 +439,12 @@ impl Communicator {
     #[doc(alias = "ncclCommSuspend")]
     pub fn suspend(&self) -> Result<()> {
         refuse_in_capture("suspend")?;
-        self.inner.suspended.store(true, Ordering::SeqCst);
+        {
+            // Graphs look at it under this lock, on whichever thread: each is launched before, so that
+            // it is in flight, or refused.
+            let _locked = Locked::new([self.inner.place]);
+            self.inner.suspended.store(true, Ordering::SeqCst);
+        }
         self.raw().suspend().inspect_err(|_| {
             // It may have been suspended before.
             let is_suspended = self.raw().memory_use().is_ok_and(|memory| memory.is_suspended);
@@ -593,7 +603,7 @@ impl Communicator {
         let own = self.inner.place;
         Error::new(
             ErrorKind::InvalidArgument,
-            format!("the {what} is on {place}, the communicator on {own}"),
+            format!("the {what} is on {place}, the communicator on {}", own.beside(place)),
         )
         .with_comm(self.info())
         .with_hint(format!("use a {what} of the communicator's device"))

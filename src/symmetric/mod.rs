@@ -53,6 +53,7 @@ use collectives_core::{
 use crate::{
     AnyComm, AnyDevice, Buffer, Communicator, Stream,
     communicator::CommInner,
+    graph::refuse_in_capture,
     symmetric::{
         arena::{Arena, Place},
         exchange::{Ask, INLINE, Item, Lane, digest},
@@ -252,6 +253,7 @@ impl Communicator {
     #[track_caller]
     fn pieces(&self, items: &[Item]) -> Result<Vec<Piece>> {
         self.not_in_raw_group()?;
+        refuse_in_capture("alloc_symmetric")?;
         let mut heap = self.inner().heap();
         if heap.is_none() {
             *heap = Some(Heap::new(self)?);
@@ -350,8 +352,9 @@ impl Heap {
     /// Makes room for each item, all of it in one stretch of one segment.
     #[track_caller]
     fn allocate(&mut self, comm: &Communicator, items: &[Item]) -> Result<Vec<Piece>> {
-        self.sequence += 1;
         let all = self.ask(comm, items)?;
+        // Only now: what this rank alone was refused, the others know nothing of.
+        self.sequence += 1;
         self.agree(comm, &all, items)?;
         self.settle_limit(&all);
         let Some(total) = total_of(items) else {
@@ -385,7 +388,7 @@ impl Heap {
         let (best, reason) = best_of(comm);
         let bytes = items.iter().try_fold(0_usize, |sum, item| sum.checked_add(item.bytes()?));
         let own = Ask {
-            sequence: self.sequence,
+            sequence: self.sequence + 1,
             count: items.len() as u64,
             bytes: bytes.map_or(u64::MAX, |bytes| bytes as u64),
             digest: digest(items),
