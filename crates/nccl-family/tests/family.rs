@@ -1446,3 +1446,26 @@ fn a_growing_that_goes_on_in_the_background_is_waited_for() {
     let error = comm.grow(GrowConfig::new(3)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Remote);
 }
+
+#[test]
+fn an_abort_frees_a_rank_that_grows_in_the_background() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    world.answer("grow", 7);
+    // A new rank never comes.
+    world.set_state(7);
+    let handle = comm.abort_handle();
+    let owner = thread::spawn(move || comm.grow(GrowConfig::new(3)).map(drop));
+    world.wait_for("grow(");
+    handle.abort().unwrap();
+    let until = Instant::now() + Duration::from_secs(30);
+    while !owner.is_finished() {
+        assert!(Instant::now() < until, "it waits for the new rank all the same");
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(owner.join().unwrap().unwrap_err().kind(), ErrorKind::Aborted);
+    let log = world.log();
+    for ended in ["abort(grown)", "abort(comm)"] {
+        assert!(log.iter().any(|line| line == ended), "no {ended} in {log:?}");
+    }
+}
