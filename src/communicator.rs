@@ -892,8 +892,8 @@ impl CommInner {
         let until = Instant::now() + limit;
         for memory in memory {
             let left = until.saturating_duration_since(Instant::now());
-            // Neither deregistering nor freeing waits for streams. The device is asked alone: that
-            // the communicator was aborted is no reason to keep its memory.
+            // Deregistering does not wait for streams, and freeing for all of them or for none. The
+            // device is asked alone: that the communicator was aborted is no reason to keep its memory.
             let drained = memory.after.as_ref().map_or(Ok(()), |stream| {
                 // SAFETY: the stream is alive, and of this device.
                 unsafe { self.device.synchronize(stream.as_raw(), Some(left)) }

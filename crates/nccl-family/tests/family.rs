@@ -1469,3 +1469,21 @@ fn an_abort_frees_a_rank_that_grows_in_the_background() {
         assert!(log.iter().any(|line| line == ended), "no {ended} in {log:?}");
     }
 }
+
+#[test]
+fn freeing_memory_does_not_wait_for_ever_for_the_device() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 4, 8);
+    let memory = comm.mem_alloc(64).unwrap();
+    world.hang("mem_free");
+    // SAFETY: the library of these tests touches no memory.
+    let error = unsafe { comm.mem_free(memory) }.unwrap_err();
+    world.release("mem_free");
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert!(!error.poisons_communicator());
+    assert_eq!(
+        error.to_string(),
+        "NCCL mem_free (rank 4 of 8): the library has not freed the memory in 5s; work on the device \
+         may never end: abort its communicators; it goes on in the background"
+    );
+}
