@@ -48,18 +48,17 @@ fn programs_that_end_anyhow_end() {
         let config = MockConfig::new().with_schedule(schedule).with_guards(Guards::NONE);
         let world = World::new(2).with_config(config).with_deadline(Duration::from_secs(60));
         // Who was first decides what it comes to, but nobody is late, or panics.
-        if let Err(failure) = world.run(move |comm| Ok(recklessly(seed, comm))) {
+        if let Err(failure) = world.run(move |comm| recklessly(seed, comm)) {
             panic!("seed {seed}, schedule {schedule}: {failure}");
         }
     }
 }
 
 /// Does whatever the safe layer lets it, and takes no error for an answer.
-fn recklessly(seed: u64, comm: Communicator) {
+fn recklessly(seed: u64, comm: Communicator) -> Result<()> {
     // What is called, mostly the same on all ranks; and whatever else each does.
     let (mut shared, mut random) = (Random(seed), Random(seed ^ u64::from(comm.rank() + 1) << 32));
-    let Ok(stream) = comm.new_stream() else { return };
-    let other = comm.new_stream().unwrap_or_else(|_| stream.clone());
+    let (stream, other) = (comm.new_stream()?, comm.new_stream()?);
     let _ = comm.on(&stream).warm_up();
     if random.below(3) == 0 {
         let watch = Watch::new().with_deadline(Duration::from_millis(20));
@@ -160,6 +159,7 @@ fn recklessly(seed: u64, comm: Communicator) {
         }
     }
     threads.into_iter().for_each(|thread| thread.join().expect("nothing panics"));
+    Ok(())
 }
 
 /// What code beside the library would have a graph keep.
