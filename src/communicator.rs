@@ -890,7 +890,12 @@ impl CommInner {
             log(comm.destroy_pre_mul_sum(op), "a reduce op could not be destroyed");
         }
         let until = Instant::now() + limit;
+        let mut is_stuck = false;
         for memory in memory {
+            if is_stuck {
+                self.returned().memory.push(memory);
+                continue;
+            }
             let left = until.saturating_duration_since(Instant::now());
             // Deregistering does not wait for streams, and freeing for all of them or for none. The
             // device is asked alone: that the communicator was aborted is no reason to keep its memory.
@@ -899,7 +904,8 @@ impl CommInner {
                 unsafe { self.device.synchronize(stream.as_raw(), Some(left)) }
             });
             match drained {
-                Ok(()) => memory.free(comm),
+                // Others would wait for the same.
+                Ok(()) => is_stuck = !memory.free(comm),
                 Err(error) if error.kind() == ErrorKind::Timeout => {
                     // For the next time. If there is none, it is in use for ever, and leaked.
                     self.returned().memory.push(memory);
@@ -911,7 +917,8 @@ impl CommInner {
 }
 
 impl ReturnedMemory {
-    fn free(self, comm: &AnyComm) {
+    /// Tells whether the library came back: it may wait for work of the device that never ends.
+    fn free(self, comm: &AnyComm) -> bool {
         if let Some(registration) = self.registration {
             // SAFETY: the registration is this communicator's, and the buffer that held it is gone.
             match unsafe { comm.deregister(registration) } {
@@ -921,7 +928,10 @@ impl ReturnedMemory {
             }
         }
         // SAFETY: from `mem_alloc` of this communicator, deregistered, and not in use.
-        log(unsafe { comm.mem_free(self.ptr) }, "memory of the library could not be freed");
+        let freed = unsafe { comm.mem_free(self.ptr) };
+        let is_back = freed.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::Timeout);
+        log(freed, "memory of the library could not be freed");
+        is_back
     }
 }
 

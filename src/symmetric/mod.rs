@@ -647,7 +647,12 @@ impl Heap {
                 return;
             }
         }
-        segments.into_iter().for_each(|segment| segment.free(comm, device));
+        for segment in segments {
+            if !segment.free(comm, device) {
+                tracing::warn!("symmetric memory that the library does not free is leaked");
+                return;
+            }
+        }
     }
 }
 
@@ -674,9 +679,10 @@ impl Segment {
         }
     }
 
-    fn free(mut self, comm: &AnyComm, device: &AnyDevice) {
+    /// As [`Memory::free`].
+    fn free(mut self, comm: &AnyComm, device: &AnyDevice) -> bool {
         self.release(comm);
-        self.memory.free(comm, device);
+        self.memory.free(comm, device)
     }
 }
 
@@ -690,16 +696,19 @@ impl Memory {
         Ok(Self { ptr, bytes, of_library })
     }
 
-    fn free(self, comm: &AnyComm, device: &AnyDevice) {
+    /// Tells whether the library came back: it may wait for work of the device that never ends.
+    fn free(self, comm: &AnyComm, device: &AnyDevice) -> bool {
         let freed = match self.of_library {
             // SAFETY: from `mem_alloc` of this communicator, deregistered, and not in use.
             true => unsafe { comm.mem_free(self.ptr) },
             // SAFETY: from this device, and not in use.
             false => unsafe { device.free(self.ptr, RawStream::DEFAULT) },
         };
+        let is_back = freed.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::Timeout);
         if let Err(error) = freed {
             tracing::warn!(%error, "symmetric memory could not be freed");
         }
+        is_back
     }
 }
 
