@@ -95,6 +95,8 @@ pub(crate) struct CommInner {
 #[derive(Default)]
 struct Returned {
     memory: Vec<ReturnedMemory>,
+    /// Whether the library has not come back from freeing some of it: the rest is for the end.
+    is_stuck: bool,
     ops: Vec<PreMulSum>,
     /// Blocks of the heap, and the streams of their last uses.
     blocks: Vec<(u64, Option<Stream>)>,
@@ -884,7 +886,9 @@ impl CommInner {
         let Some(comm) = &self.comm else { return };
         let (memory, ops) = {
             let mut returned = self.returned();
-            (std::mem::take(&mut returned.memory), std::mem::take(&mut returned.ops))
+            let is_put_off = returned.is_stuck && limit.is_zero();
+            let memory = if is_put_off { Vec::new() } else { std::mem::take(&mut returned.memory) };
+            (memory, std::mem::take(&mut returned.ops))
         };
         for op in ops {
             log(comm.destroy_pre_mul_sum(op), "a reduce op could not be destroyed");
@@ -904,7 +908,7 @@ impl CommInner {
                 unsafe { self.device.synchronize(stream.as_raw(), Some(left)) }
             });
             match drained {
-                // Others would wait for the same.
+                // The rest would wait for the same.
                 Ok(()) => is_stuck = !memory.free(comm),
                 Err(error) if error.kind() == ErrorKind::Timeout => {
                     // For the next time. If there is none, it is in use for ever, and leaked.
@@ -913,6 +917,7 @@ impl CommInner {
                 Err(error) => tracing::warn!(%error, "memory of a broken device is leaked"),
             }
         }
+        self.returned().is_stuck |= is_stuck;
     }
 }
 

@@ -245,7 +245,17 @@ impl<V: Vendor> Harness for OnLibrary<V> {
             message: "one rank",
             link: "https://github.com/NVIDIA/nccl/blob/master/src/device/onerank.cu",
         };
-        cases.map(fault).into()
+        let alone = cases.map(fault);
+        // Through the network, collectives and messages do not go together in these releases.
+        let mixed = self.hosts.into_iter().flat_map(|_| MIXED_GROUPS).map(|case| KnownFault {
+            case,
+            ranks: 2..=8,
+            since: Some(Version::new(2, 17, 1)),
+            fixed: Some(Version::new(2, 23, 4)),
+            message: "CUDA_ERROR_",
+            link: "https://github.com/NVIDIA/nccl",
+        });
+        alone.into_iter().chain(mixed).collect()
     }
 
     fn checks_ownership(&self) -> bool {
@@ -460,6 +470,24 @@ const EXPORTS: [(&str, &str); 2] = [
 ];
 /// The one that checks pointers, too, and runs behind the facade.
 const NEWEST: &str = "rccl-2.27.7";
+
+/// Cases with groups of collectives and messages.
+const MIXED_GROUPS: &[&str] = &[
+    "group::a_dropped_group_of_two_communicators_launches_nothing",
+    "group::a_failing_closure_launches_nothing",
+    "group::a_refusal_in_an_inner_group_drops_the_outer",
+    "group::a_simulated_group_launches_nothing",
+    "group::an_empty_group_does_nothing",
+    "group::an_end_without_a_start_is_refused",
+    "group::an_ignored_refusal_launches_nothing",
+    "group::an_unwinding_closure_launches_nothing",
+    "group::composites_of_a_dropped_group_launch_nothing",
+    "group::different_operations_start_together",
+    "group::nested_groups_start_at_the_outermost_end",
+    "group::raw_calls_make_a_group",
+    "group::the_first_refusal_is_returned",
+    "group::two_communicators_share_a_group",
+];
 
 /// Which real libraries are asked for.
 const ASKED: [&str; 2] = ["COLLECTIVES_TEST_NCCL", "COLLECTIVES_TEST_RCCL"];

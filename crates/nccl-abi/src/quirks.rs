@@ -166,6 +166,21 @@ pub const KNOWN_BAD: &[KnownIssue] = &[
         "https://github.com/pytorch/pytorch/issues/119215",
     ),
     issue(
+        (Flavour::Nccl, 21_701, 22_203),
+        ("a group of collectives and messages between hosts", "illegal memory access"),
+        "set NCCL_PROTO=Simple; 2.23.4 fixes it",
+        "https://github.com/NVIDIA/nccl",
+    ),
+    KnownIssue {
+        guarded: true,
+        ..issue(
+            (Flavour::Nccl, 21_901, 21_904),
+            ("a PreMulSum of no elements on a communicator of one rank", "fails"),
+            "leave it out",
+            "https://github.com/NVIDIA/nccl",
+        )
+    },
+    issue(
         (Flavour::Nccl, 21_901, 21_903),
         ("CUDA graphs", "memory grows"),
         "use another release",
@@ -218,6 +233,24 @@ pub const KNOWN_BAD: &[KnownIssue] = &[
         ("the RAS thread, when polled", "crash"),
         "set NCCL_RAS_ENABLE=0",
         "https://github.com/NVIDIA/nccl/issues/1996",
+    ),
+    KnownIssue {
+        guarded: true,
+        ..issue(
+            (Flavour::Nccl, 22_602, 23_203),
+            (
+                "a group with the first messages of two ranks fails, or is only estimated",
+                "these ranks can exchange no messages any more",
+            ),
+            "exchange messages with every rank before",
+            "https://github.com/NVIDIA/nccl/blob/v2.30.7-1/src/group.cc",
+        )
+    },
+    issue(
+        (Flavour::Nccl, 22_703, 23_203),
+        ("shrink after the network has noticed a lost rank", "fails, with abort and revoked too"),
+        "abort, and join anew without the lost ranks",
+        "https://github.com/NVIDIA/nccl/blob/v2.30.7-1/src/init.cc",
     ),
     issue(
         (Flavour::Nccl, 22_809, 22_809),
@@ -328,8 +361,13 @@ mod tests {
         let text: Vec<_> = known_bad(Flavour::Nccl, 21_701).map(ToString::to_string).collect();
         assert_eq!(
             text,
-            ["NCCL 2.17.1: abort: hangs; use another release \
-              (https://github.com/pytorch/pytorch/issues/119215)"]
+            [
+                "NCCL 2.17.1: abort: hangs; use another release \
+                 (https://github.com/pytorch/pytorch/issues/119215)",
+                "NCCL 2.17.1 to 2.22.3: a group of collectives and messages between hosts: illegal \
+                 memory access; set NCCL_PROTO=Simple; 2.23.4 fixes it \
+                 (https://github.com/NVIDIA/nccl)",
+            ]
         );
     }
 }

@@ -25,6 +25,7 @@ use crate::{
     config::OneCall,
     conv, error, group,
     helper::bounded,
+    met::Meeting,
     state::{Call, Control, Ends, Lifeline, PATIENCE},
 };
 
@@ -176,29 +177,74 @@ impl<V: Vendor> Issue<'_, V> {
     }
 
     /// Runs a collective of the library, or leaves it to the end of the open group.
-    ///
-    /// A library runs a collective of one rank at once, group or not (NCCL 2.30, `taskAppend`), so
-    /// it could not be dropped with its group. Such a call waits here instead.
     #[inline]
     fn collective(
         &self,
         launch: Launch<'_>,
         call: impl FnOnce(ncclComm_t, cudaStream_t) -> ncclResult_t + 'static,
     ) -> Result<()> {
-        let (raw, stream) = (self.raw(), launch.stream().as_ptr());
+        self.collective_by(Meeting::Nobody, launch, call)
+    }
+
+    /// As [`collective`](Self::collective), where the library does it by messages.
+    ///
+    /// A library runs a collective of one rank at once, group or not (NCCL 2.30, `taskAppend`), so
+    /// it could not be dropped with its group. Such a call waits for the end.
+    #[inline]
+    fn collective_by(
+        &self,
+        meeting: Meeting,
+        launch: Launch<'_>,
+        call: impl FnOnce(ncclComm_t, cudaStream_t) -> ncclResult_t + 'static,
+    ) -> Result<()> {
         if group::any_open() {
             let here = launch.config().and_then(|config| config.cga_cluster_size);
             let first = group::cluster_size(&self.comm.line, here);
             if first != here {
                 return self.rules.cluster_size(self.operation, first, here);
             }
+            if self.comm.line.info().size == 1 && group::is_open(self.comm.line.library()) {
+                let (raw, stream) = (self.raw(), launch.stream().as_ptr());
+                group::note_use(&self.comm.line);
+                group::defer(&self.comm.line, Box::new(move || call(raw, stream)));
+                return Ok(());
+            }
         }
-        if self.comm.line.info().size == 1 && group::is_open(self.comm.line.library()) {
-            group::note_use(&self.comm.line);
-            group::defer(&self.comm.line, Box::new(move || call(raw, stream)));
+        self.messages(meeting, launch, call)
+    }
+
+    /// Runs what sends and receives, or leaves it to the end of the open group: see
+    /// [`Met`](crate::met::Met).
+    #[inline]
+    fn messages(
+        &self,
+        meeting: Meeting,
+        launch: Launch<'_>,
+        call: impl FnOnce(ncclComm_t, cudaStream_t) -> ncclResult_t + 'static,
+    ) -> Result<()> {
+        let (line, raw, stream) = (&self.comm.line, self.raw(), launch.stream().as_ptr());
+        let met = line.met().covers(meeting);
+        if meeting == Meeting::Nobody || met && !group::any_open() {
+            return self.answer(call(raw, stream));
+        }
+        let grouped = group::is_open(line.library());
+        if grouped && (!met || group::has_messages_waiting(line)) {
+            group::note_use(line);
+            group::defer_messages(line, meeting, Box::new(move || call(raw, stream)));
             return Ok(());
         }
-        self.answer(call(raw, stream))
+        self.answer(call(raw, stream))?;
+        if !met {
+            line.met().add(meeting);
+        }
+        Ok(())
+    }
+
+    /// Whether there is nothing to do for a communicator of one rank. NCCL 2.19 would launch a kernel
+    /// of no blocks to scale nothing.
+    #[inline]
+    fn is_nothing(&self, shape: shape::Shape) -> bool {
+        shape.count == 0 && self.comm.line.info().size == 1
     }
 
     /// The library's function that takes a configuration, and the configuration, where the caller has
@@ -302,21 +348,27 @@ impl<V: Vendor> Issue<'_, V> {
             return Ok(());
         }
         let (table, library) = (self.comm.table, self.comm.line.library());
-        let (dtype, stream) = (conv::dtype(shape.dtype), launch.stream().as_ptr());
+        let dtype = conv::dtype(shape.dtype);
         group::start(library, self.comm.library.info())?;
+        let (send, recv, count) = (table.send, table.recv, shape.count);
         let outcome = moves.map(|one| match one {
             Move::Send(ptr, peer) => {
-                // SAFETY: inside a call, so the communicator is not freed; the caller promises the
-                // memory.
-                unsafe { (table.send)(ptr, shape.count, dtype, peer, self.raw(), stream) }
+                // SAFETY: inside a call or its group, so the communicator is not freed; the caller
+                // promises the memory.
+                let call = move |raw, stream| unsafe {
+                    send(ptr, count, dtype, number(peer), raw, stream)
+                };
+                self.messages(Meeting::To(peer), launch, call)
             }
             Move::Recv(ptr, peer) => {
                 // SAFETY: as above.
-                unsafe { (table.recv)(ptr, shape.count, dtype, peer, self.raw(), stream) }
+                let call = move |raw, stream| unsafe {
+                    recv(ptr, count, dtype, number(peer), raw, stream)
+                };
+                self.messages(Meeting::From(peer), launch, call)
             }
         });
-        let mut outcomes = outcome.map(|result| self.answer(result));
-        let outcome = outcomes.try_for_each(|outcome| outcome);
+        let outcome = { outcome }.try_for_each(|outcome| outcome);
         if outcome.is_err() {
             self.comm.note_refusal(&outcome);
         }
@@ -327,8 +379,8 @@ impl<V: Vendor> Issue<'_, V> {
 
 /// A part of an emulated operation: the address, and the rank it goes to or comes from.
 enum Move {
-    Recv(*mut c_void, c_int),
-    Send(*const c_void, c_int),
+    Recv(*mut c_void, Rank),
+    Send(*const c_void, Rank),
 }
 
 // The operations are inlined into whoever dispatches to them: each level that passes buffers on by
@@ -356,6 +408,9 @@ impl<V: Vendor> Collectives for Comm<V> {
             let shape = issue.rules.all_reduce(send, recv, op)?;
             let op = issue.reduce_op(op)?;
             issue.check(Some(send.ptr), Some(recv.ptr), launch)?;
+            if issue.is_nothing(shape) {
+                return Ok(());
+            }
             if let Some((call, config)) = issue.configured(launch, self.table.all_reduce_config)? {
                 // SAFETY: inside a call, so the communicator is not freed; the caller promises the
                 // memory and the stream; the configuration is the closure's.
@@ -405,6 +460,9 @@ impl<V: Vendor> Collectives for Comm<V> {
             // Only root's buffer is looked at.
             let recv = recv.filter(|_| root == self.line.info().rank).map(|recv| recv.ptr);
             issue.check(Some(send.ptr), recv, launch)?;
+            if issue.is_nothing(shape) {
+                return Ok(());
+            }
             if let Some((call, config)) = issue.configured(launch, self.table.reduce_config)? {
                 // SAFETY: inside a call, so the communicator is not freed; the caller promises the
                 // memory and the stream; the configuration is the closure's.
@@ -530,6 +588,9 @@ impl<V: Vendor> Collectives for Comm<V> {
             let shape = issue.rules.reduce_scatter(send, recv, op)?;
             let op = issue.reduce_op(op)?;
             issue.check(Some(send.ptr), Some(recv.ptr), launch)?;
+            if issue.is_nothing(shape) {
+                return Ok(());
+            }
             if let Some((call, config)) =
                 issue.configured(launch, self.table.reduce_scatter_config)?
             {
@@ -573,7 +634,7 @@ impl<V: Vendor> Collectives for Comm<V> {
             if let Some((call, config)) = issue.configured(launch, self.table.all_to_all_config)? {
                 // SAFETY: inside a call, so the communicator is not freed; the caller promises the
                 // memory and the stream; the configuration is the closure's.
-                return issue.collective(launch, move |raw, stream| unsafe {
+                return issue.collective_by(Meeting::All, launch, move |raw, stream| unsafe {
                     call(
                         send.ptr,
                         recv.ptr,
@@ -589,8 +650,8 @@ impl<V: Vendor> Collectives for Comm<V> {
                 let moves = (0..self.line.info().size).flat_map(|peer| {
                     let start = peer * shape.count;
                     [
-                        Move::Send(send.part(start, shape.count).ptr, peer as c_int),
-                        Move::Recv(recv.part(start, shape.count).ptr, peer as c_int),
+                        Move::Send(send.part(start, shape.count).ptr, Rank::new(peer as u32)),
+                        Move::Recv(recv.part(start, shape.count).ptr, Rank::new(peer as u32)),
                     ]
                 });
                 // SAFETY: the caller's promise covers the parts.
@@ -598,7 +659,7 @@ impl<V: Vendor> Collectives for Comm<V> {
             };
             // SAFETY: inside a call, so the communicator is not freed; the caller promises the
             // memory and the stream.
-            issue.collective(launch, move |raw, stream| unsafe {
+            issue.collective_by(Meeting::All, launch, move |raw, stream| unsafe {
                 all_to_all(send.ptr, recv.ptr, shape.count, conv::dtype(shape.dtype), raw, stream)
             })
         })
@@ -617,11 +678,12 @@ impl<V: Vendor> Collectives for Comm<V> {
             let shape = issue.rules.gather(send, recv, root)?;
             let info = self.line.info();
             let recv = recv.filter(|_| root == info.rank);
+            let meeting = if root == info.rank { Meeting::FromAll } else { Meeting::To(root) };
             issue.check(Some(send.ptr), recv.map(|recv| recv.ptr), launch)?;
             if let Some((call, config)) = issue.configured(launch, self.table.gather_config)? {
                 // SAFETY: inside a call, so the communicator is not freed; the caller promises the
                 // memory and the stream; the configuration is the closure's.
-                return issue.collective(launch, move |raw, stream| unsafe {
+                return issue.collective_by(meeting, launch, move |raw, stream| unsafe {
                     call(
                         send.ptr,
                         recv.map_or(ptr::null_mut(), |recv| recv.ptr),
@@ -642,14 +704,14 @@ impl<V: Vendor> Collectives for Comm<V> {
                 });
                 let moves = parts
                     .filter(|(peer, _)| !(in_place && *peer == root.index()))
-                    .map(|(peer, part)| Move::Recv(part, peer as c_int))
-                    .chain((!in_place).then_some(Move::Send(send.ptr, number(root))));
+                    .map(|(peer, part)| Move::Recv(part, Rank::new(peer as u32)))
+                    .chain((!in_place).then_some(Move::Send(send.ptr, root)));
                 // SAFETY: the caller's promise covers the parts.
                 return unsafe { issue.emulate(shape, moves, launch) };
             };
             // SAFETY: inside a call, so the communicator is not freed; the caller promises the
             // memory and the stream; null stands where the library does not look.
-            issue.collective(launch, move |raw, stream| unsafe {
+            issue.collective_by(meeting, launch, move |raw, stream| unsafe {
                 gather(
                     send.ptr,
                     recv.map_or(ptr::null_mut(), |recv| recv.ptr),
@@ -676,11 +738,12 @@ impl<V: Vendor> Collectives for Comm<V> {
             let shape = issue.rules.scatter(send, recv, root)?;
             let info = self.line.info();
             let send = send.filter(|_| root == info.rank);
+            let meeting = if root == info.rank { Meeting::ToAll } else { Meeting::From(root) };
             issue.check(send.map(|send| send.ptr), Some(recv.ptr), launch)?;
             if let Some((call, config)) = issue.configured(launch, self.table.scatter_config)? {
                 // SAFETY: inside a call, so the communicator is not freed; the caller promises the
                 // memory and the stream; the configuration is the closure's.
-                return issue.collective(launch, move |raw, stream| unsafe {
+                return issue.collective_by(meeting, launch, move |raw, stream| unsafe {
                     call(
                         send.map_or(ptr::null(), |send| send.ptr),
                         recv.ptr,
@@ -701,14 +764,14 @@ impl<V: Vendor> Collectives for Comm<V> {
                 });
                 let moves = parts
                     .filter(|(peer, _)| !(in_place && *peer == root.index()))
-                    .map(|(peer, part)| Move::Send(part, peer as c_int))
-                    .chain((!in_place).then_some(Move::Recv(recv.ptr, number(root))));
+                    .map(|(peer, part)| Move::Send(part, Rank::new(peer as u32)))
+                    .chain((!in_place).then_some(Move::Recv(recv.ptr, root)));
                 // SAFETY: the caller's promise covers the parts.
                 return unsafe { issue.emulate(shape, moves, launch) };
             };
             // SAFETY: inside a call, so the communicator is not freed; the caller promises the
             // memory and the stream; null stands where the library does not look.
-            issue.collective(launch, move |raw, stream| unsafe {
+            issue.collective_by(meeting, launch, move |raw, stream| unsafe {
                 scatter(
                     send.map_or(ptr::null(), |send| send.ptr),
                     recv.ptr,
@@ -730,17 +793,11 @@ impl<V: Vendor> Collectives for Comm<V> {
             self.refuse_lone_send_to_self(peer)?;
             issue.rules.call_config("send", launch)?;
             issue.check(Some(buf.ptr), None, launch)?;
-            // SAFETY: inside a call, so the communicator is not freed; the caller promises the
-            // memory and the stream.
-            issue.answer(unsafe {
-                (self.table.send)(
-                    buf.ptr,
-                    shape.count,
-                    conv::dtype(shape.dtype),
-                    number(peer),
-                    issue.raw(),
-                    launch.stream().as_ptr(),
-                )
+            let send = self.table.send;
+            // SAFETY: inside a call or its group, so the communicator is not freed; the caller
+            // promises the memory and the stream.
+            issue.messages(Meeting::To(peer), launch, move |raw, stream| unsafe {
+                send(buf.ptr, shape.count, conv::dtype(shape.dtype), number(peer), raw, stream)
             })?;
             if peer == self.line.info().rank {
                 group::note_self(&self.line, 1);
@@ -757,17 +814,11 @@ impl<V: Vendor> Collectives for Comm<V> {
             self.refuse_lone_recv_from_self(peer)?;
             issue.rules.call_config("recv", launch)?;
             issue.check(None, Some(buf.ptr), launch)?;
-            // SAFETY: inside a call, so the communicator is not freed; the caller promises the
-            // memory and the stream.
-            issue.answer(unsafe {
-                (self.table.recv)(
-                    buf.ptr,
-                    shape.count,
-                    conv::dtype(shape.dtype),
-                    number(peer),
-                    issue.raw(),
-                    launch.stream().as_ptr(),
-                )
+            let recv = self.table.recv;
+            // SAFETY: inside a call or its group, so the communicator is not freed; the caller
+            // promises the memory and the stream.
+            issue.messages(Meeting::From(peer), launch, move |raw, stream| unsafe {
+                recv(buf.ptr, shape.count, conv::dtype(shape.dtype), number(peer), raw, stream)
             })?;
             if peer == self.line.info().rank {
                 group::note_self(&self.line, -1);

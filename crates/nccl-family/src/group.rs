@@ -28,6 +28,7 @@ use collectives_nccl_abi::{
 
 use crate::{
     error,
+    met::Meeting,
     state::{Hold, Lifeline, is_under_way},
 };
 
@@ -48,6 +49,8 @@ struct Group {
     used: Vec<Used>,
     /// Calls that wait for the outermost end, in order: see [`defer`].
     deferred: Vec<Deferred>,
+    /// Who meets by them, if it is launched: see [`Met`](crate::met::Met).
+    meetings: Vec<(Arc<Lifeline>, Meeting)>,
     /// What is to be done behind them, launched or dropped.
     cleanup: Vec<Deferred>,
     /// The cluster size of its collectives, once there is one.
@@ -59,6 +62,8 @@ struct Used {
     hold: Hold,
     /// Sends to the rank itself, less the receives from it.
     to_self: i64,
+    /// Whether messages of it wait for the end. Then those that follow do so, too.
+    waits: bool,
 }
 
 /// A call of the library that waits.
@@ -109,7 +114,7 @@ pub(crate) fn start(library: &'static abi::Library, info: &LibraryInfo) -> Resul
 pub(crate) fn note_use(line: &Arc<Lifeline>) {
     with(line.library(), |group| {
         if group.used_by(line).is_none() {
-            group.used.push(Used { hold: line.hold_on(), to_self: 0 });
+            group.used.push(Used { hold: line.hold_on(), to_self: 0, waits: false });
         }
     });
 }
@@ -132,6 +137,22 @@ pub(crate) fn cluster_size(line: &Arc<Lifeline>, here: Option<u32>) -> Option<u3
 /// Leaves a call to the outermost end of the open group. The group holds the communicator.
 pub(crate) fn defer(line: &Arc<Lifeline>, call: Deferred) {
     with(line.library(), |group| group.deferred.push(call));
+}
+
+/// Whether messages of the communicator wait for the end of the open group.
+pub(crate) fn has_messages_waiting(line: &Arc<Lifeline>) -> bool {
+    with(line.library(), |group| group.used_by(line).is_some_and(|used| used.waits)) == Some(true)
+}
+
+/// Leaves messages to the outermost end of the open group, which holds the communicator.
+pub(crate) fn defer_messages(line: &Arc<Lifeline>, meeting: Meeting, call: Deferred) {
+    with(line.library(), |group| {
+        if let Some(used) = group.used_by(line) {
+            used.waits = true;
+        }
+        group.meetings.push((Arc::clone(line), meeting));
+        group.deferred.push(call);
+    });
 }
 
 /// Leaves a call to be made behind what was deferred, or gives it back where nothing was.
@@ -227,6 +248,7 @@ impl Group {
             refusal: None,
             used: Vec::new(),
             deferred: Vec::new(),
+            meetings: Vec::new(),
             cleanup: Vec::new(),
             cluster_size: None,
         }
@@ -256,7 +278,7 @@ impl Group {
 
     fn estimate(&mut self, info: &LibraryInfo) -> Result<Option<Duration>> {
         let refusal = self.refusal.take().or_else(|| self.aborted()).or_else(|| self.unpaired());
-        // Copies of one rank, which the library never hears of.
+        // What the library must not hear of: copies of one rank, and first messages.
         self.deferred.clear();
         if let Some(refusal) = refusal {
             return self.discard(info).and(Err(refusal));
@@ -326,6 +348,7 @@ impl Group {
             result = settled.fold(ncclResult_t::SUCCESS, worse);
         }
         if result.is_success() {
+            self.meetings.iter().for_each(|(line, meeting)| line.met().add(*meeting));
             return Ok(());
         }
         // The library does not say on which communicator it failed, so it is all of theirs. A

@@ -38,6 +38,7 @@ mod fence;
 mod group;
 mod helper;
 mod join;
+mod met;
 mod split;
 mod state;
 mod vendor;

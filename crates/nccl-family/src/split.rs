@@ -80,7 +80,14 @@ impl<V: Vendor> Split for Comm<V> {
         // SAFETY: inside a call, so the communicator is not freed, nor is it null; the list is as
         // long as said, and the library copies it; the rest as in `split`.
         let result = unsafe { shrink(raw, list, count, child, &mut raw_config, flags) };
-        making.end(self.answer(OPERATION, result))
+        making.end(self.answer(OPERATION, result)).map_err(|error| match error.kind() {
+            // Of the parent (`ncclCommEnsureReady`), which neither an abort nor a revoke wipes out.
+            ErrorKind::Remote => error.with_hint(
+                "the network has noticed the loss, and the library shrinks nothing after that: abort \
+                 the communicator, and join a new one without the lost ranks",
+            ),
+            _ => error,
+        })
     }
 
     /// `ncclCommGrow` (2.29.2), as a member: with rank −1, and the id if this rank made it.

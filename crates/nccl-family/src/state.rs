@@ -44,6 +44,7 @@ use crate::{
     fence::Fence,
     group,
     helper::{bounded, unless},
+    met::Met,
 };
 
 /// See the [module](self).
@@ -59,6 +60,7 @@ pub(crate) struct Lifeline {
     ends: Ends,
     library: &'static abi::Library,
     info: CommInfo,
+    met: Met,
     /// The first failure, which stays true for ever.
     failure: OnceLock<Error>,
     /// What somebody outside found wrong with it, and maybe ended it for.
@@ -101,6 +103,7 @@ impl Lifeline {
             raw,
             ends,
             library,
+            met: Met::new(info.rank, info.size),
             info,
             failure: OnceLock::new(),
             reason: OnceLock::new(),
@@ -111,6 +114,12 @@ impl Lifeline {
     #[inline]
     pub(crate) fn info(&self) -> &CommInfo {
         &self.info
+    }
+
+    /// Whom it has exchanged messages with.
+    #[inline]
+    pub(crate) fn met(&self) -> &Met {
+        &self.met
     }
 
     pub(crate) fn library(&self) -> &'static abi::Library {
@@ -811,6 +820,7 @@ mod tests {
             ends: Ends { parent: None, name: None, make_current: |_| Ok(()) },
             library: library.expect("it tells a version"),
             info: CommInfo::new(Rank::new(0), 1, 0, None, described),
+            met: Met::new(Rank::new(0), 1),
             failure: OnceLock::new(),
             reason: OnceLock::new(),
             last_stop: AtomicU32::new(LIVE),

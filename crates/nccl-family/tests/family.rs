@@ -127,6 +127,83 @@ fn a_group_with_a_refused_call_is_dropped_whole() {
     assert_eq!(world.log(), [SUM, "launched 1"]);
 }
 
+/// A message to the other rank, or one from it, or both from all to all.
+fn exchange(comm: &Comm<Fake>, what: &str) -> collectives_core::Result<()> {
+    let other = Rank::new(1);
+    match what {
+        // SAFETY: the library of these tests touches no memory.
+        "send" => unsafe { comm.send(send(0x1000, 4), other, launch()) },
+        // SAFETY: as above.
+        "recv" => unsafe { comm.recv(recv(0x2000, 4), other, launch()) },
+        // SAFETY: as above.
+        _ => unsafe { comm.all_to_all(send(0x3000, 8), recv(0x4000, 8), launch()) },
+    }
+}
+
+const SEND: &str = "send(0x1000, 4, to 1) on 0";
+const RECV: &str = "recv(0x2000, 4, from 1) on 0";
+const ALL_TO_ALL: &str = "all_to_all(0x3000, 0x4000, 4, 7) on 0";
+
+#[test]
+fn a_library_never_hears_of_first_messages_that_are_dropped() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let comm = world.comm(&library, 0, 2);
+    let fail = |what| {
+        let outcome = library.group(|_| {
+            exchange(&comm, what)?;
+            sum(&comm, 4)?;
+            DType::from_torch_name("floaty")
+        });
+        outcome.unwrap_err();
+        world.log()
+    };
+    for what in ["send", "recv", "all to all"] {
+        assert_eq!(fail(what), [SUM, POISON, "dropped 1"], "{what}");
+    }
+    // Sent once, its connection is there; the others are not.
+    exchange(&comm, "send").unwrap();
+    world.log();
+    assert_eq!(fail("send"), [SEND, SUM, POISON, "dropped 2"]);
+    assert_eq!(fail("recv"), [SUM, POISON, "dropped 1"]);
+    library.group(|_| exchange(&comm, "all to all")).unwrap();
+    world.log();
+    assert_eq!(fail("recv"), [RECV, SUM, POISON, "dropped 2"]);
+    assert_eq!(fail("all to all"), [ALL_TO_ALL, SUM, POISON, "dropped 2"]);
+}
+
+#[test]
+fn messages_keep_their_order_behind_one_that_waits() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let comm = world.comm(&library, 0, 2);
+    exchange(&comm, "send").unwrap();
+    world.log();
+    library
+        .group(|_| {
+            exchange(&comm, "send")?;
+            exchange(&comm, "all to all")?;
+            sum(&comm, 4)?;
+            exchange(&comm, "send")?;
+            exchange(&comm, "recv")
+        })
+        .unwrap();
+    let log = world.log();
+    let messages: Vec<_> = log.iter().filter(|line| *line != SUM).take(4).collect();
+    assert_eq!(messages, [SEND, ALL_TO_ALL, SEND, RECV]);
+    assert_eq!(log[..2], [SEND, SUM], "only what may not be dropped waits");
+}
+
+#[test]
+fn nothing_of_one_rank_asks_the_library_nothing() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 1);
+    issue!(comm.all_reduce(send(0, 0), recv(0, 0), ReduceOp::Sum, launch()));
+    issue!(comm.reduce_scatter(send(0, 0), recv(0, 0), ReduceOp::Sum, launch()));
+    issue!(comm.reduce(send(0, 0), Some(recv(0, 0)), ReduceOp::Sum, Rank::new(0), launch()));
+    assert!(world.log().is_empty());
+}
+
 #[test]
 fn a_group_with_nothing_but_a_refusal_asks_the_library_nothing() {
     let world = World::enter(NEWEST);

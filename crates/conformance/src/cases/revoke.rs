@@ -5,6 +5,7 @@ use collectives_core::{
 };
 
 use crate::{
+    cases::shrink::{network_failed, unless_the_network_failed},
     check::{Outcome, check, check_eq, fails, refused},
     ctx::{Ctx, rank},
     plan::{Collective, Plan},
@@ -96,7 +97,7 @@ pub(super) fn a_lost_rank_is_revoked_and_shrunk_away<B: Backend>(ctx: &Ctx<'_, B
     if ctx.rank + 1 == ctx.size {
         Box::new(parent).abort()?;
         ctx.meet()?;
-        ctx.meet()?;
+        network_failed(ctx, false)?;
         return works(ctx, ctx.comm);
     }
     let stream = ctx.here.new_stream()?;
@@ -110,12 +111,17 @@ pub(super) fn a_lost_rank_is_revoked_and_shrunk_away<B: Backend>(ctx: &Ctx<'_, B
     if let Err(error) = ctx.here.synchronize_stream(stream, PATIENCE) {
         check(error.kind() != ErrorKind::Timeout, "the stream goes on")?;
     }
-    let child = ctx.shrink(&parent, without_last(ctx))?;
+    let child = ctx.shrink(&parent, without_last(ctx));
+    let Some(child) = unless_the_network_failed(child)? else {
+        drop(parent);
+        network_failed(ctx, true)?;
+        return works(ctx, ctx.comm);
+    };
     works(ctx, &child)?;
     drop(parent);
     works(ctx, &child)?;
     ctx.finalize(child)?;
-    ctx.meet()?;
+    network_failed(ctx, false)?;
     works(ctx, ctx.comm)
 }
 

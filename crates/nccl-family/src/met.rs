@@ -1,0 +1,103 @@
+//! Which ranks a communicator has exchanged messages with.
+//!
+//! NCCL connects two ranks for messages when the first group with one is launched, and notes that it
+//! is to do so when the message is queued (2.26.2 to 2.32.3, the newest release there is: `hasSeen`
+//! in `p2pTaskAppend`). If that group is dropped instead, the note stays, so nothing is ever
+//! connected: from then on each message between these ranks fails with "Rank 0 has no transport for
+//! recv peer 1". So a message to a rank that was not met is kept back until its group is launched for
+//! sure; and with it those that follow on the communicator, since the order of messages counts.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
+
+use collectives_core::Rank;
+
+/// The ranks that an operation sends to and receives from, one message each.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Meeting {
+    /// No message: the operation has connections of its own.
+    Nobody,
+    From(Rank),
+    To(Rank),
+    FromAll,
+    ToAll,
+    /// From all and to all.
+    All,
+}
+
+/// See the [module](self).
+pub(crate) struct Met {
+    /// [`SENT`] and [`RECEIVED`], for each rank.
+    each: Box<[AtomicU8]>,
+    /// Every rank was met both ways.
+    all: AtomicBool,
+}
+
+const SENT: u8 = 1;
+const RECEIVED: u8 = 2;
+
+impl Met {
+    /// Nobody but oneself.
+    pub(crate) fn new(own: Rank, size: usize) -> Self {
+        let of = |rank| AtomicU8::new(if rank == own.index() { SENT | RECEIVED } else { 0 });
+        Self { each: (0..size).map(of).collect(), all: AtomicBool::new(size == 1) }
+    }
+
+    /// Whether all these ranks were met, in these ways.
+    #[inline]
+    pub(crate) fn covers(&self, meeting: Meeting) -> bool {
+        meeting == Meeting::Nobody || self.all.load(Relaxed) || self.covers_each(meeting)
+    }
+
+    fn covers_each(&self, meeting: Meeting) -> bool {
+        let (ranks, ways) = self.parts(meeting);
+        ranks.iter().all(|met| met.load(Relaxed) & ways == ways)
+    }
+
+    /// Notes that messages were exchanged.
+    pub(crate) fn add(&self, meeting: Meeting) {
+        let (ranks, ways) = self.parts(meeting);
+        for met in ranks {
+            met.fetch_or(ways, Relaxed);
+        }
+        if self.covers_each(Meeting::All) {
+            self.all.store(true, Relaxed);
+        }
+    }
+
+    fn parts(&self, meeting: Meeting) -> (&[AtomicU8], u8) {
+        // Ranks were checked; one outside would have no connection to wait for.
+        let one = |rank: Rank| self.each.get(rank.index()..=rank.index()).unwrap_or_default();
+        match meeting {
+            Meeting::Nobody => (&[], 0),
+            Meeting::From(rank) => (one(rank), RECEIVED),
+            Meeting::To(rank) => (one(rank), SENT),
+            Meeting::FromAll => (&self.each, RECEIVED),
+            Meeting::ToAll => (&self.each, SENT),
+            Meeting::All => (&self.each, SENT | RECEIVED),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_way_is_met_for_itself() {
+        let [other, third] = [Rank::new(1), Rank::new(2)];
+        let met = Met::new(Rank::new(0), 3);
+        assert!(met.covers(Meeting::Nobody) && met.covers(Meeting::To(Rank::new(0))));
+        assert!(!met.covers(Meeting::To(other)) && !met.covers(Meeting::From(other)));
+        met.add(Meeting::To(other));
+        assert!(met.covers(Meeting::To(other)) && !met.covers(Meeting::From(other)));
+        met.add(Meeting::To(third));
+        assert!(met.covers(Meeting::ToAll) && !met.covers(Meeting::All));
+        met.add(Meeting::FromAll);
+        assert!(met.covers(Meeting::All) && met.all.load(Relaxed));
+    }
+
+    #[test]
+    fn one_rank_has_met_all() {
+        assert!(Met::new(Rank::new(0), 1).covers(Meeting::All));
+    }
+}
