@@ -93,6 +93,12 @@ fn main() -> ExitCode {
     trials.push(Trial::test("[mock] a_group_is_of_one_library", move || {
         a_group_is_of_one_library(&mock(), &mock()).map_err(Failed::from)
     }));
+    trials.push(Trial::test("[mock] a_raw_group_of_another_library_takes_no_buffers", move || {
+        a_raw_group_of_another_library_takes_no_buffers(&mock(), &mock()).map_err(Failed::from)
+    }));
+    trials.push(Trial::test("[mock] memory_of_another_mock_is_refused", move || {
+        memory_of_another_mock_is_refused(&mock(), &mock()).map_err(Failed::from)
+    }));
     for (kind, variable, open) in REAL {
         match std::env::var(variable) {
             Ok(libraries) => {
@@ -915,6 +921,49 @@ fn a_group_is_of_one_library(one: &AnyBackend, other: &AnyBackend) -> Result<()>
     })
     .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidUsage, "{error}");
+    works(&ours)?;
+    works(&theirs)
+}
+
+/// It would start the calls when it ends, after the group that they were made in.
+fn a_raw_group_of_another_library_takes_no_buffers(
+    one: &AnyBackend,
+    other: &AnyBackend,
+) -> Result<()> {
+    let join = |backend| Communicator::join_all(backend, JoinAllConfig::new([0]));
+    let (ours, theirs) = (join(one)?.remove(0), join(other)?.remove(0));
+    let streams = [ours.new_stream()?, theirs.new_stream()?];
+    let mut a = streams[0].upload(&[1.0_f32])?;
+    let mut b = streams[1].upload(&[1.0_f32])?;
+    theirs.as_comm().group_start()?;
+    let grouped = group(|g| {
+        g.on(&ours, &streams[0]).all_reduce_in_place(&mut a, ReduceOp::Sum)?;
+        g.on(&theirs, &streams[1]).all_reduce_in_place(&mut b, ReduceOp::Sum)
+    });
+    theirs.as_comm().group_end()?;
+    let error = grouped.expect_err("the raw group would outlive the call");
+    assert_eq!(error.kind(), ErrorKind::InvalidUsage, "{error}");
+    assert!(error.to_string().contains("a group of the raw layer is open"), "{error}");
+    works(&ours)?;
+    works(&theirs)
+}
+
+/// Two mocks are two machines, although their devices have the same numbers: neither knows what the
+/// other's streams have passed.
+fn memory_of_another_mock_is_refused(one: &AnyBackend, other: &AnyBackend) -> Result<()> {
+    let join = |backend| Communicator::join_all(backend, JoinAllConfig::new([0]));
+    let (ours, theirs) = (join(one)?.remove(0), join(other)?.remove(0));
+    // Memory that no stream has used yet, so that there is none to wait for.
+    let mut buffer = ours.alloc_symmetric::<f32>(4)?;
+    let stream = theirs.new_stream()?;
+    let refused = |outcome: Result<()>| {
+        let error = outcome.expect_err("it is another machine's");
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+        assert!(error.to_string().contains("mock device 0 of another mock"), "{error}");
+    };
+    refused(buffer.copy_from_slice(&[1.0; 4], &stream));
+    refused(theirs.on(&stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum));
+    refused(ours.on(&stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum));
     works(&ours)?;
     works(&theirs)
 }

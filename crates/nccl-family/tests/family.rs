@@ -1609,3 +1609,44 @@ fn a_growing_that_goes_on_in_the_background_is_waited_for() {
     let error = comm.grow(GrowConfig::new(3)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Remote);
 }
+
+#[test]
+fn an_abort_frees_a_rank_that_grows_in_the_background() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 0, 2);
+    world.answer("grow", 7);
+    // A new rank never comes.
+    world.set_state(7);
+    let handle = comm.abort_handle();
+    let owner = thread::spawn(move || comm.grow(GrowConfig::new(3)).map(drop));
+    world.wait_for("grow(");
+    handle.abort().unwrap();
+    let until = Instant::now() + Duration::from_secs(30);
+    while !owner.is_finished() {
+        assert!(Instant::now() < until, "it waits for the new rank all the same");
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(owner.join().unwrap().unwrap_err().kind(), ErrorKind::Aborted);
+    let log = world.log();
+    for ended in ["abort(grown)", "abort(comm)"] {
+        assert!(log.iter().any(|line| line == ended), "no {ended} in {log:?}");
+    }
+}
+
+#[test]
+fn freeing_memory_does_not_wait_for_ever_for_the_device() {
+    let world = World::enter(NEWEST);
+    let comm = world.comm(&world.library(), 4, 8);
+    let memory = comm.mem_alloc(64).unwrap();
+    world.hang("mem_free");
+    // SAFETY: the library of these tests touches no memory.
+    let error = unsafe { comm.mem_free(memory) }.unwrap_err();
+    world.release("mem_free");
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert!(!error.poisons_communicator());
+    assert_eq!(
+        error.to_string(),
+        "NCCL mem_free (rank 4 of 8): the library has not freed the memory in 5s; work on the device \
+         may never end: abort its communicators; it goes on in the background"
+    );
+}

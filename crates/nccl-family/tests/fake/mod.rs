@@ -187,12 +187,14 @@ fn world_of(id: &ncclUniqueId) -> Arc<World> {
 /// An id of a world: so many times a byte, then a number of its own, and the world's.
 fn id_of(world: &Arc<World>, byte: u8) -> [u8; 128] {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let worlds = WORLDS.lock().unwrap();
-    let number = worlds.iter().position(|known| Arc::ptr_eq(known, world)).unwrap() as u32;
     let mut id = [byte; 128];
     id[120..124].copy_from_slice(&NEXT.fetch_add(1, Ordering::Relaxed).to_le_bytes());
-    id[124..].copy_from_slice(&number.to_le_bytes());
+    id[124..].copy_from_slice(&(number_of(world) as u32).to_le_bytes());
     id
+}
+
+fn number_of(world: &Arc<World>) -> usize {
+    WORLDS.lock().unwrap().iter().position(|known| Arc::ptr_eq(known, world)).unwrap()
 }
 
 fn current() -> Arc<World> {
@@ -683,14 +685,22 @@ extern "C" fn red_op_destroy(op: ncclRedOp_t, comm: ncclComm_t) -> ncclResult_t 
 }
 
 extern "C" fn mem_alloc(memory: *mut *mut c_void, bytes: usize) -> ncclResult_t {
-    let result = current().note("mem_alloc", format!("mem_alloc({bytes})"));
+    let world = current();
+    let result = world.note("mem_alloc", format!("mem_alloc({bytes})"));
     // SAFETY: the caller's out pointer.
-    unsafe { *memory = ptr::without_provenance_mut(0xa000) };
+    unsafe { *memory = ptr::without_provenance_mut(number_of(&world) << 16 | 0xa000) };
     result
 }
 
+/// On any thread.
 extern "C" fn mem_free(memory: *mut c_void) -> ncclResult_t {
-    current().note("mem_free", format!("mem_free({memory:p})"))
+    let world = Arc::clone(&WORLDS.lock().unwrap()[memory.addr() >> 16]);
+    world.note("mem_free", format!("mem_free({})", place(memory)))
+}
+
+/// Memory without the number of its world.
+fn place(memory: *mut c_void) -> String {
+    format!("{:#x}", memory.addr() & 0xffff)
 }
 
 extern "C" fn comm_register(
@@ -701,7 +711,7 @@ extern "C" fn comm_register(
 ) -> ncclResult_t {
     // SAFETY: the caller's out pointer.
     unsafe { *handle = ptr::without_provenance_mut(0x99) };
-    of(comm).world.note("register", format!("register({memory:p}, {bytes})"))
+    of(comm).world.note("register", format!("register({}, {bytes})", place(memory)))
 }
 
 extern "C" fn comm_deregister(comm: ncclComm_t, handle: *mut c_void) -> ncclResult_t {
