@@ -44,7 +44,7 @@ impl Place {
 
     /// Whether handles of one mean something to the other.
     pub(crate) fn shares_runtime_with(self, other: Self) -> bool {
-        self.backend == other.backend
+        (self.backend, self.machine) == (other.backend, other.machine)
     }
 }
 

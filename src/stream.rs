@@ -207,7 +207,7 @@ impl Stream {
         other.not_captured_by_others("wait_for")?;
         let (own, theirs) = (self.0.place, other.0.place);
         if !own.shares_runtime_with(theirs) {
-            let text = format!("the stream is on {own}, the other one on {theirs}");
+            let text = format!("the stream is on {own}, the other one on {}", theirs.beside(own));
             return Err(Error::new(ErrorKind::InvalidArgument, text)
                 .with_operation("wait_for")
                 .with_hint("synchronize the other one"));

@@ -964,6 +964,7 @@ fn memory_of_another_mock_is_refused(one: &AnyBackend, other: &AnyBackend) -> Re
     refused(buffer.copy_from_slice(&[1.0; 4], &stream));
     refused(theirs.on(&stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum));
     refused(ours.on(&stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum));
+    refused(ours.new_stream()?.wait_for(&stream));
     works(&ours)?;
     works(&theirs)
 }
