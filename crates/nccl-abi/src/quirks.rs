@@ -247,12 +247,6 @@ pub const KNOWN_BAD: &[KnownIssue] = &[
         )
     },
     issue(
-        (Flavour::Nccl, 22_703, 23_102),
-        ("shrink after the network has noticed a lost rank", "fails, with abort and revoked too"),
-        "abort, and join anew without the lost ranks",
-        "https://github.com/NVIDIA/nccl/blob/v2.30.7-1/src/init.cc",
-    ),
-    issue(
         (Flavour::Nccl, 22_809, 22_809),
         ("graph replay across nodes", "deadlock"),
         "2.30.4 fixes it",
