@@ -21,6 +21,7 @@ use collectives_core::{
 use crate::{
     AnyDevice, MemoryKind, Stream,
     communicator::CommInner,
+    graph::refuse_in_capture,
     place::{Locked, Place},
     symmetric::Piece,
 };
@@ -81,7 +82,7 @@ impl<T: Element> Buffer<T> {
         let ptr = stream.device().alloc(bytes)?;
         let memory = Allocation::new(stream, ptr, bytes, Home::Device);
         let mut buffer = Self::over(memory, values.len());
-        buffer.copy_from_slice(values, stream)?;
+        buffer.view_mut().fill(values, stream)?;
         Ok(buffer)
     }
 
@@ -167,7 +168,8 @@ impl<T: Element> Buffer<T> {
 
     /// The device pointer, for kernels and libraries of other code.
     ///
-    /// Work that uses it is not tracked: enqueue it on the stream that the buffer is used on.
+    /// Work that uses it is not tracked: enqueue it on the stream that the buffer is used on, or have
+    /// streams [wait for each other](Stream::wait_for), before the buffer is used again or dropped.
     pub fn as_ptr(&self) -> *mut T {
         self.memory.ptr.cast()
     }
@@ -242,7 +244,8 @@ impl<T: Element> Buffer<T> {
     /// Copies `values` to the device and waits for it.
     ///
     /// # Errors
-    /// [`InvalidArgument`](ErrorKind::InvalidArgument) for another length or device; as
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) for another length or device;
+    /// [`InvalidUsage`](ErrorKind::InvalidUsage) while this thread captures; as
     /// [`Stream::synchronize`].
     #[doc(alias = "cudaMemcpyAsync")]
     #[doc(alias = "hipMemcpyAsync")]
@@ -331,11 +334,13 @@ impl<'a, T: Element> Slice<'a, T> {
     /// Waits for the elements and copies them to `values`.
     ///
     /// # Errors
-    /// [`InvalidArgument`](ErrorKind::InvalidArgument) for another length or device; as
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) for another length or device;
+    /// [`InvalidUsage`](ErrorKind::InvalidUsage) while this thread captures; as
     /// [`Stream::synchronize`].
     #[track_caller]
     pub fn copy_to_slice(self, values: &mut [T], stream: &Stream) -> Result<()> {
         same_len(self.len, values.len())?;
+        refuse_in_capture("copy")?;
         stream.not_captured("copy")?;
         // Waited for first, since a copy to pageable host memory blocks in the driver, where no
         // failed communicator can end it.
@@ -451,6 +456,13 @@ impl<'a, T: Element> SliceMut<'a, T> {
     /// As [`Buffer::copy_from_slice`].
     #[track_caller]
     pub fn copy_from_slice(&mut self, values: &[T], stream: &Stream) -> Result<()> {
+        refuse_in_capture("copy")?;
+        self.fill(values, stream)
+    }
+
+    /// As [`copy_from_slice`](Self::copy_from_slice), also while this thread captures.
+    #[track_caller]
+    fn fill(&mut self, values: &[T], stream: &Stream) -> Result<()> {
         same_len(self.len, values.len())?;
         stream.not_captured("copy")?;
         // As in the other direction.
@@ -474,12 +486,14 @@ impl<'a, T: Element> SliceMut<'a, T> {
     /// Enqueues a copy of `from`, which is as long.
     ///
     /// # Errors
-    /// [`InvalidArgument`](ErrorKind::InvalidArgument) for another length or device; what the
-    /// device's runtime reports.
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) for another length or device;
+    /// [`InvalidUsage`](ErrorKind::InvalidUsage) while this thread captures; what the device's runtime
+    /// reports.
     #[track_caller]
     pub fn copy_from<'b>(&mut self, from: impl Into<Slice<'b, T>>, stream: &Stream) -> Result<()> {
         let from = from.into();
         same_len(self.len, from.len)?;
+        refuse_in_capture("copy")?;
         stream.not_captured_by_others("copy")?;
         let _locked = order_all(&[Some(self.memory), Some(from.memory)], stream)?;
         // SAFETY: both are as long; `self` is borrowed mutably, so they do not overlap; both are
@@ -662,6 +676,15 @@ impl Allocation {
         self.last_stream_id.store(SHARED, Ordering::Release);
     }
 
+    /// The graphs that used the memory are gone: nobody else holds it.
+    pub(crate) fn unshare(&mut self) {
+        let last = self.last_stream.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let id = self.last_stream_id.get_mut();
+        if *id == SHARED {
+            *id = last.as_ref().map_or(UNUSED, Stream::id);
+        }
+    }
+
     /// Orders `stream` after the last use, and makes it the last. If the memory is shared, the
     /// caller holds the device's lock until it has enqueued.
     #[inline]
@@ -727,7 +750,7 @@ fn finish(copied: Result<()>, stream: &Stream) -> Result<()> {
 fn other_device(buffer: Place, stream: Place) -> Error {
     Error::new(
         ErrorKind::InvalidArgument,
-        format!("the buffer is on {buffer}, the stream on {stream}"),
+        format!("the buffer is on {buffer}, the stream on {}", stream.beside(buffer)),
     )
     .with_hint("use a stream of the buffer's device")
 }
@@ -799,11 +822,11 @@ fn same_len(device: usize, host: usize) -> Result<()> {
 fn checked(range: impl RangeBounds<usize>, len: usize) -> Range<usize> {
     let start = match range.start_bound() {
         Bound::Included(&start) => start,
-        Bound::Excluded(&start) => start + 1,
+        Bound::Excluded(&start) => start.saturating_add(1),
         Bound::Unbounded => 0,
     };
     let end = match range.end_bound() {
-        Bound::Included(&end) => end + 1,
+        Bound::Included(&end) => end.saturating_add(1),
         Bound::Excluded(&end) => end,
         Bound::Unbounded => len,
     };
@@ -812,4 +835,29 @@ fn checked(range: impl RangeBounds<usize>, len: usize) -> Range<usize> {
         "range {start}..{end} out of range for a buffer of {len} elements"
     );
     start..end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_those_of_slices() {
+        assert_eq!(checked(.., 3), 0..3);
+        assert_eq!(checked(1..=2, 3), 1..3);
+        assert_eq!(checked((Bound::Excluded(0), Bound::Unbounded), 3), 1..3);
+        assert_eq!(checked(3.., 3), 3..3);
+    }
+
+    #[test]
+    #[should_panic(expected = "out of range for a buffer of 3 elements")]
+    fn an_end_past_all_numbers_is_out_of_range() {
+        checked(..=usize::MAX, 3);
+    }
+
+    #[test]
+    #[should_panic(expected = "out of range for a buffer of 3 elements")]
+    fn a_start_past_all_numbers_is_out_of_range() {
+        checked((Bound::Excluded(usize::MAX), Bound::Unbounded), 3);
+    }
 }

@@ -25,7 +25,7 @@ use crate::{
     buffer::{Allocation, bytes_of, order_all},
     graph::refuse_in_capture,
     operation::{Call, Connections, Operation, operations},
-    place::Place,
+    place::{Locked, Place},
     reduce::OpKeep,
     symmetric::Heap,
     watchdog::Watched,
@@ -98,6 +98,8 @@ pub(crate) struct CommInner {
 #[derive(Default)]
 struct Returned {
     memory: Vec<ReturnedMemory>,
+    /// Whether the library has not come back from freeing some of it: the rest is for the end.
+    is_stuck: bool,
     ops: Vec<PreMulSum>,
     /// Blocks of the heap, and the streams of their last uses.
     blocks: Vec<(u64, Option<Stream>)>,
@@ -183,7 +185,8 @@ impl Communicator {
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) where `device` is another one.
     pub fn from_comm(comm: AnyComm, device: AnyDevice) -> Result<Self> {
         let of_backend = match (&comm, &device) {
-            (AnyComm::Mock(_), device) => matches!(device, AnyDevice::Mock(_)),
+            (AnyComm::Mock(comm), AnyDevice::Mock(device)) => comm.machine() == device.machine(),
+            (AnyComm::Mock(_), _) => false,
             (AnyComm::Nccl(_), device) => matches!(device, AnyDevice::Cuda(_)),
             (AnyComm::Rccl(_), device) => matches!(device, AnyDevice::Hip(_)),
             // Only who made it knows what memory it moves.
@@ -192,10 +195,14 @@ impl Communicator {
         let bound = comm.info().device;
         if !of_backend || bound != device.info().ordinal {
             let backend = comm.info().library.backend;
+            let of = match of_backend {
+                false if backend == device.info().backend => " of another mock",
+                _ => "",
+            };
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
                 format!(
-                    "the communicator is bound to device {bound} of {backend}, not to {}",
+                    "the communicator is bound to device {bound} of {backend}, not to {}{of}",
                     Place::of(&device)
                 ),
             )
@@ -308,8 +315,9 @@ impl Communicator {
     /// or by itself, and is refused otherwise. (An earlier send may have gone to another rank than the
     /// captured one, so messages, gathers and scatters need the `warm_up`.)
     ///
-    /// While `body` runs, its thread cannot enqueue on other streams through this crate, launch graphs,
-    /// or make communicators: what would run now, and not when the graph is launched, is refused.
+    /// While `body` runs, its thread cannot enqueue on other streams through this crate, copy, launch
+    /// graphs, or make communicators: what would run now, and not when the graph is launched, is
+    /// refused. New memory of the device may be made, and is filled now.
     ///
     /// # Errors
     /// The error of `body`, or of a refused call in it; what the device's runtime reports. Nothing
@@ -502,7 +510,12 @@ impl Communicator {
     #[doc(alias = "ncclCommSuspend")]
     pub fn suspend(&self) -> Result<()> {
         refuse_in_capture("suspend")?;
-        self.inner.suspended.store(true, Ordering::SeqCst);
+        {
+            // Graphs look at it under this lock, on whichever thread: each is launched before, so that
+            // it is in flight, or refused.
+            let _locked = Locked::new([self.inner.place]);
+            self.inner.suspended.store(true, Ordering::SeqCst);
+        }
         self.raw().suspend().inspect_err(|_| {
             // It may have been suspended before.
             let is_suspended = self.raw().memory_use().is_ok_and(|memory| memory.is_suspended);
@@ -666,7 +679,7 @@ impl Communicator {
         let own = self.inner.place;
         Error::new(
             ErrorKind::InvalidArgument,
-            format!("the {what} is on {place}, the communicator on {own}"),
+            format!("the {what} is on {place}, the communicator on {}", own.beside(place)),
         )
         .with_comm(self.info())
         .with_hint(format!("use a {what} of the communicator's device"))
@@ -952,22 +965,30 @@ impl CommInner {
         let Some(comm) = &self.comm else { return };
         let (memory, ops) = {
             let mut returned = self.returned();
-            (std::mem::take(&mut returned.memory), std::mem::take(&mut returned.ops))
+            let is_put_off = returned.is_stuck && limit.is_zero();
+            let memory = if is_put_off { Vec::new() } else { std::mem::take(&mut returned.memory) };
+            (memory, std::mem::take(&mut returned.ops))
         };
         for op in ops {
             log(comm.destroy_pre_mul_sum(op), "a reduce op could not be destroyed");
         }
         let until = Instant::now() + limit;
+        let mut is_stuck = false;
         for memory in memory {
+            if is_stuck {
+                self.returned().memory.push(memory);
+                continue;
+            }
             let left = until.saturating_duration_since(Instant::now());
-            // Neither deregistering nor freeing waits for streams. The device is asked alone: that
-            // the communicator was aborted is no reason to keep its memory.
+            // Deregistering does not wait for streams, and freeing for all of them or for none. The
+            // device is asked alone: that the communicator was aborted is no reason to keep its memory.
             let drained = memory.after.as_ref().map_or(Ok(()), |stream| {
                 // SAFETY: the stream is alive, and of this device.
                 unsafe { self.device.synchronize(stream.as_raw(), Some(left)) }
             });
             match drained {
-                Ok(()) => memory.free(comm),
+                // The rest would wait for the same.
+                Ok(()) => is_stuck = !memory.free(comm),
                 Err(error) if error.kind() == ErrorKind::Timeout => {
                     // For the next time. If there is none, it is in use for ever, and leaked.
                     self.returned().memory.push(memory);
@@ -975,11 +996,13 @@ impl CommInner {
                 Err(error) => tracing::warn!(%error, "memory of a broken device is leaked"),
             }
         }
+        self.returned().is_stuck |= is_stuck;
     }
 }
 
 impl ReturnedMemory {
-    fn free(self, comm: &AnyComm) {
+    /// Tells whether the library came back: it may wait for work of the device that never ends.
+    fn free(self, comm: &AnyComm) -> bool {
         if let Some(registration) = self.registration {
             // SAFETY: the registration is this communicator's, and the buffer that held it is gone.
             match unsafe { comm.deregister(registration) } {
@@ -989,7 +1012,10 @@ impl ReturnedMemory {
             }
         }
         // SAFETY: from `mem_alloc` of this communicator, deregistered, and not in use.
-        log(unsafe { comm.mem_free(self.ptr) }, "memory of the library could not be freed");
+        let freed = unsafe { comm.mem_free(self.ptr) };
+        let is_back = freed.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::Timeout);
+        log(freed, "memory of the library could not be freed");
+        is_back
     }
 }
 

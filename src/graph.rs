@@ -110,7 +110,11 @@ impl Graph {
         if stream.place() != self.place {
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
-                format!("the stream is on {}, the graph on {}", stream.place(), self.place),
+                format!(
+                    "the stream is on {}, the graph on {}",
+                    stream.place(),
+                    self.place.beside(stream.place())
+                ),
             )
             .with_operation("launch"));
         }
@@ -120,8 +124,8 @@ impl Graph {
         if let Some(error) = self.kept.comms.iter().find_map(|comm| comm.failure()) {
             return Err(named(error, "launch"));
         }
-        self.kept.comms.iter().try_for_each(|comm| comm.check_active())?;
         let _locked = Locked::new([self.place]);
+        self.kept.comms.iter().try_for_each(|comm| comm.check_active())?;
         self.kept.comms.iter().try_for_each(|comm| comm.order_replay(stream))?;
         for memory in &self.kept.memory {
             memory.order(stream)?;
@@ -308,7 +312,8 @@ impl Scope {
     fn keep_memory(&self, memory: &Arc<Allocation>) -> Result<()> {
         let (theirs, place) = (memory.place(), self.stream.place());
         if theirs != place {
-            let text = format!("the buffer is on {theirs}, the capture on {place}");
+            let text =
+                format!("the buffer is on {theirs}, the capture on {}", place.beside(theirs));
             let error = Error::new(ErrorKind::InvalidArgument, text).with_operation("capture");
             return self.refusal.noting(Err(error));
         }

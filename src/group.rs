@@ -241,7 +241,9 @@ unsafe fn issue<R>(
     end: impl FnOnce(&AnyComm) -> Result<R>,
 ) -> Result<Option<R>> {
     let Some(first) = records.first() else { return Ok(None) };
-    first.comm.not_in_raw_group()?;
+    // Of every library: one whose group is open would take the calls of its communicators, and start
+    // them when that ends, which is when the buffers may be gone.
+    records.iter().try_for_each(|record| record.comm.not_in_raw_group())?;
     let library = first.comm.as_comm();
     library.group_start()?;
     if let Some(stranger) = records.iter().find(|record| !record.comm.as_comm().in_group()) {

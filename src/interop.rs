@@ -117,14 +117,17 @@ impl<T: Element> Buffer<T> {
     ///
     /// # Errors
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) where `stream` is not of the primary context of
-    /// the buffer's device; [`InvalidUsage`](ErrorKind::InvalidUsage) for a buffer that was captured into
-    /// a graph, which may be launched meanwhile: [`Scope::launch_with`](crate::Scope::launch_with) puts
+    /// the buffer's device; [`InvalidUsage`](ErrorKind::InvalidUsage) for a buffer that a graph holds,
+    /// which may be launched meanwhile: [`Scope::launch_with`](crate::Scope::launch_with) puts
     /// work into the graph; what the driver reports.
     pub fn lend_to_cudarc(&mut self, stream: &Arc<CudaStream>) -> Result<Lent<'_, T>> {
         same_device(self.memory().place(), stream.context())?;
         let own = Stream::from_cudarc(stream)?;
         // What cudarc makes below it makes without an answer; so it is tried here.
         stream.context().new_event(None).map_err(driver_error)?;
+        if let Some(memory) = Arc::get_mut(self.memory_mut()) {
+            memory.unshare();
+        }
         let (address, len) = (self.as_ptr().expose_provenance(), self.len());
         let memory = self.memory();
         memory.lend(&own)?;

@@ -14,6 +14,8 @@ use crate::AnyDevice;
 pub(crate) struct Place {
     backend: BackendKind,
     ordinal: usize,
+    /// Which of the process's mocks, each of which is a machine; 0 for real devices.
+    machine: u64,
 }
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -25,12 +27,24 @@ enum BackendKind {
 
 impl Place {
     pub(crate) fn of(device: &AnyDevice) -> Self {
-        let backend = match device {
-            AnyDevice::Mock(_) => BackendKind::Mock,
-            AnyDevice::Cuda(_) => BackendKind::Cuda,
-            AnyDevice::Hip(_) => BackendKind::Hip,
+        let (backend, machine) = match device {
+            AnyDevice::Mock(device) => (BackendKind::Mock, device.machine()),
+            AnyDevice::Cuda(_) => (BackendKind::Cuda, 0),
+            AnyDevice::Hip(_) => (BackendKind::Hip, 0),
         };
-        Self { backend, ordinal: device.info().ordinal }
+        Self { backend, ordinal: device.info().ordinal, machine }
+    }
+
+    /// Its name, for people who have just read that of `other`.
+    pub(crate) fn beside(self, other: Self) -> String {
+        let same_name = (self.backend, self.ordinal) == (other.backend, other.ordinal);
+        let of = if same_name && self != other { " of another mock" } else { "" };
+        format!("{self}{of}")
+    }
+
+    /// Whether handles of one mean something to the other.
+    pub(crate) fn shares_runtime_with(self, other: Self) -> bool {
+        self.backend == other.backend
     }
 }
 

@@ -17,6 +17,7 @@ use collectives_core::{
 
 use crate::{
     AnyDevice, Buffer,
+    graph::refuse_in_capture,
     place::Place,
     watchdog::{Gate, Watched},
 };
@@ -170,6 +171,48 @@ impl Stream {
     /// The device that the stream belongs to.
     pub fn device(&self) -> &AnyDevice {
         &self.0.device
+    }
+
+    /// Has what is enqueued on this stream from now on wait for all that is enqueued on `other` now.
+    /// The thread does not wait.
+    ///
+    /// Buffers see to the order of what this crate enqueues. This is for work of other code: a kernel
+    /// on one stream that writes what an operation on another one sends.
+    ///
+    /// ```
+    /// use collectives::{ReduceOp, mock};
+    ///
+    /// mock::run(2, |comm| {
+    ///     let (compute, exchange) = (comm.new_stream()?, comm.new_stream()?);
+    ///     let mut gradient = compute.zeros::<f32>(1024)?;
+    ///     // Here a kernel on `compute.as_raw()` writes at `gradient.as_ptr()`.
+    ///     exchange.wait_for(&compute)?;
+    ///     comm.on(&exchange).all_reduce_in_place(&mut gradient, ReduceOp::Sum)?;
+    ///     // Here `compute` may work on something else.
+    ///     compute.wait_for(&exchange)
+    ///     // And from here on a kernel on it may read the sum.
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) for a stream of another kind of device;
+    /// [`InvalidUsage`](ErrorKind::InvalidUsage) while this thread captures, and where other code
+    /// captures one of the streams; what the device's runtime reports.
+    #[doc(alias = "cudaStreamWaitEvent")]
+    #[doc(alias = "wait_stream")]
+    pub fn wait_for(&self, other: &Self) -> Result<()> {
+        refuse_in_capture("wait_for")?;
+        self.not_captured_by_others("wait_for")?;
+        other.not_captured_by_others("wait_for")?;
+        let (own, theirs) = (self.0.place, other.0.place);
+        if !own.shares_runtime_with(theirs) {
+            let text = format!("the stream is on {own}, the other one on {theirs}");
+            return Err(Error::new(ErrorKind::InvalidArgument, text)
+                .with_operation("wait_for")
+                .with_hint("synchronize the other one"));
+        }
+        self.follow(other)
     }
 
     /// Blocks until everything enqueued so far has run.

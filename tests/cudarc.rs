@@ -13,8 +13,8 @@ use std::{
 };
 
 use collectives::{
-    AnyBackend, Backend, Buffer, Collectives, Communicator, ErrorKind, JoinAllConfig, ReduceOp,
-    Result, Stream, nccl::Nccl,
+    AnyBackend, Backend, Buffer, Collectives, Communicator, Error, ErrorKind, JoinAllConfig,
+    ReduceOp, Result, Stream, nccl::Nccl,
 };
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, sys};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -28,6 +28,7 @@ const CASES: &[(&str, Case)] = &[
     ("a_slice_that_is_dropped_inside_is_freed", a_slice_that_is_dropped_inside_is_freed),
     ("a_buffer_is_lent_and_comes_back", a_buffer_is_lent_and_comes_back),
     ("a_captured_slice_belongs_to_the_graph", a_captured_slice_belongs_to_the_graph),
+    ("what_a_graph_had_is_lent_when_it_is_gone", what_a_graph_had_is_lent_when_it_is_gone),
     ("what_was_lent_and_forgotten_is_refused", what_was_lent_and_forgotten_is_refused),
     ("a_stream_that_cudarc_captures_is_refused", a_stream_that_cudarc_captures_is_refused),
     ("another_context_is_refused", another_context_is_refused),
@@ -204,6 +205,29 @@ fn a_captured_slice_belongs_to_the_graph(backend: &AnyBackend) -> Result<(), Fai
     let _others = [theirs.clone_htod(&[-9.0_f32; 8])?, theirs.clone_htod(&[-9.0_f32; 8])?];
     graph.launch(&stream)?;
     assert_eq!(to.to_vec(&stream)?, [5.0; 8]);
+    Ok(())
+}
+
+fn what_a_graph_had_is_lent_when_it_is_gone(backend: &AnyBackend) -> Result<(), Failed> {
+    let comm = alone(backend)?;
+    let stream = comm.new_stream()?;
+    let [theirs, _] = streams()?;
+    let mut buffer = stream.upload(&[1.0_f32; 5])?;
+    let graph =
+        comm.capture(|scope| scope.on(&comm).all_reduce_in_place(&mut buffer, ReduceOp::Sum))?;
+    graph.launch(&stream)?;
+    let lent = buffer.lend_to_cudarc(&theirs).map(drop);
+    refused("a graph may be launched meanwhile", ErrorKind::InvalidUsage, lent);
+    drop(graph);
+    drop(buffer.lend_to_cudarc(&theirs)?);
+    // And one that never came about.
+    let failed = comm.capture(|scope| {
+        scope.on(&comm).all_reduce_in_place(&mut buffer, ReduceOp::Sum)?;
+        Err(Error::new(ErrorKind::Device, "no"))
+    });
+    refused("it failed", ErrorKind::Device, failed.map(drop));
+    drop(buffer.lend_to_cudarc(&theirs)?);
+    assert_eq!(buffer.to_vec(&stream)?, [1.0; 5]);
     Ok(())
 }
 

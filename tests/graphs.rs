@@ -27,6 +27,7 @@ const CASES: &[(&str, Case)] = &[
     ("operations_groups_and_kernels_share_a_graph", operations_groups_and_kernels_share_a_graph),
     ("what_never_ran_is_not_captured", what_never_ran_is_not_captured),
     ("what_would_run_now_is_refused_in_a_capture", what_would_run_now_is_refused_in_a_capture),
+    ("a_capture_may_begin_with_a_barrier", a_capture_may_begin_with_a_barrier),
     ("a_stream_that_others_capture_is_refused", a_stream_that_others_capture_is_refused),
     ("a_capture_that_others_end_is_an_error", a_capture_that_others_end_is_an_error),
     ("the_error_of_a_kernel_discards_the_capture", the_error_of_a_kernel_discards_the_capture),
@@ -224,6 +225,7 @@ fn what_would_run_now_is_refused_in_a_capture(
     let stream = warm(&comm)?;
     let mut buffer = stream.upload(&[1.0_f32])?;
     let mut other = stream.upload(&[1.0_f32])?;
+    let third = stream.upload(&[3.0_f32])?;
     let earlier =
         comm.capture(|scope| scope.on(&comm).all_reduce_in_place(&mut other, ReduceOp::Sum))?;
     let graph = comm.capture(|scope| {
@@ -239,13 +241,33 @@ fn what_would_run_now_is_refused_in_a_capture(
         refused("a join", Communicator::join(backend, &id, JoinConfig::new(0, 1)).map(drop));
         refused("a split", comm.split(SplitConfig::new(0)).map(drop));
         refused("a shrink", comm.shrink(ShrinkConfig::new([0; 0])).map(drop));
+        refused("a wait for a stream", stream.wait_for(&stream));
         refused("an allocation", comm.alloc::<f32>(1, &stream).map(drop));
         refused("a suspension", comm.suspend());
+        refused("symmetric memory", comm.alloc_symmetric::<f32>(1).map(drop));
+        refused("a copy to the host", other.to_vec(&stream).map(drop));
+        refused("a copy from the host", other.copy_from_slice(&[3.0], &stream));
+        refused("a copy", other.copy_from(&third, &stream));
+        assert_eq!((stream.zeros::<f32>(2)?.len(), stream.upload(&[5.0_f32])?.len()), (2, 1));
         scope.on(&comm).all_reduce_in_place(&mut buffer, ReduceOp::Sum)
     })?;
     graph.launch(&stream)?;
     assert_eq!(buffer.to_vec(&stream)?, [comm.size() as f32]);
     assert_eq!(other.to_vec(&stream)?, [1.0]);
+    works(&comm)
+}
+
+/// Its memory is made then.
+fn a_capture_may_begin_with_a_barrier(
+    _: &AnyBackend,
+    comm: Communicator,
+    _: &Barrier,
+) -> Result<()> {
+    comm.assume_warmed_up();
+    let stream = comm.new_stream()?;
+    let graph = comm.capture(|scope| scope.on(&comm).barrier())?;
+    graph.launch(&stream)?;
+    stream.synchronize()?;
     works(&comm)
 }
 

@@ -425,6 +425,25 @@ mod processes {
     }
 
     #[test]
+    fn a_rank_that_ends_before_there_is_an_id_is_named() {
+        // Rank 0 makes it.
+        if std::env::var("COLLECTIVES_CREW").is_ok_and(|seat| seat.starts_with("0/")) {
+            std::process::exit(4);
+        }
+        let outcome = world("a_rank_that_ends_before_there_is_an_id_is_named")
+            .run_processes(|comm| Ok(comm.rank()));
+        fails(
+            outcome,
+            &[
+                "3 of 3 ranks failed after ",
+                "\n  rank 0: its process ",
+                "\n  ranks 1, 2: no rank has joined yet, and one never will: rank 0 (pid ",
+                ") ended: exit status: 4; see what that rank printed last",
+            ],
+        );
+    }
+
+    #[test]
     fn a_late_world_is_killed_and_says_what_its_ranks_do() {
         let start = Instant::now();
         let world = world("a_late_world_is_killed_and_says_what_its_ranks_do")

@@ -17,7 +17,7 @@ use collectives::{
     AnyBackend, Backend, Collectives, Communicator, Device, Error, ErrorKind, GrowConfig,
     JoinAllConfig, JoinConfig, Rank, ReduceOp, Result, ShrinkConfig, SplitConfig, Stream, UniqueId,
     group,
-    mock::{Mock, MockConfig},
+    mock::{Mock, MockConfig, Schedule},
     nccl::Nccl,
     rccl::Rccl,
 };
@@ -33,6 +33,7 @@ const CASES: &[(&str, Case)] = &[
     ("variable_counts_concatenate", variable_counts_concatenate),
     ("views_move_parts", views_move_parts),
     ("a_second_stream_waits_for_the_first", a_second_stream_waits_for_the_first),
+    ("a_stream_waits_for_work_of_other_code", a_stream_waits_for_work_of_other_code),
     ("buffers_dropped_early_stay_until_used", buffers_dropped_early_stay_until_used),
     ("a_failed_group_launches_nothing", a_failed_group_launches_nothing),
     ("an_unwinding_group_launches_nothing", an_unwinding_group_launches_nothing),
@@ -76,6 +77,10 @@ fn main() -> ExitCode {
     trials.push(Trial::test("[mock] what_is_alive_names_the_lines_of_the_user", || {
         what_is_alive_names_the_lines_of_the_user().map_err(Failed::from)
     }));
+    // Where what nobody waits for does not run.
+    let late = Mock::new(MockConfig::strict().with_schedule(Schedule::Late)).into();
+    let name = "a_stream_waits_for_work_of_other_code";
+    trials.push(trial("late mock", late, 2, name, a_stream_waits_for_work_of_other_code));
     trials.push(Trial::test("[mock] a_stream_of_another_device_is_refused", move || {
         a_stream_of_another_device_is_refused(&mock()).map_err(Failed::from)
     }));
@@ -87,6 +92,12 @@ fn main() -> ExitCode {
     }));
     trials.push(Trial::test("[mock] a_group_is_of_one_library", move || {
         a_group_is_of_one_library(&mock(), &mock()).map_err(Failed::from)
+    }));
+    trials.push(Trial::test("[mock] a_raw_group_of_another_library_takes_no_buffers", move || {
+        a_raw_group_of_another_library_takes_no_buffers(&mock(), &mock()).map_err(Failed::from)
+    }));
+    trials.push(Trial::test("[mock] memory_of_another_mock_is_refused", move || {
+        memory_of_another_mock_is_refused(&mock(), &mock()).map_err(Failed::from)
     }));
     for (kind, variable, open) in REAL {
         match std::env::var(variable) {
@@ -361,6 +372,19 @@ fn a_second_stream_waits_for_the_first(comm: Communicator, _: &Barrier) -> Resul
     }
     let want = (comm.size() as f32).powi(4);
     assert_eq!(buffer.to_vec(&first)?, vec![want; len]);
+    Ok(())
+}
+
+fn a_stream_waits_for_work_of_other_code(comm: Communicator, _: &Barrier) -> Result<()> {
+    let (compute, exchange) = (comm.new_stream()?, comm.new_stream()?);
+    let mut values = exchange.zeros::<u8>(1 << 16)?;
+    let (place, len) = (values.as_ptr().cast(), values.len());
+    compute.wait_for(&exchange)?;
+    // SAFETY: the memory is as long, and lives; the streams wait for each other before and after.
+    unsafe { comm.device().memset(place, 3, len, compute.as_raw()) }?;
+    exchange.wait_for(&compute)?;
+    comm.on(&exchange).all_reduce_in_place(&mut values, ReduceOp::Max)?;
+    assert_eq!(values.to_vec(&exchange)?, vec![3; len]);
     Ok(())
 }
 
@@ -897,6 +921,49 @@ fn a_group_is_of_one_library(one: &AnyBackend, other: &AnyBackend) -> Result<()>
     })
     .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidUsage, "{error}");
+    works(&ours)?;
+    works(&theirs)
+}
+
+/// It would start the calls when it ends, after the group that they were made in.
+fn a_raw_group_of_another_library_takes_no_buffers(
+    one: &AnyBackend,
+    other: &AnyBackend,
+) -> Result<()> {
+    let join = |backend| Communicator::join_all(backend, JoinAllConfig::new([0]));
+    let (ours, theirs) = (join(one)?.remove(0), join(other)?.remove(0));
+    let streams = [ours.new_stream()?, theirs.new_stream()?];
+    let mut a = streams[0].upload(&[1.0_f32])?;
+    let mut b = streams[1].upload(&[1.0_f32])?;
+    theirs.as_comm().group_start()?;
+    let grouped = group(|g| {
+        g.on(&ours, &streams[0]).all_reduce_in_place(&mut a, ReduceOp::Sum)?;
+        g.on(&theirs, &streams[1]).all_reduce_in_place(&mut b, ReduceOp::Sum)
+    });
+    theirs.as_comm().group_end()?;
+    let error = grouped.expect_err("the raw group would outlive the call");
+    assert_eq!(error.kind(), ErrorKind::InvalidUsage, "{error}");
+    assert!(error.to_string().contains("a group of the raw layer is open"), "{error}");
+    works(&ours)?;
+    works(&theirs)
+}
+
+/// Two mocks are two machines, although their devices have the same numbers: neither knows what the
+/// other's streams have passed.
+fn memory_of_another_mock_is_refused(one: &AnyBackend, other: &AnyBackend) -> Result<()> {
+    let join = |backend| Communicator::join_all(backend, JoinAllConfig::new([0]));
+    let (ours, theirs) = (join(one)?.remove(0), join(other)?.remove(0));
+    // Memory that no stream has used yet, so that there is none to wait for.
+    let mut buffer = ours.alloc_symmetric::<f32>(4)?;
+    let stream = theirs.new_stream()?;
+    let refused = |outcome: Result<()>| {
+        let error = outcome.expect_err("it is another machine's");
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+        assert!(error.to_string().contains("mock device 0 of another mock"), "{error}");
+    };
+    refused(buffer.copy_from_slice(&[1.0; 4], &stream));
+    refused(theirs.on(&stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum));
+    refused(ours.on(&stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum));
     works(&ours)?;
     works(&theirs)
 }

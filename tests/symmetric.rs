@@ -5,6 +5,7 @@ mod mock_abi;
 
 use std::{
     ffi::{CStr, c_void},
+    fmt,
     path::Path,
     process::ExitCode,
     ptr,
@@ -13,8 +14,8 @@ use std::{
 };
 
 use collectives::{
-    AnyBackend, Backend, Buffer, Communicator, Element, Error, ErrorKind, JoinConfig, MemoryKind,
-    ReduceOp, Result, SignalWait, Stream, SymmetricPlan, UniqueId,
+    AnyBackend, Backend, Buffer, Communicator, Error, ErrorKind, JoinConfig, MemoryKind, ReduceOp,
+    Result, SignalWait, Stream, SymmetricPlan, UniqueId,
     mock::{FaultPlan, Mock, MockConfig},
 };
 use collectives_nccl_abi::Table;
@@ -42,6 +43,7 @@ const CASES: &[(&str, Case)] = &[
     ("finalize_waits_for_no_buffer", finalize_waits_for_no_buffer),
     ("after_an_abort_all_is_given_back", after_an_abort),
     ("each_communicator_has_a_heap_of_its_own", each_has_its_own),
+    ("what_one_rank_alone_is_refused_harms_nobody", a_refusal_of_one_rank),
     ("what_is_put_arrives", what_is_put_arrives),
     ("a_put_to_an_impossible_place_is_refused", impossible_puts_are_refused),
 ];
@@ -236,7 +238,7 @@ fn it_is_zeroed(rank: &Rank) -> Result<()> {
 }
 
 #[track_caller]
-fn refused(outcome: Result<Buffer<impl Element>>, kind: ErrorKind, parts: &[&str]) -> Error {
+fn refused<T: fmt::Debug>(outcome: Result<T>, kind: ErrorKind, parts: &[&str]) -> Error {
     let error = outcome.unwrap_err();
     assert_eq!(error.kind(), kind, "{error}");
     assert!(!error.poisons_communicator(), "{error}");
@@ -526,7 +528,7 @@ fn impossible_puts_are_refused(rank: &Rank) -> Result<()> {
         return Ok(());
     }
     let stream = comm.new_stream()?;
-    let (send, target) = (comm.alloc_symmetric::<f32>(10)?, comm.alloc_symmetric::<f32>(20)?);
+    let (send, mut target) = (comm.alloc_symmetric::<f32>(10)?, comm.alloc_symmetric::<f32>(20)?);
     let (plain, foreign) = (stream.zeros::<f32>(10)?, other.alloc_symmetric::<f32>(20)?);
     let peer = (rank.rank + 1) % rank.size;
     let put = |send: &Buffer<f32>, target: &Buffer<f32>, at, peer: u32, text: &str| {
@@ -541,7 +543,32 @@ fn impossible_puts_are_refused(rank: &Rank) -> Result<()> {
     put(&send, &foreign, 0, peer, "the target is no symmetric memory of this communicator");
     put(&send, &target, 0, rank.rank, "this rank itself");
     put(&send, &target, 0, rank.size, "peer is ");
+    let graph = comm.capture(|_| {
+        let (on, waits) = (comm.on(&stream), [SignalWait::new(peer)]);
+        // SAFETY: refused.
+        let put = unsafe { on.put(&send, &target, 0, peer) };
+        let others = [on.signal(peer), on.wait_signal(&waits), on.wait_put(&mut target, &waits)];
+        for outcome in others.into_iter().chain([put]) {
+            refused(outcome, ErrorKind::InvalidUsage, &["this thread is capturing"]);
+        }
+        Ok(())
+    })?;
+    drop(graph);
     sums(&comm, &stream, &mut comm.alloc_symmetric(7)?)
+}
+
+/// It has asked nobody, so the others know nothing of it.
+fn a_refusal_of_one_rank(rank: &Rank) -> Result<()> {
+    let comm = rank.join()?;
+    if rank.is_last() {
+        let graph = comm.capture(|_| {
+            let outcome = comm.alloc_symmetric::<f32>(5);
+            refused(outcome, ErrorKind::InvalidUsage, &["this thread is capturing"]);
+            Ok(())
+        })?;
+        drop(graph);
+    }
+    sums(&comm, &comm.new_stream()?, &mut comm.alloc_symmetric(5)?)
 }
 
 /// One rank's device is out of memory; all ranks are told which, and can go on.

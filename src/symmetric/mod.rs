@@ -53,6 +53,7 @@ use collectives_core::{
 use crate::{
     AnyComm, AnyDevice, Buffer, Communicator, Stream,
     communicator::CommInner,
+    graph::refuse_in_capture,
     symmetric::{
         arena::{Arena, Place},
         exchange::{Ask, INLINE, Item, Lane, digest},
@@ -252,6 +253,7 @@ impl Communicator {
     #[track_caller]
     fn pieces(&self, items: &[Item]) -> Result<Vec<Piece>> {
         self.not_in_raw_group()?;
+        refuse_in_capture("alloc_symmetric")?;
         let mut heap = self.inner().heap();
         if heap.is_none() {
             *heap = Some(Heap::new(self)?);
@@ -350,8 +352,9 @@ impl Heap {
     /// Makes room for each item, all of it in one stretch of one segment.
     #[track_caller]
     fn allocate(&mut self, comm: &Communicator, items: &[Item]) -> Result<Vec<Piece>> {
-        self.sequence += 1;
         let all = self.ask(comm, items)?;
+        // Only now: what this rank alone was refused, the others know nothing of.
+        self.sequence += 1;
         self.agree(comm, &all, items)?;
         self.settle_limit(&all);
         let Some(total) = total_of(items) else {
@@ -385,7 +388,7 @@ impl Heap {
         let (best, reason) = best_of(comm);
         let bytes = items.iter().try_fold(0_usize, |sum, item| sum.checked_add(item.bytes()?));
         let own = Ask {
-            sequence: self.sequence,
+            sequence: self.sequence + 1,
             count: items.len() as u64,
             bytes: bytes.map_or(u64::MAX, |bytes| bytes as u64),
             digest: digest(items),
@@ -644,7 +647,12 @@ impl Heap {
                 return;
             }
         }
-        segments.into_iter().for_each(|segment| segment.free(comm, device));
+        for segment in segments {
+            if !segment.free(comm, device) {
+                tracing::warn!("symmetric memory that the library does not free is leaked");
+                return;
+            }
+        }
     }
 }
 
@@ -671,9 +679,10 @@ impl Segment {
         }
     }
 
-    fn free(mut self, comm: &AnyComm, device: &AnyDevice) {
+    /// As [`Memory::free`].
+    fn free(mut self, comm: &AnyComm, device: &AnyDevice) -> bool {
         self.release(comm);
-        self.memory.free(comm, device);
+        self.memory.free(comm, device)
     }
 }
 
@@ -687,16 +696,19 @@ impl Memory {
         Ok(Self { ptr, bytes, of_library })
     }
 
-    fn free(self, comm: &AnyComm, device: &AnyDevice) {
+    /// Tells whether the library came back: it may wait for work of the device that never ends.
+    fn free(self, comm: &AnyComm, device: &AnyDevice) -> bool {
         let freed = match self.of_library {
             // SAFETY: from `mem_alloc` of this communicator, deregistered, and not in use.
             true => unsafe { comm.mem_free(self.ptr) },
             // SAFETY: from this device, and not in use.
             false => unsafe { device.free(self.ptr, RawStream::DEFAULT) },
         };
+        let is_back = freed.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::Timeout);
         if let Err(error) = freed {
             tracing::warn!(%error, "symmetric memory could not be freed");
         }
+        is_back
     }
 }
 

@@ -9,6 +9,7 @@ use collectives_core::{
 use crate::{
     Buffer, Communicator, On, Slice, SliceMut,
     buffer::{Allocation, order_all},
+    graph::refuse_in_capture,
     symmetric::Piece,
 };
 
@@ -16,8 +17,8 @@ impl On<'_> {
     /// Writes `send` to `peer`'s copy of `target`, from element `at` on, and signals the peer once that
     /// is there. The peer calls nothing but [`wait_put`](Self::wait_put).
     ///
-    /// Both buffers are symmetric memory of this communicator. The peer is another rank. Not in groups;
-    /// a capture takes it where the library can (the mock cannot).
+    /// Both buffers are symmetric memory of this communicator. The peer is another rank. Neither in
+    /// groups nor in captures.
     ///
     /// ```
     /// use collectives::{SignalWait, mock};
@@ -46,8 +47,8 @@ impl On<'_> {
     /// [`Unsupported`](ErrorKind::Unsupported) by capability, and where the memory is not symmetric;
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) for memory of another communicator, a place
     /// outside of the target, and a peer that is this rank or none;
-    /// [`InvalidUsage`](ErrorKind::InvalidUsage) inside a group; the library's failures: NCCL refuses
-    /// systems that cannot do it.
+    /// [`InvalidUsage`](ErrorKind::InvalidUsage) inside a group, while this thread captures, and on a
+    /// stream that other code captures; the library's failures: NCCL refuses systems that cannot do it.
     #[doc(alias = "ncclPutSignal")]
     #[track_caller]
     pub unsafe fn put<'b, T: Element>(
@@ -82,7 +83,7 @@ impl On<'_> {
     /// symmetric buffer was allocated on the communicator.
     ///
     /// # Errors
-    /// As [`Collectives::signal`].
+    /// As [`Collectives::signal`]; as [`put`](Self::put) for captures.
     #[doc(alias = "ncclSignal")]
     #[track_caller]
     pub fn signal(&self, peer: impl Into<Rank>) -> Result<()> {
@@ -96,7 +97,7 @@ impl On<'_> {
     /// Holds the stream until these signals have come; see [`Collectives::wait_signal`].
     ///
     /// # Errors
-    /// As [`Collectives::wait_signal`].
+    /// As [`Collectives::wait_signal`]; as [`put`](Self::put) for captures.
     #[doc(alias = "ncclWaitSignal")]
     #[track_caller]
     pub fn wait_signal(&self, waits: &[SignalWait]) -> Result<()> {
@@ -110,7 +111,7 @@ impl On<'_> {
     /// of it, on any stream, come after the signals.
     ///
     /// # Errors
-    /// As [`Collectives::wait_signal`].
+    /// As [`Collectives::wait_signal`]; as [`put`](Self::put) for captures.
     #[track_caller]
     pub fn wait_put<'b, T: Element>(
         &self,
@@ -135,6 +136,8 @@ impl On<'_> {
         let (comm, stream, site) = (self.comm(), self.stream(), Location::caller());
         comm.same_place(stream)?;
         comm.not_in_raw_group()?;
+        refuse_in_capture(name)?;
+        stream.not_captured_by_others(name)?;
         let _locked = order_all(&[memory], stream)?;
         let launch = Launch::at(stream.as_raw(), site);
         comm.inner().enqueue(stream, name, site, || issue(launch))

@@ -214,7 +214,7 @@ impl WorldConfig {
         self
     }
 
-    /// Sets how the library runs communicators.
+    /// Sets how the library runs communicators: the same on all ranks, which is compared.
     #[must_use]
     pub fn with_comm_config(mut self, config: CommConfig) -> Self {
         self.config = config;
@@ -305,7 +305,7 @@ impl WorldConfig {
             false => None,
         };
         let place = self.backend_and_device(environment);
-        let me = Peer::this(rank, size, &place, !self.without_warm_up);
+        let me = Peer::this(rank, size, &place, &self.config, !self.without_warm_up);
         let roll = Meeting::of_world(&store, ROLL, rank, size);
         let differing = self.differing_variables;
         let agreed = roll.call_roll(&me, deadline, |peers| peer::compare(peers, differing));
@@ -356,7 +356,8 @@ impl World {
     ///    is that of `LOCAL_RANK`.
     /// 4. **Roll.** Every rank says what it is ([`Peer`]). If that cannot become a communicator, all ranks
     ///    get the same error, which names ranks by what they said: other libraries, world sizes or
-    ///    backends, two ranks on one device, variables that must agree; and who cannot take part, and why.
+    ///    backends, two ranks on one device, variables and settings that must agree; and who cannot take
+    ///    part, and why.
     ///
     /// With `COLLECTIVES_UNIQUE_ID` set, to an id in base64 that is the same on all ranks, there is neither a
     /// store nor a roll.

@@ -101,6 +101,11 @@ impl MockComm {
         })
     }
 
+    /// The machine that its device belongs to: see [`MockDevice::machine`](crate::MockDevice::machine).
+    pub fn machine(&self) -> u64 {
+        self.engine.nonce
+    }
+
     pub(crate) fn engine(&self) -> &Arc<Engine> {
         &self.engine
     }

@@ -45,6 +45,11 @@ impl MockDevice {
         Self { engine, info: Arc::new(info) }
     }
 
+    /// Tells the machines of a process apart: devices of two mocks may have the same ordinal.
+    pub fn machine(&self) -> u64 {
+        self.engine.nonce
+    }
+
     pub(crate) fn stream(&self, stream: RawStream) -> Result<Arc<StreamShared>> {
         fork::check()?;
         self.engine.threads.note(Some(self.info.ordinal));

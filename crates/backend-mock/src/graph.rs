@@ -320,6 +320,17 @@ impl State {
         })
     }
 
+    /// Graphs that were not destroyed, and captures under way, with operations of a rank's end.
+    pub(crate) fn graphs_with(&self, comm: Key, rank: u32) -> usize {
+        let holds = |nodes: &[Node]| {
+            nodes.iter().flat_map(Node::ops).any(|op| (op.comm, op.rank) == (comm, rank))
+        };
+        let graphs =
+            self.graphs.iter().filter(|(_, graph)| !graph.destroyed && holds(&graph.nodes));
+        let captures = self.captures.iter().filter(|(_, capture)| holds(&capture.nodes));
+        graphs.count() + captures.count()
+    }
+
     /// What a stream takes part in.
     pub(crate) fn capture_of(&self, stream: u32) -> Option<CaptureInfo> {
         let capture = &self.captures[self.streams.at(stream)?.capture?.capture];

@@ -251,8 +251,8 @@ impl Joint {
         let rank = self.rank_of(track, party);
         let wanted = match (track, party) {
             (Board::COLLECTIVES, _) => !part.kind.is_point_to_point(),
-            (_, 0) => part.kind == Kind::Send,
-            _ => part.kind == Kind::Recv,
+            (_, 0) => part.kind == Kind::Send && part.other == self.rank_of(track, 1),
+            _ => part.kind == Kind::Recv && part.other == self.rank_of(track, 0),
         };
         let mut op = Op {
             comm,
@@ -644,6 +644,53 @@ impl Failure {
         match serde_json::from_slice(&told.data) {
             Ok(verdict) => failure.with_verdict(verdict),
             Err(_) => failure,
+        }
+    }
+}
+
+#[cfg(all(test, not(any(loom, miri))))] // Miri has no memfd
+mod tests {
+    use collectives_core::DType;
+
+    use super::*;
+    use crate::{op::Reduction, process::shared::Shared};
+
+    /// Rank 0 is this process, rank 1 another.
+    fn joint() -> Joint {
+        let (process, other) = (Process::new(4 << 20).unwrap(), Process::new(4 << 20).unwrap());
+        let peer = process.adopt(other.card().unwrap()).unwrap();
+        let (memory, _) = Shared::create("collectives-test", Board::bytes(2).unwrap()).unwrap();
+        let board = Board::new(Arc::new(memory), 0, 2).unwrap();
+        let peers = vec![Arc::clone(process.own()), peer];
+        Joint::new([7; 16], board, Arc::new(process), peers)
+    }
+
+    #[test]
+    fn a_message_that_names_another_rank_makes_no_sense() {
+        let joint = joint();
+        let track = joint.board.messages(1, 0);
+        let send = |other| Part {
+            kind: Kind::Send,
+            dtype: DType::U8,
+            reduction: Reduction::None,
+            follows: false,
+            in_graph: false,
+            other,
+            count: 8,
+            send: Some(256),
+            recv: None,
+            factor: None,
+            site: 0,
+            stream: 0,
+            sum: None,
+        };
+        for (number, (other, makes_sense)) in
+            [(0, true), (1, false), (9, false)].into_iter().enumerate()
+        {
+            let number = number as u64;
+            joint.board.track(track).publish(0, number, &send(other));
+            let arrival = joint.arrival(Key { index: 0, generation: 1 }, track, 0, number);
+            assert_eq!(arrival.is_some(), makes_sense, "to rank {other}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{error::Error as StdError, ffi::c_void, fmt, ptr, sync::Arc, time::Inst
 use collectives_core::{Error, RawEvent, RawGraph, RawStream, Result};
 
 use crate::{
-    Mock, MockDevice,
+    Mock, MockComm, MockDevice,
     alive::AliveKind,
     calls::Call,
     error::{Failure, invalid, misuse},
@@ -88,6 +88,15 @@ impl Mock {
         let (device, range) = self.engine.memory.find(ptr.addr())?;
         let start = ptr::with_exposed_provenance_mut(range.start);
         Some(Allocation { device, start, bytes: range.len() })
+    }
+}
+
+impl MockComm {
+    /// Graphs that were not destroyed, and captures under way, with operations of this rank. NCCL's
+    /// finalize, destroy and abort wait until there are none; the mock's do not.
+    pub fn captured_in(&self) -> usize {
+        let (comm, rank) = (self.shared().comm, self.shared().info.rank.get());
+        self.engine().with(|state| state.graphs_with(comm, rank))
     }
 }
 

@@ -105,10 +105,16 @@ impl Spot {
             spot
         });
         drop(spot.take());
-        spot.start.store(start, Ordering::Relaxed);
-        spot.bytes.store(bytes, Ordering::Release);
+        spot.begin(start, bytes);
         drop(adding);
         Ok(spot)
+    }
+
+    /// Nothing is watched before.
+    fn begin(&self, start: usize, bytes: usize) {
+        // Release: who reads this start reads no length from before it, see `range`.
+        self.start.store(start, Ordering::Release);
+        self.bytes.store(bytes, Ordering::Release);
     }
 
     /// Ends that. The mapping is still there.
@@ -156,10 +162,13 @@ impl Spot {
         (touches, self.lost.swap(false, Ordering::AcqRel))
     }
 
-    /// Runs in the handler.
-    fn watches(&self, address: usize) -> bool {
+    /// Runs in the handler. What is watched; nothing where that changes right now, since start and
+    /// length may then be those of two mappings.
+    fn range(&self) -> Range<usize> {
         let bytes = self.bytes.load(Ordering::Acquire);
-        address.wrapping_sub(self.start.load(Ordering::Relaxed)) < bytes
+        let start = self.start.load(Ordering::Acquire);
+        let is_one = self.bytes.load(Ordering::Relaxed) == bytes;
+        start..start + if is_one { bytes } else { 0 }
     }
 
     /// Runs in the handler. Gives memory back to the program; the answer is whether that worked.
@@ -177,8 +186,7 @@ impl Spot {
         }
         self.lost.store(true, Ordering::Release);
         self.news.store(true, Ordering::Release);
-        let start = self.start.load(Ordering::Relaxed);
-        open(start..start + self.bytes.load(Ordering::Relaxed))
+        open(self.range())
     }
 
     fn note(&self, address: usize, stores: Option<bool>) {
@@ -284,7 +292,7 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
     if code == SEGV_ACCERR {
         // SAFETY: a fault has an address.
         let address = unsafe { about.si_addr() }.addr();
-        let spot = all().find(|spot| spot.watches(address));
+        let spot = all().find(|spot| spot.range().contains(&address));
         // SAFETY: the context is that of the fault.
         if spot.is_some_and(|spot| spot.lift(address, unsafe { stores(context) })) {
             return;
@@ -423,3 +431,31 @@ const STORE: u32 = 2;
 
 /// The page is there, and the access is not allowed.
 const SEGV_ACCERR: c_int = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spot_that_is_used_again_never_watches_what_neither_mapping_has() {
+        let (long, short) = (0x1000_0000..0x1010_0000, 0x2000_0000..0x2000_1000_usize);
+        // Behind the short one, where it would end with the length of the long one.
+        let beyond = short.end + 0x1000;
+        let (spot, is_over) = (Spot::new(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..if cfg!(miri) { 100 } else { 200_000 } {
+                    for range in [&long, &short] {
+                        spot.begin(range.start, range.len());
+                        spot.forget();
+                    }
+                }
+                is_over.store(true, Ordering::Relaxed);
+            });
+            while !is_over.load(Ordering::Relaxed) {
+                let range = spot.range();
+                assert!(!range.contains(&beyond), "{range:x?}");
+            }
+        });
+    }
+}

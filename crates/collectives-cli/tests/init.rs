@@ -22,7 +22,7 @@ mod linux {
     };
 
     use collectives::{
-        Backend, Communicator, ReduceOp, Result, World, WorldConfig,
+        Backend, CommConfig, Communicator, ReduceOp, Result, World, WorldConfig,
         mock::{Mock, MockConfig, Ranks},
         rendezvous::{Environment, TcpStoreServer},
     };
@@ -46,7 +46,7 @@ mod linux {
                 }
             };
         }
-        let tests: [(&str, Test); 29] = [
+        let tests: [(&str, Test); 30] = [
             ("eight_ranks_by_collectives_launch", eight_ranks_by_collectives_launch),
             ("eight_ranks_by_variables_of_slurm", eight_ranks_by_variables_of_slurm),
             ("eight_ranks_by_variables_of_mpich", eight_ranks_by_variables_of_mpich),
@@ -74,6 +74,7 @@ mod linux {
             ("other_world_sizes_are_told", other_world_sizes_are_told),
             ("other_versions_are_told_by_rank", other_versions_are_told_by_rank),
             ("other_algorithms_are_told_by_rank", other_algorithms_are_told_by_rank),
+            ("other_settings_are_told_by_rank", other_settings_are_told_by_rank),
             ("who_has_no_library_tells_the_others", who_has_no_library_tells_the_others),
             ("two_ranks_on_one_device_are_told", two_ranks_on_one_device_are_told),
             ("who_ends_before_a_join_is_named", who_ends_before_a_join_is_named),
@@ -138,12 +139,15 @@ mod linux {
         Ok(())
     }
 
-    /// With the deadline and the device that the test wants.
+    /// With the deadline, the device and the settings that the test wants.
     fn config() -> WorldConfig {
         let number = |name| env::var(name).ok().map(|text| text.parse().expect("a number"));
         let mut config = WorldConfig::new();
         if let Some(deadline) = number("TEST_DEADLINE_MS") {
             config = config.with_deadline(Duration::from_millis(deadline));
+        }
+        if let Some(most) = number("TEST_CTAS") {
+            config = config.with_comm_config(CommConfig::new().with_ctas(1..=most as u32));
         }
         match number("TEST_DEVICE") {
             Some(device) => config.with_device(device as usize),
@@ -482,6 +486,20 @@ mod linux {
         all_say_alike(
             &outputs,
             "variables differ that ranks must agree on: NCCL_ALGO (ranks 0 and 2: not set; rank 1: RING)",
+        )
+    }
+
+    fn other_settings_are_told_by_rank() -> Outcome {
+        let port = free_port()?;
+        let outputs = ranks(0..3, "configured", |rank, command| {
+            torchrun(command, rank, 3, port);
+            if rank == 1 {
+                command.env("TEST_CTAS", "4");
+            }
+        })?;
+        all_say_alike(
+            &outputs,
+            "communicator settings differ that ranks must agree on: ctas (ranks 0 and 2: not set; rank 1: 1..=4)",
         )
     }
 

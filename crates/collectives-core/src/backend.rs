@@ -53,7 +53,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn set_encryption(&self, key: Option<&str>) -> Result<()>;
 
     /// Makes the name under which the ranks of one new communicator meet. One rank makes it and
-    /// hands it to all others.
+    /// hands it to all others. It is good for one communicator.
     ///
     /// # Errors
     /// What the library reports: no usable network interface, for example.
@@ -64,8 +64,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for a rank outside the size or a
-    /// foreign id; [`Timeout`](crate::ErrorKind::Timeout) when the deadline passed first, and the
-    /// attempt was given up; the library's failures.
+    /// foreign id, and where another thread of this process joins by the id as the same rank, with
+    /// another size, or by another library; [`InvalidUsage`](crate::ErrorKind::InvalidUsage) for an id
+    /// that this process has used up; [`Timeout`](crate::ErrorKind::Timeout) when the deadline passed
+    /// first, and the attempt was given up; the library's failures.
     #[doc(alias = "ncclCommInitRankConfig")]
     #[doc(alias = "ncclCommInitRank")]
     #[track_caller]

@@ -130,6 +130,16 @@ impl Error {
         self
     }
 
+    /// As [`with_last_error`](Self::with_last_error), where the words may have nothing to do with this
+    /// error: [`last_error`](Self::last_error) says so in front of them.
+    #[must_use]
+    pub fn with_doubtful_last_error(self, text: impl AsRef<str>) -> Self {
+        match text.as_ref() {
+            "" => self,
+            text => self.with_last_error(format!("{PERHAPS}{text}")),
+        }
+    }
+
     /// Says what to do.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
@@ -287,7 +297,12 @@ impl fmt::Display for Error {
             (None, _) => {}
         }
         if let Some(text) = &inner.last_error {
-            write!(f, ": \"{}\"", text.trim_end())?;
+            let (doubt, words) = match text.strip_prefix(PERHAPS) {
+                Some(words) => (PERHAPS, words),
+                None => ("", text.as_str()),
+            };
+            // A quote in them would look like their end.
+            write!(f, ": {doubt}\"{}\"", words.trim_end().replace('"', "'"))?;
         }
         if let Some(site) = &inner.site {
             write!(f, ", called at {site}")?;
@@ -325,6 +340,9 @@ impl StdError for Error {
         self.0.source.as_deref().map(|source| source as &(dyn StdError + 'static))
     }
 }
+
+/// In front of a vendor's last words that may not belong to the error.
+const PERHAPS: &str = "perhaps of another call: ";
 
 /// A code that a vendor's library returned. The set is open: NCCL adds codes, so an unknown one is
 /// kept as it is.
@@ -450,6 +468,18 @@ mod tests {
              /opt/nccl/libnccl.so.2 2.28.9): \"Cuda failure 'out of memory'\"; free memory"
         );
         assert_eq!(full.vendor_code(), Some(VendorCode(1)));
+
+        let doubtful = Error::new(ErrorKind::Device, "unhandled cuda error")
+            .with_doubtful_last_error("Missing \"iommu=pt\" from kernel command line")
+            .with_hint("see rocminfo");
+        assert_eq!(
+            doubtful.to_string(),
+            "unhandled cuda error: perhaps of another call: \"Missing 'iommu=pt' from kernel command \
+             line\"; see rocminfo"
+        );
+        let words = "perhaps of another call: Missing \"iommu=pt\" from kernel command line";
+        assert_eq!(doubtful.last_error(), Some(words), "code has the words as they are");
+        assert_eq!(plain.with_doubtful_last_error("").last_error(), None);
         assert_eq!(full.rank(), Some((2, 8)));
     }
 

@@ -12,10 +12,11 @@
 mod common;
 
 use std::{
-    ffi::c_void,
+    ffi::{CStr, c_void},
     ptr,
     sync::{Arc, Barrier, mpsc},
     thread,
+    time::Duration,
 };
 
 use cudarc::{
@@ -64,6 +65,7 @@ fn main() {
         what_is_not_there_says_so
         every_collective_of_the_nccl_module
         groups_and_captured_collectives
+        a_graph_that_outlives_its_communicator_is_told
         one_thread_drives_all_ranks
     };
     libtest_mimic::run(&arguments, trials).exit()
@@ -675,6 +677,68 @@ fn groups_and_captured_collectives() {
         drop(graph);
         unsafe { nccl_result::comm_destroy(raw) }.unwrap();
     });
+}
+
+/// NCCL would wait for ever.
+fn a_graph_that_outlives_its_communicator_is_told() {
+    let stream = stream(0);
+    let memory = stream.clone_htod(&numbers(0, 10)).unwrap();
+    let at = memory.device_ptr(&stream).0;
+    stream.synchronize().unwrap();
+    let capture = |comm: nccl::ncclComm_t| {
+        let (from, to, handle) = (at as *const c_void, at as *mut c_void, stream.cu_stream());
+        let (int, sum) = (ncclDataType_t::ncclInt32, nccl::ncclRedOp_t::ncclSum);
+        stream.begin_capture(THREAD_LOCAL).unwrap();
+        let captured = unsafe { nccl::ncclAllReduce(from, to, 10, int, sum, comm, handle.cast()) };
+        assert_eq!(captured, ncclResult_t::ncclSuccess);
+        stream.end_capture(sys::CUgraphInstantiate_flags(0)).unwrap().unwrap()
+    };
+    type End = unsafe fn(nccl::ncclComm_t) -> ncclResult_t;
+    let ends: [(&str, End); 2] =
+        [("ncclCommDestroy", nccl::ncclCommDestroy), ("ncclCommFinalize", nccl::ncclCommFinalize)];
+    for (name, end) in ends {
+        let comm = lone_comm();
+        let graph = capture(comm);
+        assert_eq!(unsafe { end(comm) }, ncclResult_t::ncclInvalidUsage, "{name}");
+        let text = unsafe { CStr::from_ptr(nccl::ncclGetLastError(ptr::null_mut())) };
+        let text = text.to_str().unwrap();
+        let want = format!("{name} : 2 captured graphs hold the communicator");
+        assert!(text.contains(&want) && text.contains("stricter than NCCL"), "{text}");
+        drop(graph);
+        if name == "ncclCommFinalize" {
+            unsafe { nccl_result::comm_abort(comm) }.unwrap();
+        }
+    }
+
+    // Told, and no error: programs abort to get out.
+    let comm = lone_comm();
+    let graph = capture(comm);
+    unsafe { nccl_result::comm_abort(comm) }.unwrap();
+    let text = unsafe { CStr::from_ptr(nccl::ncclGetLastError(ptr::null_mut())) };
+    assert!(text.to_str().unwrap().starts_with("ncclCommAbort : 2 captured graphs"), "{text:?}");
+    drop(graph);
+
+    // Another thread destroys it in time.
+    struct Elsewhere<T>(T);
+    unsafe impl<T> Send for Elsewhere<T> {}
+    let comm = lone_comm();
+    let graph = Elsewhere(capture(comm));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let graph = graph;
+            thread::sleep(Duration::from_millis(50));
+            drop(graph);
+        });
+        unsafe { nccl_result::comm_destroy(comm) }.unwrap();
+    });
+}
+
+/// A communicator of one rank.
+fn lone_comm() -> nccl::ncclComm_t {
+    let id = nccl_result::get_uniqueid().unwrap();
+    let mut comm = ptr::null_mut();
+    unsafe { nccl_result::comm_init_rank(&mut comm, 1, id, 0) }.unwrap();
+    comm
 }
 
 fn raw_comm(rank: usize, size: usize) -> nccl::ncclComm_t {

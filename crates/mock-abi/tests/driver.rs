@@ -37,12 +37,19 @@ fn a_c_program_is_answered_as_on_a_gpu() -> Result<(), Failed> {
     if !compiled.success() {
         return Err(format!("the compiler ended with {compiled}").into());
     }
-    let output = Command::new(program).output()?;
+    // What guards look for the program does not do.
+    ["none", "all"].into_iter().try_for_each(|guards| is_answered_as_on_a_gpu(&program, guards))
+}
+
+fn is_answered_as_on_a_gpu(program: &Path, guards: &str) -> Result<(), Failed> {
+    let output = Command::new(program).env("COLLECTIVES_MOCK_GUARDS", guards).output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let want = include_str!("c/driver.expected");
     let differ = want.lines().zip(text.lines()).find(|(want, got)| want != got);
     if let Some((want, got)) = differ {
-        return Err(format!("a GPU answers  {want}\nthe mock answers {got}").into());
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let text = format!("a GPU answers  {want}\nthe mock answers {got}");
+        return Err(format!("{text}\nwith guards: {guards}\n{errors}").into());
     }
     match (output.status.success(), want.lines().count() == text.lines().count()) {
         (true, true) => Ok(()),

@@ -24,8 +24,9 @@ use crate::{
     Library, Vendor,
     config::OneCall,
     conv, error, group,
+    helper::bounded,
     met::Meeting,
-    state::{Call, Control, Ends, Lifeline},
+    state::{Call, Control, Ends, Lifeline, PATIENCE},
 };
 
 /// One rank's end of a communicator of vendor `V`.
@@ -921,17 +922,33 @@ impl<V: Vendor> Collectives for Comm<V> {
     }
 
     /// `ncclMemFree` (2.19.1, RCCL 2.20.5), which takes no communicator: also after an abort.
+    ///
+    /// On a helper thread, in bounded time. Where the library frees by `cudaFree` or `hipFree`, it waits
+    /// for all work of the device, which may be a collective of another communicator that never ends.
     unsafe fn mem_free(&self, ptr: *mut c_void) -> Result<()> {
         const OPERATION: &str = "mem_free";
         self.library.refuse_in_child(OPERATION)?;
         let free = self.function(OPERATION, self.table.mem_free)?;
         self.bind_device(OPERATION)?;
-        // SAFETY: the caller promises memory of `mem_alloc` that nothing uses.
-        match unsafe { free(ptr) } {
-            ncclResult_t::SUCCESS => Ok(()),
-            result => {
+        let (device, address) = (self.line.info().device, ptr.expose_provenance());
+        let freed = bounded(PATIENCE, move || {
+            let _worked_a_moment_ago = V::make_current(device);
+            // SAFETY: the caller promises memory of `mem_alloc` that nothing uses.
+            unsafe { free(ptr::with_exposed_provenance_mut(address)) }
+        });
+        match freed {
+            Some(ncclResult_t::SUCCESS) => Ok(()),
+            Some(result) => {
                 let error = error::from_result(self.line.library(), result).with_poison(false);
                 Err(self.refuse(OPERATION, error))
+            }
+            None => {
+                let message = format!("the library has not freed the memory in {PATIENCE:?}");
+                let error = Error::new(ErrorKind::Timeout, message).with_poison(false);
+                Err(self.refuse(OPERATION, error).with_hint(
+                    "work on the device may never end: abort its communicators; it goes on in the \
+                     background",
+                ))
             }
         }
     }

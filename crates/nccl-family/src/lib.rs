@@ -18,6 +18,7 @@
 //! | | |
 //! |---|---|
 //! | a refused call in a group | the whole group is dropped, never half of it launched |
+//! | threads that join by one id and do not fit; an id used twice | refused before the library waits for ever |
 //! | a deadline on joining | a non-blocking parent, split into a blocking child |
 //! | abort from another thread | no call touches the freed pointer; what cannot be freed is leaked |
 //! | a lost rank | revoke, shrink and grow; a revoked communicator is never finalized |
@@ -38,6 +39,7 @@ mod fence;
 mod group;
 mod helper;
 mod join;
+mod meeting;
 mod met;
 mod split;
 mod state;

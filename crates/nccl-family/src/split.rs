@@ -9,6 +9,7 @@ use std::{
     ffi::{CStr, c_int},
     ptr,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use collectives_core::{
@@ -110,8 +111,7 @@ impl<V: Vendor> Split for Comm<V> {
         let mut result = unsafe { grow(raw, size, id, -1, child, &mut raw_config) };
         if result == ncclResult_t::IN_PROGRESS && !making.out.get().is_null() {
             // Unlike a split, growing is polled on the new communicator, which is there at once.
-            // SAFETY: the communicator is ours.
-            result = unsafe { poll(self.table, making.out.get(), None) }.unwrap_or(result);
+            result = making.wait();
         }
         making.end(self.answer(OPERATION, result))
     }
@@ -212,6 +212,25 @@ impl<'a, V: Vendor> Making<'a, V> {
         config
     }
 
+    /// Waits for the new communicator itself, unless the one that it comes from is aborted: then it is
+    /// ended, and in progress for ever.
+    fn wait(&self) -> ncclResult_t {
+        let Self { parent, name, out, .. } = self;
+        loop {
+            // SAFETY: the communicator is ours.
+            let outcome = unsafe { poll(parent.table, out.get(), Some(Instant::now() + LOOK)) };
+            match outcome {
+                Some(outcome) => return outcome,
+                None if parent.line.is_alive() => {}
+                None => break,
+            }
+        }
+        if let Some(abort) = parent.table.comm_abort {
+            end_stray(out.get(), abort, (V::make_current, parent.line.info().device), name.clone());
+        }
+        ncclResult_t::IN_PROGRESS
+    }
+
     /// Takes the new communicator over, or ends it where the call failed.
     fn end(self, outcome: Result<()>) -> Result<Comm<V>> {
         let Self { parent, operation, name, settings: _, out, _call } = self;
@@ -245,3 +264,6 @@ impl<'a, V: Vendor> Making<'a, V> {
         }
     }
 }
+
+/// How often somebody who waits for a new communicator looks whether that is still wanted.
+const LOOK: Duration = Duration::from_millis(20);

@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let (sender, events) = channel();
     let signals = sender.clone();
     signals::listen(move |signal| drop(signals.send(Event::Signal(signal))))?;
-    let common = environment::Common::new(args)?;
+    let common = environment::Common::new(args);
     let mut restart = 0;
     loop {
         let mut output = Output::new(args, &screen, restart)?;

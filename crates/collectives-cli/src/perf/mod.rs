@@ -26,7 +26,9 @@ use collectives::{AnyBackend, Backend, DType, Device, DeviceInfo, ReduceOp, Sele
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::{Timestamp, tz::TimeZone};
 
-pub(crate) use self::args::{Args, BackendArg};
+pub(crate) use self::args::Args;
+#[cfg(unix)]
+pub(crate) use self::args::BackendArg;
 use self::{
     args::{Mode, Registered, Size},
     json::{Placement, Report, Row},

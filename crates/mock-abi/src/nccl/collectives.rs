@@ -247,7 +247,7 @@ pub(super) fn dtype(call: &str, datatype: ncclDataType_t) -> Result<DType> {
 }
 
 /// Whether what the mock sees and NCCL does not is an error: unless `COLLECTIVES_MOCK_STRICT=0`.
-fn is_strict() -> bool {
+pub(super) fn is_strict() -> bool {
     static STRICT: OnceLock<bool> = OnceLock::new();
     *STRICT.get_or_init(|| env::var_os("COLLECTIVES_MOCK_STRICT").is_none_or(|value| value != "0"))
 }

@@ -12,7 +12,7 @@ use std::{
     ffi::{c_int, c_void},
     mem,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
         atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, TryRecvError},
     },
@@ -362,19 +362,19 @@ impl Comm {
 
     /// The state, as `ncclCommGetAsyncError` tells it, from whatever thread.
     pub(super) fn poll(&self) -> ncclResult_t {
-        match self.state.try_lock() {
-            Ok(mut state) => {
-                let state = &mut *state;
-                match state.phase {
-                    Phase::Busy if state.birth.is_none() => {
-                        let seen = state.failure_seen_from_outside();
-                        seen.unwrap_or_else(|| state.poll())
-                    }
-                    _ => state.poll(),
-                }
+        let look = |state: &mut State| match state.phase {
+            Phase::Busy if state.birth.is_none() => {
+                let seen = state.failure_seen_from_outside();
+                seen.unwrap_or_else(|| state.poll())
             }
+            _ => state.poll(),
+        };
+        match self.state.try_lock() {
+            Ok(mut state) => look(&mut state),
+            // A call of it has panicked, and said so; what it left is as good as ever.
+            Err(TryLockError::Poisoned(state)) => look(&mut state.into_inner()),
             // Another thread is in a call, which will tell it what there is.
-            Err(_) => ncclResult_t::SUCCESS,
+            Err(TryLockError::WouldBlock) => ncclResult_t::SUCCESS,
         }
     }
 }
@@ -390,7 +390,7 @@ fn places() -> MutexGuard<'static, Places> {
     PLACES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn corrupted(call: &str) -> Refusal {
+pub(super) fn corrupted(call: &str) -> Refusal {
     Refusal::argument(format!("{call} : corrupted comm object detected"))
 }
 
@@ -402,4 +402,45 @@ pub(super) fn place_of(rank: usize) -> Result<usize> {
         return Ok(rank % devices);
     }
     Ok(runtime::current_device())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        panic::{AssertUnwindSafe, catch_unwind},
+        ptr, thread,
+        time::Duration,
+    };
+
+    use super::*;
+    use crate::nccl::lifecycle::ncclCommAbort;
+
+    #[test]
+    fn who_aborts_while_another_thread_does_frees_nothing_twice() {
+        let comm = Comm::make(0, 1, 0, Config::DEFAULT);
+        let mut state = comm.lock();
+        let other = thread::spawn(|| {
+            // SAFETY: a handle of this library.
+            unsafe { ncclCommAbort(comm.handle()) }
+        });
+        // So that it comes as far as it can. Without, there is only less to see.
+        thread::sleep(Duration::from_millis(50));
+        comm.free(&mut state);
+        drop(state);
+        assert_eq!(other.join().unwrap(), ncclResult_t::INVALID_ARGUMENT);
+        let freed = places().free.iter().filter(|free| ptr::eq(**free, comm)).count();
+        assert_eq!(freed, 1, "two communicators would get this place");
+    }
+
+    #[test]
+    fn a_call_that_panicked_hides_no_failure() {
+        let comm = Comm::make(0, 1, 0, Config::DEFAULT);
+        comm.lock().phase = Phase::Failed(ncclResult_t::SYSTEM_ERROR);
+        let call = || {
+            let _state = comm.lock();
+            panic!("as by a fault rule");
+        };
+        assert!(catch_unwind(AssertUnwindSafe(call)).is_err());
+        assert_eq!(comm.poll(), ncclResult_t::SYSTEM_ERROR);
+    }
 }

@@ -1,17 +1,25 @@
 //! How communicators end, and what is asked of them until then.
 #![expect(non_snake_case, reason = "C names stay C names, as in nccl.h")]
 
-use std::{ffi::c_int, sync::mpsc::channel, thread};
+use std::{
+    ffi::c_int,
+    sync::mpsc::channel,
+    thread,
+    time::{Duration, Instant},
+};
 
-use collectives_core::Collectives;
+use collectives_backend_mock::MockComm;
+use collectives_core::{Collectives, Error, ErrorKind};
 use collectives_nccl_abi::{
     ncclComm_t, ncclResult_t,
     types::{NCCL_REVOKE_DEFAULT, NCCL_SUSPEND_MEM, ncclCommMemStat_t},
 };
 
 use super::{
-    comm::{Comm, Phase},
+    collectives::is_strict,
+    comm::{Comm, Phase, corrupted},
     group::{self, Job, checked},
+    log,
     refusal::{Refusal, Result, answer, tell},
 };
 
@@ -54,7 +62,7 @@ export! {
             }
             let taken = state.take();
             drop(state);
-            let ended = taken.map_or(Ok(()), |mock| Box::new(mock).finalize());
+            let ended = taken.map_or(Ok(()), |mock| end(CALL, mock));
             let mut state = comm.lock();
             comm.free(&mut state);
             ended?;
@@ -68,8 +76,19 @@ export! {
             if comm.is_null() {
                 return Ok(ncclResult_t::SUCCESS);
             }
-            let comm = Comm::of("ncclCommAbort", comm)?;
+            const CALL: &str = "ncclCommAbort";
+            let comm = Comm::of(CALL, comm)?;
             let mut state = comm.lock();
+            if let Phase::Gone = state.phase {
+                // Another thread has given the handle up since.
+                return Err(corrupted(CALL));
+            }
+            if let Phase::Ready(mock) = &state.phase
+                && let graphs @ 1.. = mock.captured_in()
+            {
+                // Where it waits in the background, that may be what the program wants.
+                log::warn(&waits(CALL, graphs));
+            }
             state.abort();
             // A call that is still inside, in another thread, finds it aborted and lets it go.
             if !matches!(state.phase, Phase::Busy) {
@@ -181,6 +200,44 @@ export! {
     }
 }
 
+/// Ends a communicator. NCCL's waits until the graphs that captured it are destroyed, which on one
+/// thread is for ever; here another thread has a while to do so.
+///
+/// # Errors
+/// What the communicator says; that graphs hold it all the same, after which it has ended, too.
+fn end(call: &str, mock: MockComm) -> collectives_core::Result<()> {
+    let until = Instant::now() + PATIENCE;
+    let held = loop {
+        match mock.captured_in() {
+            0 => break Ok(()),
+            graphs if Instant::now() >= until => {
+                let text = waits(call, graphs);
+                if is_strict() {
+                    break Err(Error::new(ErrorKind::InvalidUsage, text).with_poison(true));
+                }
+                log::warn(&text);
+                break Ok(());
+            }
+            _ => thread::sleep(PAUSE),
+        }
+    };
+    Box::new(mock).finalize().and(held)
+}
+
+/// What a program is told whose graphs live longer than their communicator.
+fn waits(call: &str, graphs: usize) -> String {
+    let hold = if graphs == 1 { "captured graph holds" } else { "captured graphs hold" };
+    format!(
+        "{call} : {graphs} {hold} the communicator, and NCCL waits until they are destroyed; destroy \
+         graphs and their instances first (cudaGraphExecDestroy, cudaGraphDestroy)"
+    )
+}
+
+/// How long another thread has to destroy its graphs.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// Between looks whether it has.
+const PAUSE: Duration = Duration::from_millis(1);
+
 /// What a communicator tells of itself.
 struct Facts {
     rank: c_int,
@@ -203,19 +260,24 @@ fn ready(call: &str, comm: ncclComm_t) -> Result<Facts> {
 /// Waits for what a communicator has in flight; a thread of its own does, where the communicator is
 /// non-blocking.
 pub(super) fn finalize_now(comm: &'static Comm) -> Result<ncclResult_t> {
+    const CALL: &str = "ncclCommFinalize";
     let mut state = comm.lock();
     let Some(mock) = state.take() else {
-        return Err(Refusal::argument("ncclCommFinalize : the communicator is in use"));
+        return Err(Refusal::argument(format!("{CALL} : the communicator is in use")));
     };
     if !state.config.blocking {
         let (tell, ended) = channel();
         state.phase = Phase::Finalizing(ended);
-        // Where the communicator is aborted meanwhile, nobody asks for the outcome.
-        thread::spawn(move || tell.send(Box::new(mock).finalize()).unwrap_or_default());
+        let finalize = move || {
+            let ended = end(CALL, mock).inspect_err(|error| log::warn(&error.to_string()));
+            // Where the communicator is aborted meanwhile, nobody asks for the outcome.
+            tell.send(ended).unwrap_or_default();
+        };
+        thread::spawn(finalize);
         return Ok(ncclResult_t::IN_PROGRESS);
     }
     drop(state);
-    let ended = Box::new(mock).finalize();
+    let ended = end(CALL, mock);
     let mut state = comm.lock();
     state.finalized(&ended);
     if state.aborted {

@@ -241,6 +241,12 @@ static void events_and_streams(void) {
     SHOW(end(stream));
 }
 
+/* Lets work in the same memory follow: nothing orders the null stream, where even a memset that is
+ * no "Async" does not wait, and streams that are non-blocking. */
+static void settle(void) {
+    cuCtxSynchronize();
+}
+
 /* Makes a call while a stream captures, and prints its answer, the status, and how the capture ends. */
 #define DURING(call)                                                                               \
     do {                                                                                           \
@@ -277,13 +283,16 @@ static void calls_during_a_capture(int mode) {
     DURING(cuMemcpyHtoD_v2(memory, pageable, 8));
     DURING(cuMemcpyDtoH_v2(pageable, memory, 8));
     DURING(cuMemsetD8_v2(memory, 0, 8));
+    settle();
     DURING(cuMemcpyHtoDAsync_v2(memory, pageable, 8, other));
     DURING(cuMemcpyDtoHAsync_v2(pageable, memory, 8, other));
     DURING(cuMemcpyDtoHAsync_v2((void *)pinned, memory, 8, other));
     DURING(cuMemcpyHtoDAsync_v2(memory, pageable, 8, stream));
     DURING(cuMemcpyDtoHAsync_v2(pageable, memory, 8, stream));
     DURING(cuMemcpyDtoHAsync_v2((void *)pinned, memory, 8, stream));
+    settle();
     DURING(cuMemsetD8Async(memory, 0, 8, 0));
+    settle();
     DURING(cuStreamWaitEvent(stream, event, 0));
     DURING((cuEventRecord(fresh, stream), cuEventQuery(fresh)));
     DURING((cuEventRecord(fresh, stream), cuEventSynchronize(fresh)));

@@ -9,7 +9,10 @@ use std::{
     collections::{HashMap, HashSet},
     ffi::{CStr, CString, c_char, c_int, c_void},
     ptr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -51,8 +54,13 @@ impl World {
 
     /// The library with every function that this module has, but those.
     pub(crate) fn library_without(&self, absent: &[&str]) -> Library<Fake> {
-        // SAFETY: each name is filled with the function of its signature.
-        let table = unsafe { Table::fill(|name| find(name, absent)) }.expect("the required ones");
+        // SAFETY: the functions keep the ABI.
+        unsafe { Library::from_table(table_without(absent)) }.expect("it tells a version")
+    }
+
+    /// The library as if it were opened from another file: not all of its functions are the same.
+    pub(crate) fn another_copy(&self) -> Library<Fake> {
+        let table = Table { comm_init_rank: another_comm_init_rank, ..table_without(&[]) };
         // SAFETY: the functions keep the ABI.
         unsafe { Library::from_table(table) }.expect("it tells a version")
     }
@@ -176,13 +184,17 @@ fn world_of(id: &ncclUniqueId) -> Arc<World> {
     world
 }
 
-/// An id of a world: so many times a byte, then the world's number.
+/// An id of a world: so many times a byte, then a number of its own, and the world's.
 fn id_of(world: &Arc<World>, byte: u8) -> [u8; 128] {
-    let worlds = WORLDS.lock().unwrap();
-    let number = worlds.iter().position(|known| Arc::ptr_eq(known, world)).unwrap() as u32;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
     let mut id = [byte; 128];
-    id[124..].copy_from_slice(&number.to_le_bytes());
+    id[120..124].copy_from_slice(&NEXT.fetch_add(1, Ordering::Relaxed).to_le_bytes());
+    id[124..].copy_from_slice(&(number_of(world) as u32).to_le_bytes());
     id
+}
+
+fn number_of(world: &Arc<World>) -> usize {
+    WORLDS.lock().unwrap().iter().position(|known| Arc::ptr_eq(known, world)).unwrap()
 }
 
 fn current() -> Arc<World> {
@@ -263,6 +275,16 @@ extern "C" fn comm_init_rank(
         unsafe { *comm = world.raw(rank, size) };
     }
     result
+}
+
+/// Is never called, as there is one with a configuration.
+extern "C" fn another_comm_init_rank(
+    _: *mut ncclComm_t,
+    _: c_int,
+    _: ncclUniqueId,
+    _: c_int,
+) -> ncclResult_t {
+    ncclResult_t::INTERNAL_ERROR
 }
 
 extern "C" fn comm_init_rank_config(
@@ -663,14 +685,22 @@ extern "C" fn red_op_destroy(op: ncclRedOp_t, comm: ncclComm_t) -> ncclResult_t 
 }
 
 extern "C" fn mem_alloc(memory: *mut *mut c_void, bytes: usize) -> ncclResult_t {
-    let result = current().note("mem_alloc", format!("mem_alloc({bytes})"));
+    let world = current();
+    let result = world.note("mem_alloc", format!("mem_alloc({bytes})"));
     // SAFETY: the caller's out pointer.
-    unsafe { *memory = ptr::without_provenance_mut(0xa000) };
+    unsafe { *memory = ptr::without_provenance_mut(number_of(&world) << 16 | 0xa000) };
     result
 }
 
+/// On any thread.
 extern "C" fn mem_free(memory: *mut c_void) -> ncclResult_t {
-    current().note("mem_free", format!("mem_free({memory:p})"))
+    let world = Arc::clone(&WORLDS.lock().unwrap()[memory.addr() >> 16]);
+    world.note("mem_free", format!("mem_free({})", place(memory)))
+}
+
+/// Memory without the number of its world.
+fn place(memory: *mut c_void) -> String {
+    format!("{:#x}", memory.addr() & 0xffff)
 }
 
 extern "C" fn comm_register(
@@ -681,7 +711,7 @@ extern "C" fn comm_register(
 ) -> ncclResult_t {
     // SAFETY: the caller's out pointer.
     unsafe { *handle = ptr::without_provenance_mut(0x99) };
-    of(comm).world.note("register", format!("register({memory:p}, {bytes})"))
+    of(comm).world.note("register", format!("register({}, {bytes})", place(memory)))
 }
 
 extern "C" fn comm_deregister(comm: ncclComm_t, handle: *mut c_void) -> ncclResult_t {
@@ -689,6 +719,11 @@ extern "C" fn comm_deregister(comm: ncclComm_t, handle: *mut c_void) -> ncclResu
 }
 
 /// The functions, by the library's names.
+fn table_without(absent: &[&str]) -> Table {
+    // SAFETY: each name is filled with the function of its signature.
+    unsafe { Table::fill(|name| find(name, absent)) }.expect("the required ones")
+}
+
 fn find(name: &CStr, absent: &[&str]) -> *const c_void {
     let name = name.to_str().unwrap();
     if absent.contains(&name) {
