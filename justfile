@@ -85,6 +85,12 @@ mixed *options:
     scripts/mixed target/mixed/libnccl.so.2 \
         "${CARGO_TARGET_DIR:-target}/debug/examples/mixed_rank" {{ options }}
 
+# Start ranks of the mock by every launcher that is here, on one host and on several: fetch, --python, --only
+launchers *options:
+    cargo build --package collectives --example launched
+    cargo build --package collectives-mock-abi --package collectives-cli
+    scripts/launchers "${CARGO_TARGET_DIR:-target}/debug" {{ options }}
+
 # Measure the mock against MPI, Gloo and the machine's memory: docs/performance/mock.json
 bench-peers *options:
     cargo run --release --package collectives-bench -- peers --out docs/performance {{ options }}

@@ -8,14 +8,26 @@
 //! $ srun -n 4 target/debug/examples/launched
 //! ```
 
-use std::io::{self, IsTerminal};
+use std::{
+    io::{self, IsTerminal},
+    process::ExitCode,
+};
 
 use collectives::ReduceOp;
 
-fn main() -> collectives::Result<()> {
+fn main() -> ExitCode {
     let colours = io::stderr().is_terminal();
     tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(colours).init();
+    match sum() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
+fn sum() -> collectives::Result<()> {
     let comm = collectives::init()?;
     let stream = comm.new_stream()?;
     let mut buffer = stream.upload(&[comm.rank() as f32 + 1.0; 4])?;

@@ -41,6 +41,11 @@ impl Place {
         let of = if same_name && self != other { " of another mock" } else { "" };
         format!("{self}{of}")
     }
+
+    /// Whether handles of one mean something to the other.
+    pub(crate) fn shares_runtime_with(self, other: Self) -> bool {
+        (self.backend, self.machine) == (other.backend, other.machine)
+    }
 }
 
 impl fmt::Debug for Place {

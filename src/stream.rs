@@ -17,6 +17,7 @@ use collectives_core::{
 
 use crate::{
     AnyDevice, Buffer,
+    graph::refuse_in_capture,
     place::Place,
     watchdog::{Gate, Watched},
 };
@@ -29,6 +30,22 @@ use crate::{
 /// them was aborted or revoked, or failed, every wait on the stream returns that error: the device lets the
 /// stream go on after an abort, but the results are not there. Such a stream stays so; make a new
 /// one with the new communicator.
+///
+/// ```
+/// use std::time::Duration;
+/// use collectives::mock;
+///
+/// mock::run(1, |comm| {
+///     let stream = comm.new_stream()?;
+///     let buffer = stream.zeros::<f32>(1024)?; // enqueued
+///     stream.synchronize_for(Duration::from_secs(10))?; // done
+///     assert_eq!(buffer.len(), 1024);
+///     Ok(())
+/// })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[doc(alias = "cudaStream_t")]
+#[doc(alias = "hipStream_t")]
 #[derive(Clone)]
 pub struct Stream(Arc<StreamInner>);
 
@@ -128,6 +145,8 @@ impl Stream {
     ///
     /// # Errors
     /// As [`Buffer::zeros`].
+    #[doc(alias = "cudaMalloc")]
+    #[doc(alias = "hipMalloc")]
     #[track_caller]
     pub fn zeros<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
         Buffer::zeros(self, len)
@@ -154,11 +173,55 @@ impl Stream {
         &self.0.device
     }
 
+    /// Has what is enqueued on this stream from now on wait for all that is enqueued on `other` now.
+    /// The thread does not wait.
+    ///
+    /// Buffers see to the order of what this crate enqueues. This is for work of other code: a kernel
+    /// on one stream that writes what an operation on another one sends.
+    ///
+    /// ```
+    /// use collectives::{ReduceOp, mock};
+    ///
+    /// mock::run(2, |comm| {
+    ///     let (compute, exchange) = (comm.new_stream()?, comm.new_stream()?);
+    ///     let mut gradient = compute.zeros::<f32>(1024)?;
+    ///     // Here a kernel on `compute.as_raw()` writes at `gradient.as_ptr()`.
+    ///     exchange.wait_for(&compute)?;
+    ///     comm.on(&exchange).all_reduce_in_place(&mut gradient, ReduceOp::Sum)?;
+    ///     // Here `compute` may work on something else.
+    ///     compute.wait_for(&exchange)
+    ///     // And from here on a kernel on it may read the sum.
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) for a stream of another kind of device, or another mock;
+    /// [`InvalidUsage`](ErrorKind::InvalidUsage) while this thread captures, and where other code
+    /// captures one of the streams; what the device's runtime reports.
+    #[doc(alias = "cudaStreamWaitEvent")]
+    #[doc(alias = "wait_stream")]
+    pub fn wait_for(&self, other: &Self) -> Result<()> {
+        refuse_in_capture("wait_for")?;
+        self.not_captured_by_others("wait_for")?;
+        other.not_captured_by_others("wait_for")?;
+        let (own, theirs) = (self.0.place, other.0.place);
+        if !own.shares_runtime_with(theirs) {
+            let text = format!("the stream is on {own}, the other one on {}", theirs.beside(own));
+            return Err(Error::new(ErrorKind::InvalidArgument, text)
+                .with_operation("wait_for")
+                .with_hint("synchronize the other one"));
+        }
+        self.follow(other)
+    }
+
     /// Blocks until everything enqueued so far has run.
     ///
     /// # Errors
     /// The failure of any communicator that enqueued on the stream since its last good wait, and
     /// failures of the device.
+    #[doc(alias = "cudaStreamSynchronize")]
+    #[doc(alias = "hipStreamSynchronize")]
     pub fn synchronize(&self) -> Result<()> {
         self.wait(None)
     }

@@ -84,6 +84,40 @@ fn panics_have_message_and_place() {
 }
 
 #[test]
+fn a_range_outside_of_a_buffer_is_told_where_it_is_written() {
+    let outside = |comm: Communicator| {
+        let stream = comm.new_stream()?;
+        let mut buffer = stream.zeros::<f32>(4)?;
+        match comm.rank() {
+            0 => drop(buffer.slice(2..9)),
+            1 => drop(buffer.slice_mut(2..9)),
+            _ => drop(buffer.view_mut().split_at_mut(9)),
+        }
+        Ok(())
+    };
+    fails(
+        mock::run(3, outside),
+        &[
+            "rank 0: panicked at tests/mock_run.rs:",
+            "rank 1: panicked at tests/mock_run.rs:",
+            "rank 2: panicked at tests/mock_run.rs:",
+            ": range 2..9 out of range for a buffer of 4 elements",
+        ],
+    );
+}
+
+#[test]
+fn a_refusal_is_told_with_its_place() {
+    let refused = |comm: Communicator| {
+        let stream = comm.new_stream()?;
+        let mut buffer = stream.zeros::<f32>(4)?;
+        comm.on(&stream).broadcast_in_place(&mut buffer, 9)
+    };
+    let place = "root is 9, want 0 to 1, called at tests/mock_run.rs:";
+    fails(mock::run(2, refused), &["\n  ranks 0, 1: broadcast: ", place]);
+}
+
+#[test]
 fn a_mismatch_and_a_missing_rank_are_told_once() {
     let start = Instant::now();
     let mismatch = |comm: Communicator| {
@@ -388,6 +422,25 @@ mod processes {
         let is_verdict = |cause: &Cause| matches!(cause, Cause::Error(error) if error.kind() == ErrorKind::Deadlock);
         assert!(failure.failures()[1..].iter().all(|rank| is_verdict(&rank.cause)), "{failure}");
         assert!(start.elapsed() < Duration::from_secs(30));
+    }
+
+    #[test]
+    fn a_rank_that_ends_before_there_is_an_id_is_named() {
+        // Rank 0 makes it.
+        if std::env::var("COLLECTIVES_CREW").is_ok_and(|seat| seat.starts_with("0/")) {
+            std::process::exit(4);
+        }
+        let outcome = world("a_rank_that_ends_before_there_is_an_id_is_named")
+            .run_processes(|comm| Ok(comm.rank()));
+        fails(
+            outcome,
+            &[
+                "3 of 3 ranks failed after ",
+                "\n  rank 0: its process ",
+                "\n  ranks 1, 2: no rank has joined yet, and one never will: rank 0 (pid ",
+                ") ended: exit status: 4; see what that rank printed last",
+            ],
+        );
     }
 
     #[test]

@@ -5,8 +5,10 @@
 //! known by the process that started the ranks: the nearest one above that has not itself been told a
 //! rank, by its process id and the time of its start. It does not matter how many shells stand between.
 
+#[cfg(unix)]
+use std::env;
 use std::{
-    env, fs, io,
+    fs, io,
     path::{Path, PathBuf},
 };
 

@@ -12,6 +12,7 @@ mod place;
 
 use std::{
     collections::HashMap,
+    env,
     net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -30,11 +31,11 @@ use crate::{AnyBackend, AnyDevice, BackendName, Communicator, Selection};
 
 pub use self::peer::Peer;
 
-/// Makes the communicator of all ranks that a launcher started: `torchrun`, `collectives launch`,
-/// `mpirun`, `srun`, or nobody, for one rank.
+/// Makes the communicator of all ranks that a launcher started (`torchrun`, `collectives launch`,
+/// `mpirun`, `srun`), or of one rank if none did.
 ///
-/// That is [`World::from_env`] and [`World::communicator`], whose pages say what happens, and what
-/// [`WorldConfig`] can change. Every rank calls it, and it comes back when all have joined.
+/// It is [`World::from_env`] and [`World::communicator`], which say what happens; [`WorldConfig`] can
+/// change it. Every rank calls it, and it returns when all have joined.
 ///
 /// ```no_run
 /// use collectives::ReduceOp;
@@ -50,6 +51,8 @@ pub use self::peer::Peer;
 ///
 /// # Errors
 /// As [`World::from_env`] and [`World::communicator`].
+#[doc(alias = "MPI_Init")]
+#[doc(alias = "init_process_group")]
 #[track_caller]
 pub fn init() -> Result<Communicator> {
     World::from_env()?.communicator("world")
@@ -73,6 +76,8 @@ pub fn init() -> Result<Communicator> {
 ///
 /// When it is dropped, this process leaves the store; rank 0, where it serves the store, waits until the
 /// others have left, at most five seconds. Communicators live on.
+#[doc(alias = "MPI_COMM_WORLD")]
+#[doc(alias = "StatelessProcessGroup")]
 pub struct World {
     rank: u32,
     size: usize,
@@ -185,7 +190,8 @@ impl WorldConfig {
     }
 
     /// Sets how long to wait: until all ranks have come, and for each communicator until all are ready to
-    /// join, and until all have joined. Five minutes, unless set.
+    /// join, and until all have joined. Unless set, what `COLLECTIVES_DEADLINE` says, in seconds; or five
+    /// minutes.
     #[must_use]
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
@@ -208,7 +214,7 @@ impl WorldConfig {
         self
     }
 
-    /// Sets how the library runs communicators.
+    /// Sets how the library runs communicators: the same on all ranks, which is compared.
     #[must_use]
     pub fn with_comm_config(mut self, config: CommConfig) -> Self {
         self.config = config;
@@ -247,7 +253,10 @@ impl WorldConfig {
     }
 
     fn open_in(self, environment: &Environment) -> Result<World> {
-        let allowed = self.deadline.unwrap_or(DEADLINE);
+        let allowed = match self.deadline {
+            Some(deadline) => deadline,
+            None => deadline_variable()?.unwrap_or(DEADLINE),
+        };
         let deadline = Deadline::after(allowed);
         let (rank, size) = (environment.rank(), environment.size());
         let epoch = self.epoch.unwrap_or_else(|| environment.restart().into());
@@ -296,7 +305,7 @@ impl WorldConfig {
             false => None,
         };
         let place = self.backend_and_device(environment);
-        let me = Peer::this(rank, size, &place, !self.without_warm_up);
+        let me = Peer::this(rank, size, &place, &self.config, !self.without_warm_up);
         let roll = Meeting::of_world(&store, ROLL, rank, size);
         let differing = self.differing_variables;
         let agreed = roll.call_roll(&me, deadline, |peers| peer::compare(peers, differing));
@@ -347,7 +356,8 @@ impl World {
     ///    is that of `LOCAL_RANK`.
     /// 4. **Roll.** Every rank says what it is ([`Peer`]). If that cannot become a communicator, all ranks
     ///    get the same error, which names ranks by what they said: other libraries, world sizes or
-    ///    backends, two ranks on one device, variables that must agree; and who cannot take part, and why.
+    ///    backends, two ranks on one device, variables and settings that must agree; and who cannot take
+    ///    part, and why.
     ///
     /// With `COLLECTIVES_UNIQUE_ID` set, to an id in base64 that is the same on all ranks, there is neither a
     /// store nor a roll.
@@ -412,7 +422,7 @@ impl World {
         }
     }
 
-    /// The store in which the ranks met, for what else they have to tell each other; `None` where they
+    /// The store in which the ranks met, for other data that they exchange; `None` where they
     /// joined by a given id. Its keys are apart from ours. Where rank 0 serves it, it is there for as long
     /// as all ranks have their `World`.
     ///
@@ -599,6 +609,22 @@ fn nth(run: &str, rank: u32) -> u32 {
     *count - 1
 }
 
+/// How long to wait, as whoever starts the program says.
+fn deadline_variable() -> Result<Option<Duration>> {
+    let Some(text) = env::var_os(DEADLINE_VARIABLE).filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let text = text.to_string_lossy();
+    let seconds =
+        text.trim().parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.filter(|deadline| !deadline.is_zero()).map(Some).ok_or_else(|| {
+        let message = format!("{DEADLINE_VARIABLE} is '{text}', want a number of seconds");
+        Error::new(ErrorKind::InvalidArgument, message)
+    })
+}
+
+/// Says so in place of [`WorldConfig::with_deadline`].
+const DEADLINE_VARIABLE: &str = "COLLECTIVES_DEADLINE";
 /// How long to wait where nobody says. As PyTorch's store.
 const DEADLINE: Duration = Duration::from_secs(300);
 /// An id that all ranks have.

@@ -6,14 +6,14 @@
 
 use std::{collections::BTreeMap, env, path::PathBuf, process};
 
-use collectives_core::{Backend as _, Device as _, ErrorKind, Result, Version};
+use collectives_core::{Backend as _, CommConfig, Device as _, ErrorKind, Result, Version};
 use collectives_rendezvous::list_ranks;
 use serde::{Deserialize, Serialize};
 
 use super::meeting::{Agreement, Refusal};
 use crate::{AnyBackend, AnyDevice};
 
-/// What a rank says of itself when ranks meet. As JSON it lies in the store, under `roll/rank/R`.
+/// What a rank says of itself when ranks meet. The store has it as JSON, under `roll/rank/R`.
 ///
 /// Only the first four are needed: a program of another language that leaves out the others is not
 /// compared in them, and what it adds is not read.
@@ -49,7 +49,7 @@ pub struct Peer {
     /// The number of its device, in its process.
     #[serde(default)]
     pub device: Option<usize>,
-    /// What its device is called.
+    /// The name of its device.
     #[serde(default)]
     pub device_name: Option<String>,
     /// Its device's PCI address, `0000:3b:00.0`.
@@ -62,6 +62,10 @@ pub struct Peer {
     /// and are set.
     #[serde(default)]
     pub variables: BTreeMap<String, String>,
+    /// How it has libraries run its communicators: what is set of [`CommConfig`], by the fields' names. None
+    /// where it does not say.
+    #[serde(default)]
+    pub config: Option<BTreeMap<String, String>>,
     /// Why it cannot take part.
     #[serde(default)]
     pub error: Option<String>,
@@ -73,8 +77,10 @@ impl Peer {
         rank: u32,
         size: usize,
         place: &Result<(AnyBackend, AnyDevice)>,
+        config: &CommConfig,
         warm_up: bool,
     ) -> Self {
+        let set = config.set_fields().map(|(name, value)| (name.to_owned(), value));
         let mut peer = Self {
             protocol: PROTOCOL,
             rank,
@@ -91,6 +97,7 @@ impl Peer {
             pci_bus_id: None,
             warm_up,
             variables: set_variables(),
+            config: Some(set.collect()),
             error: None,
         };
         match place {
@@ -192,7 +199,8 @@ pub(super) fn compare(peers: &[Peer], differing_variables: bool) -> Result<Agree
     } else {
         one_device_each(peers)?;
     }
-    let warnings = variables(peers, differing_variables)?;
+    let mut warnings = settings(peers)?;
+    warnings.extend(variables(peers, differing_variables)?);
     Ok(Agreement { warm_up: peers.iter().all(|peer| peer.warm_up), warnings })
 }
 
@@ -227,11 +235,42 @@ fn one_device_each(peers: &[Peer]) -> Result<(), Refusal> {
 }
 
 fn variables(peers: &[Peer], allowed: bool) -> Result<Vec<String>, Refusal> {
-    let mut warnings = Vec::new();
-    let mut errors = Vec::new();
+    let value = |peer: &Peer, name: &str| Some(setting(peer, name));
+    let (errors, warnings) = differences(peers, &VARIABLES, value, allowed);
+    if errors.is_empty() {
+        return Ok(warnings);
+    }
+    let message = format!("variables differ that ranks must agree on: {}", errors.join("; "));
+    Err(Refusal::new(ErrorKind::InvalidArgument, message)
+        .with_hint("set them alike on all ranks, or let them differ: with_differing_variables"))
+}
+
+fn settings(peers: &[Peer]) -> Result<Vec<String>, Refusal> {
+    let value = |peer: &Peer, name: &str| {
+        let config = peer.config.as_ref()?;
+        Some(config.get(name).map_or("not set", String::as_str).to_owned())
+    };
+    let (errors, warnings) = differences(peers, &SETTINGS, value, false);
+    if errors.is_empty() {
+        return Ok(warnings);
+    }
+    let message =
+        format!("communicator settings differ that ranks must agree on: {}", errors.join("; "));
+    Err(Refusal::new(ErrorKind::InvalidArgument, message)
+        .with_hint("give all ranks the same with_comm_config"))
+}
+
+/// What may not differ and does, and what differs and may.
+fn differences(
+    peers: &[Peer],
+    names: &[(&str, Scope)],
+    value: impl Fn(&Peer, &str) -> Option<String>,
+    allowed: bool,
+) -> (Vec<String>, Vec<String>) {
+    let (mut errors, mut warnings) = (Vec::new(), Vec::new());
     let several_hosts = groups(peers, |peer| peer.host_id.clone()).is_some();
-    for (name, scope) in VARIABLES {
-        let value = |peer: &Peer| Some(setting(peer, name));
+    for (name, scope) in names {
+        let value = |peer: &Peer| value(peer, name);
         let Some(all) = groups(peers, value) else { continue };
         let conflict = match scope {
             Scope::Advice => None,
@@ -244,12 +283,7 @@ fn variables(peers: &[Peer], allowed: bool) -> Result<Vec<String>, Refusal> {
             _ => warnings.push(format!("{name} differs: {all}")),
         }
     }
-    if errors.is_empty() {
-        return Ok(warnings);
-    }
-    let message = format!("variables differ that ranks must agree on: {}", errors.join("; "));
-    Err(Refusal::new(ErrorKind::InvalidArgument, message)
-        .with_hint("set them alike on all ranks, or let them differ: with_differing_variables"))
+    (errors, warnings)
 }
 
 /// The value as libraries read it: without regard to case and blanks.
@@ -314,7 +348,7 @@ fn host_name() -> String {
     env::var("COMPUTERNAME").unwrap_or_default()
 }
 
-/// Among which ranks a variable must be the same.
+/// Among which ranks a variable or a setting must be the same.
 #[derive(Clone, Copy)]
 enum Scope {
     /// None: ranks come to terms, or only speed differs.
@@ -365,6 +399,40 @@ const VARIABLES: [(&str, Scope); 33] = [
     ("RCCL_MSCCL_ENABLE", Scope::Job),
 ];
 
+/// Fields of [`CommConfig`], by what NCCL does with them (2.30.7; of the later ones, by what they are documented
+/// for). Those that variables set, too, are as these.
+const SETTINGS: [(&str, Scope); 20] = [
+    // An attribute of this rank's launches.
+    ("cga_cluster_size", Scope::Advice),
+    // Channels of collectives; ranks have come to terms about them before these limits are put.
+    ("ctas", Scope::Job),
+    ("network", Scope::Hosts),
+    // Who shares has the connections of the parent, and waits for nobody to make them.
+    ("split_share", Scope::Job),
+    ("traffic_class", Scope::Advice),
+    ("collnet", Scope::Job),
+    // Algorithms, and whether they are kernels or copies.
+    ("cta_policy", Scope::Job),
+    ("shrink_share", Scope::Job),
+    ("nvls_ctas", Scope::Job),
+    // Where it is set it is no longer fitted to the number of peers.
+    ("channels_per_net_peer", Scope::Job),
+    ("nvlink_centric_schedule", Scope::Advice),
+    // How this rank orders its own launches.
+    ("graph_usage", Scope::Advice),
+    // What ranks connect, and lay out in each other's memory.
+    ("rma_contexts", Scope::Job),
+    // The most that a rank has said holds for all.
+    ("max_p2p_peers", Scope::Advice),
+    ("graph_stream_ordering", Scope::Advice),
+    ("launch_order_implicit", Scope::Advice),
+    ("rma_signals", Scope::Job),
+    ("rma_eager_init", Scope::Job),
+    ("host_cft", Scope::Job),
+    // As NCCL_NVLS_ENABLE: all do without what one does without.
+    ("nvls_host", Scope::Advice),
+];
+
 /// Lets ranks of NCCL 2.30.3 share a device.
 const SHARED_DEVICES: &str = "NCCL_MULTI_RANK_GPU_ENABLE";
 
@@ -377,6 +445,8 @@ pub(super) const SIZES_HINT: &str =
 
 #[cfg(test)]
 mod tests {
+    use collectives_core::{CtaPolicy, GraphUsage, HostCft, NvlsHost};
+
     use super::*;
 
     fn peers(size: usize) -> Vec<Peer> {
@@ -396,6 +466,7 @@ mod tests {
             pci_bus_id: Some(format!("0000:{rank:02x}:00.0")),
             warm_up: true,
             variables: BTreeMap::new(),
+            config: Some(BTreeMap::new()),
             error: None,
         };
         (0..size as u32).map(peer).collect()
@@ -496,6 +567,64 @@ mod tests {
         refused(&with("NCCL_P2P_DISABLE", 1, "1"));
         refused(&with("NCCL_NET", 1, "Socket"));
         assert_eq!(warnings(&with("NCCL_CUMEM_ENABLE", 1, "0")).len(), 1);
+    }
+
+    #[test]
+    fn settings_are_compared_where_they_are_said_and_matter() {
+        let with = |rank: usize, config: CommConfig| {
+            let mut peers = peers(3);
+            let set = config.set_fields().map(|(name, value)| (name.to_owned(), value));
+            peers[rank].config = Some(set.collect());
+            peers
+        };
+        let mut peers =
+            with(1, CommConfig::new().with_ctas(1..=4).with_graph_usage(GraphUsage::Only));
+        assert_eq!(
+            refused(&peers),
+            "communicator settings differ that ranks must agree on: ctas (ranks 0 and 2: not set; \
+             rank 1: 1..=4)"
+        );
+        refused(&with(2, CommConfig::new().with_cta_policy(CtaPolicy::ZERO)));
+        // A rank of another language does not say.
+        peers[0].config = None;
+        peers[2].config = None;
+        assert!(warnings(&peers).is_empty());
+        assert_eq!(
+            warnings(&with(0, CommConfig::new().with_graph_usage(GraphUsage::Never))),
+            ["graph_usage differs: rank 0: Never; ranks 1 and 2: not set"]
+        );
+        // One host needs no network.
+        let mut network = with(0, CommConfig::new().with_network("Socket"));
+        assert_eq!(warnings(&network).len(), 1);
+        network[2].host_id = Some("beta/2".into());
+        refused(&network);
+    }
+
+    #[test]
+    fn every_setting_is_compared() {
+        let all = CommConfig::new()
+            .with_cga_cluster_size(1_u32)
+            .with_ctas(1..=2)
+            .with_network("Socket")
+            .with_split_share(true)
+            .with_traffic_class(1)
+            .with_collnet(true)
+            .with_cta_policy(CtaPolicy::ZERO)
+            .with_shrink_share(true)
+            .with_nvls_ctas(1_u32)
+            .with_channels_per_net_peer(1_u32)
+            .with_nvlink_centric_schedule(true)
+            .with_graph_usage(GraphUsage::Only)
+            .with_rma_contexts(1_u32)
+            .with_max_p2p_peers(1_u32)
+            .with_graph_stream_ordering(true)
+            .with_launch_order_implicit(true)
+            .with_rma_signals(1_u32)
+            .with_rma_eager_init(true)
+            .with_host_cft(HostCft::Disable)
+            .with_nvls_host(NvlsHost::Disable);
+        let fields: Vec<_> = all.set_fields().map(|(name, _)| name).collect();
+        assert_eq!(fields, SETTINGS.map(|(name, _)| name));
     }
 
     #[test]

@@ -161,6 +161,10 @@ impl Gatherings {
     }
 
     /// Whether a rank is in a join that [`call_off`](Self::call_off) would end.
+    #[cfg_attr(
+        not(target_os = "linux"),
+        expect(dead_code, reason = "processes ask each other on Linux alone")
+    )]
     pub(crate) fn is_open(&self, id: u64, visits: u64) -> bool {
         let concerned = |it: &Visitor| it.id == id && it.number <= visits && it.failure.is_none();
         lock(&self.state).visitors.iter().any(concerned)

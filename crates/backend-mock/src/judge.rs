@@ -48,6 +48,10 @@ pub(crate) struct Waited {
 pub(crate) struct Statement<'a> {
     pub(crate) snapshot: Snapshot,
     /// The threads that sleep and don't wait in the engine, where the system shows them.
+    #[cfg_attr(
+        not(target_os = "linux"),
+        expect(dead_code, reason = "processes ask each other on Linux alone")
+    )]
     pub(crate) quiet: Option<Look>,
     /// Whether all threads have kept still since before the snapshot.
     pub(crate) is_sure: &'a dyn Fn() -> bool,

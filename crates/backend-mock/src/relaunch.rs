@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     io::{self, BufRead, BufReader, Read},
-    process::{Command, Stdio, exit},
+    process::{Command, ExitStatus, Stdio, exit},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -87,8 +87,8 @@ static EARLIER: Mutex<BTreeMap<String, Vec<Value>>> = Mutex::new(BTreeMap::new()
 /// What a rank is told.
 #[derive(Debug, Deserialize, Serialize)]
 enum Order {
-    /// There will be no id.
-    Alone,
+    /// There will be no id; who is to blame.
+    Alone(String),
     Id(Vec<u8>),
     /// First of all: which call of the test this is, by what those before it came to.
     Start(Vec<Value>),
@@ -129,6 +129,8 @@ struct Progress {
     joined: bool,
     outcome: Option<Result<Value, Cause>>,
     ended: bool,
+    /// How it ended, where the system has told.
+    status: Option<ExitStatus>,
 }
 
 impl Launch {
@@ -175,10 +177,11 @@ impl Launch {
                 break;
             };
             self.hear(rank, event);
-            let never_joins = |rank: &Progress| !rank.joined && rank.outcome.is_some();
-            if rescue.is_none() && self.ranks.iter().any(never_joins) {
+            if rescue.is_none()
+                && let Some(lost) = self.lost()
+            {
                 if !self.has_id {
-                    self.crew.tell_all(&Order::Alone);
+                    self.crew.tell_all(&Order::Alone(lost));
                 }
                 let soon = Instant::now() + GRACE;
                 rescue = Some(end.map_or(soon, |end| end.min(soon)));
@@ -197,6 +200,20 @@ impl Launch {
         })
     }
 
+    /// Who will never join, and why, if that is known of one.
+    fn lost(&self) -> Option<String> {
+        (0..).zip(&self.ranks).find_map(|(rank, progress)| {
+            let outcome = progress.outcome.as_ref().filter(|_| !progress.joined)?;
+            let who = format!("rank {rank} (pid {})", self.crew.pid(rank));
+            Some(match (outcome, progress.status) {
+                (Err(Cause::Error(error)), _) => format!("{who} failed: {error}"),
+                (Err(Cause::Panic { message, .. }), _) => format!("{who} panicked: {message}"),
+                (_, Some(status)) => format!("{who} ended: {status}"),
+                (_, None) => format!("{who} ended"),
+            })
+        })
+    }
+
     fn hear(&mut self, rank: usize, event: Event<Word>) {
         let progress = &mut self.ranks[rank];
         match event {
@@ -212,7 +229,7 @@ impl Launch {
             // It comes too late.
             Event::Said(Word::Where(_)) => {}
             Event::Ended(end) => {
-                progress.ended = true;
+                (progress.ended, progress.status) = (true, end.status);
                 self.notices[rank].publish(&end);
                 let outcome = || Err(Cause::Ended(how_it_ended(&self.test, &end)));
                 progress.outcome.get_or_insert_with(outcome);
@@ -417,8 +434,14 @@ impl Here {
         }
         match lock(&self.orders).recv() {
             Ok(Order::Id(id)) => Ok(UniqueId::from_bytes(id)),
-            _ => {
-                let message = "another rank ended before there was a unique id";
+            Ok(Order::Alone(lost)) => {
+                let message = format!("no rank has joined yet, and one never will: {lost}");
+                Err(Error::new(ErrorKind::Remote, message).with_backend(BACKEND).with_hint(
+                    "see what that rank printed last, and what it does before this call",
+                ))
+            }
+            Ok(Order::Start(_) | Order::Where) | Err(_) => {
+                let message = "the parent, which hands the unique id on, says something else";
                 Err(Error::new(ErrorKind::Remote, message).with_backend(BACKEND))
             }
         }

@@ -22,7 +22,7 @@ mod linux {
     };
 
     use collectives::{
-        Backend, Communicator, ReduceOp, Result, World, WorldConfig,
+        Backend, CommConfig, Communicator, ReduceOp, Result, World, WorldConfig,
         mock::{Mock, MockConfig, Ranks},
         rendezvous::{Environment, TcpStoreServer},
     };
@@ -46,10 +46,15 @@ mod linux {
                 }
             };
         }
-        let tests: [(&str, Test); 26] = [
+        let tests: [(&str, Test); 29] = [
             ("eight_ranks_by_collectives_launch", eight_ranks_by_collectives_launch),
             ("eight_ranks_by_variables_of_slurm", eight_ranks_by_variables_of_slurm),
             ("eight_ranks_by_variables_of_mpich", eight_ranks_by_variables_of_mpich),
+            (
+                "four_ranks_by_variables_of_srun_with_pmi2",
+                four_ranks_by_variables_of_srun_with_pmi2,
+            ),
+            ("ranks_of_a_host_may_be_in_another_order", ranks_of_a_host_may_be_in_another_order),
             ("ranks_of_one_host_need_no_port", ranks_of_one_host_need_no_port),
             ("a_single_process_needs_nothing", a_single_process_needs_nothing),
             ("worlds_may_follow_each_other", worlds_may_follow_each_other),
@@ -63,11 +68,13 @@ mod linux {
                 a_store_of_the_launcher_outlives_attempts,
             ),
             ("who_does_not_come_is_named_by_all", who_does_not_come_is_named_by_all),
+            ("who_starts_the_program_says_how_long", who_starts_the_program_says_how_long),
             ("rank_0_is_named_where_it_does_not_come", rank_0_is_named),
             ("two_of_one_rank_are_told", two_of_one_rank_are_told),
             ("other_world_sizes_are_told", other_world_sizes_are_told),
             ("other_versions_are_told_by_rank", other_versions_are_told_by_rank),
             ("other_algorithms_are_told_by_rank", other_algorithms_are_told_by_rank),
+            ("other_settings_are_told_by_rank", other_settings_are_told_by_rank),
             ("who_has_no_library_tells_the_others", who_has_no_library_tells_the_others),
             ("two_ranks_on_one_device_are_told", two_ranks_on_one_device_are_told),
             ("who_ends_before_a_join_is_named", who_ends_before_a_join_is_named),
@@ -87,15 +94,18 @@ mod linux {
         });
         let mut trials: Vec<_> =
             tests.map(|(name, test)| Trial::test(name, test)).into_iter().collect();
-        let by_mpirun: [(&str, Test); 2] = [
-            ("eight_ranks_by_mpirun", eight_ranks_by_mpirun),
-            ("two_jobs_of_mpirun_at_once", two_jobs_of_mpirun_at_once),
+        // What they say of themselves.
+        let open_mpi = is_there(mpirun(1), "Open MPI");
+        let mpich = is_there(mpiexec(1), "HYDRA");
+        let by_others: [(&str, Test, bool, &str); 3] = [
+            ("eight_ranks_by_mpirun", eight_ranks_by_mpirun, open_mpi, "Open MPI's mpirun"),
+            ("two_jobs_of_mpirun_at_once", two_jobs_of_mpirun, open_mpi, "Open MPI's mpirun"),
+            ("eight_ranks_by_mpiexec", eight_ranks_by_mpiexec, mpich, "MPICH's mpiexec"),
         ];
-        let there = mpirun(1).arg("--version").output().is_ok();
-        for (name, test) in by_mpirun {
+        for (name, test, there, what) in by_others {
             let name = match there {
                 true => name.to_owned(),
-                false => format!("[needs Open MPI's mpirun] {name}"),
+                false => format!("[needs {what}] {name}"),
             };
             trials.push(Trial::test(name, test).with_ignored_flag(!there));
         }
@@ -129,12 +139,15 @@ mod linux {
         Ok(())
     }
 
-    /// With the deadline and the device that the test wants.
+    /// With the deadline, the device and the settings that the test wants.
     fn config() -> WorldConfig {
         let number = |name| env::var(name).ok().map(|text| text.parse().expect("a number"));
         let mut config = WorldConfig::new();
         if let Some(deadline) = number("TEST_DEADLINE_MS") {
             config = config.with_deadline(Duration::from_millis(deadline));
+        }
+        if let Some(most) = number("TEST_CTAS") {
+            config = config.with_comm_config(CommConfig::new().with_ctas(1..=most as u32));
         }
         match number("TEST_DEVICE") {
             Some(device) => config.with_device(device as usize),
@@ -202,6 +215,10 @@ mod linux {
         eight_sums(&rank_of(&mut mpirun(8), "sum").output()?)
     }
 
+    fn eight_ranks_by_mpiexec() -> Outcome {
+        eight_sums(&rank_of(&mut mpiexec(8), "sum").output()?)
+    }
+
     /// As nccl-tests is run.
     fn perf_takes_part_as_a_rank() -> Outcome {
         let perf = env!("CARGO_BIN_EXE_collectives");
@@ -234,13 +251,17 @@ mod linux {
             out.lines().filter(|line| line.contains(" f32 ") || line.contains("float")).count();
         let once = out.matches("# backend ").count() == 1;
         let all = out.contains("rank  3 on device  3")
-            && out.contains("4, processes that a launcher started");
+            && out.contains("4, processes started by a launcher");
         check(output.status.success() && rows == 3 && once && all, &output)
     }
 
-    fn two_jobs_of_mpirun_at_once() -> Outcome {
-        let jobs = [8, 8].map(|ranks| {
-            let mut command = mpirun(ranks);
+    fn two_jobs_of_mpirun() -> Outcome {
+        // In one, each of the two may find that the other has just made the folder of this user, and
+        // Open MPI 4.1 then fails.
+        let folders = [tempfile::tempdir()?, tempfile::tempdir()?];
+        let jobs = folders.each_ref().map(|folder| {
+            let mut command = mpirun(8);
+            command.env("OMPI_MCA_orte_tmpdir_base", folder.path());
             rank_of(&mut command, "sum").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
         });
         for job in jobs {
@@ -274,6 +295,31 @@ mod linux {
             command.envs([("PMI_SIZE", "8"), ("MPI_LOCALNRANKS", "8")]);
         })?;
         all_say(&outputs, "mock [36.0]\n")
+    }
+
+    /// Which leaves it to Slurm's own to say where they are.
+    fn four_ranks_by_variables_of_srun_with_pmi2() -> Outcome {
+        let job = (20_000 + (free_port()? % 10_000)).to_string();
+        let outputs = ranks(0..4, "sum", |rank, command| {
+            let rank = rank.to_string();
+            command.envs([("PMI_RANK", rank.as_str()), ("PMI_SIZE", "4")]);
+            command.envs([("SLURM_PROCID", rank.as_str()), ("SLURM_LOCALID", &rank)]);
+            command.envs([("SLURM_STEP_NUM_TASKS", "4"), ("SLURM_STEP_TASKS_PER_NODE", "4")]);
+            command.envs([("SLURM_NODEID", "0"), ("SLURM_STEP_NODELIST", "localhost")]);
+            command.envs([("SLURM_JOB_ID", job.as_str()), ("SLURM_STEP_ID", "0")]);
+        })?;
+        all_say(&outputs, "mock [10.0]\n")
+    }
+
+    /// As of Open MPI 5, which maps them to parts of the machine.
+    fn ranks_of_a_host_may_be_in_another_order() -> Outcome {
+        let outputs = ranks(0..4, "sum", |rank, command| {
+            let local = [0, 2, 1, 3][rank as usize].to_string();
+            command.env("OMPI_COMM_WORLD_RANK", rank.to_string());
+            command.env("OMPI_COMM_WORLD_LOCAL_RANK", local);
+            command.envs([("OMPI_COMM_WORLD_SIZE", "4"), ("OMPI_COMM_WORLD_LOCAL_SIZE", "4")]);
+        })?;
+        all_say(&outputs, "mock [10.0]\n")
     }
 
     /// Even with shells between them and what started them.
@@ -373,6 +419,22 @@ mod linux {
         all_say_alike(&outputs, ": rank 2 of 4 did not come within 5s, says rank ")
     }
 
+    fn who_starts_the_program_says_how_long() -> Outcome {
+        let port = free_port()?;
+        let outputs = ranks([0, 2], "sum", |rank, command| {
+            torchrun(command, rank, 3, port).env("COLLECTIVES_DEADLINE", "2.5");
+        })?;
+        all_say_alike(&outputs, ": rank 1 of 3 did not come within 2.5s, says rank ")?;
+        for wrong in ["soon", "-1", "0"] {
+            let outputs = ranks(0..1, "sum", |rank, command| {
+                torchrun(command, rank, 3, port).env("COLLECTIVES_DEADLINE", wrong);
+            })?;
+            let expected = format!("COLLECTIVES_DEADLINE is '{wrong}', want a number of seconds");
+            all_fail(&outputs, &expected)?;
+        }
+        Ok(())
+    }
+
     fn rank_0_is_named() -> Outcome {
         let port = free_port()?;
         let outputs = ranks(1..3, "configured", |rank, command| {
@@ -424,6 +486,20 @@ mod linux {
         all_say_alike(
             &outputs,
             "variables differ that ranks must agree on: NCCL_ALGO (ranks 0 and 2: not set; rank 1: RING)",
+        )
+    }
+
+    fn other_settings_are_told_by_rank() -> Outcome {
+        let port = free_port()?;
+        let outputs = ranks(0..3, "configured", |rank, command| {
+            torchrun(command, rank, 3, port);
+            if rank == 1 {
+                command.env("TEST_CTAS", "4");
+            }
+        })?;
+        all_say_alike(
+            &outputs,
+            "communicator settings differ that ranks must agree on: ctas (ranks 0 and 2: not set; rank 1: 1..=4)",
         )
     }
 
@@ -552,6 +628,17 @@ mod linux {
         command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
         command.env("PRTE_ALLOW_RUN_AS_ROOT", "1").env("PRTE_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
         command.env("COLLECTIVES_BACKEND", "mock");
+        command
+    }
+
+    fn is_there(mut launcher: Command, name: &str) -> bool {
+        let answer = launcher.arg("--version").output();
+        answer.is_ok_and(|answer| text(&answer.stdout).contains(name))
+    }
+
+    fn mpiexec(ranks: usize) -> Command {
+        let mut command = Command::new("mpiexec.hydra");
+        clean(&mut command).args(["-n", &ranks.to_string()]).env("COLLECTIVES_BACKEND", "mock");
         command
     }
 

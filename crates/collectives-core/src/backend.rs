@@ -53,7 +53,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn set_encryption(&self, key: Option<&str>) -> Result<()>;
 
     /// Makes the name under which the ranks of one new communicator meet. One rank makes it and
-    /// hands it to all others.
+    /// hands it to all others. It is good for one communicator.
     ///
     /// # Errors
     /// What the library reports: no usable network interface, for example.
@@ -64,15 +64,17 @@ pub trait Backend: Clone + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for a rank outside the size or a
-    /// foreign id; [`Timeout`](crate::ErrorKind::Timeout) when the deadline passed first, and the
-    /// attempt was given up; the library's failures.
+    /// foreign id, and where another thread of this process joins by the id as the same rank, with
+    /// another size, or by another library; [`InvalidUsage`](crate::ErrorKind::InvalidUsage) for an id
+    /// that this process has used up; [`Timeout`](crate::ErrorKind::Timeout) when the deadline passed
+    /// first, and the attempt was given up; the library's failures.
     #[doc(alias = "ncclCommInitRankConfig")]
     #[doc(alias = "ncclCommInitRank")]
     #[track_caller]
     fn join(&self, id: &UniqueId, config: JoinConfig) -> Result<Self::Comm>;
 
     /// Joins a communicator that is growing, as one of its new ranks: the other half of
-    /// [`Split::grow`], which tells the protocol. Collective: returns when the members and all new
+    /// [`Split::grow`], which explains the protocol. Collective: returns when the members and all new
     /// ranks have called.
     ///
     /// Requires [`Capabilities::grow`]. `config.rank` is a place behind the members, and
@@ -117,7 +119,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     ///
     /// # Safety
     /// `raw` is a live, blocking communicator of the very library behind this backend
-    /// ([`info`](Self::info) tells its path), and nobody else uses or destroys it from now on.
+    /// ([`info`](Self::info) has its path), and no other code uses or destroys it from now on.
     ///
     /// # Errors
     /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for null;
@@ -193,7 +195,7 @@ impl<B: Backend> Drop for OpenGroup<'_, B> {
 /// that nothing is ever downcast.
 ///
 /// A new communicator shares no resources with the one it comes from, and lives on when that ends.
-/// All of these block until every rank that takes part has called, and none may stand in a group.
+/// All of these block until every rank that takes part has called, and none may be in a group.
 ///
 /// ```
 /// # use collectives_core::{Capabilities, Collectives, Error, Rank, ShrinkConfig, Split};
@@ -453,8 +455,9 @@ pub struct ShrinkConfig {
 
 impl ShrinkConfig {
     /// Leaves out `exclude`, of a communicator that has no operation in flight.
-    pub fn new(exclude: impl Into<Vec<Rank>>) -> Self {
-        Self { exclude: exclude.into(), abort: false, name: None, config: CommConfig::new() }
+    pub fn new(exclude: impl IntoIterator<Item = impl Into<Rank>>) -> Self {
+        let exclude = exclude.into_iter().map(Into::into).collect();
+        Self { exclude, abort: false, name: None, config: CommConfig::new() }
     }
 
     /// Drops the operations in flight first.

@@ -111,6 +111,58 @@ impl CommConfig {
         nvls_host: NvlsHost, with_nvls_host;
     }
 
+    /// The fields that are set, by their names, and their values as text: for comparing ranks.
+    pub fn set_fields(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let Self {
+            cga_cluster_size,
+            ctas,
+            network,
+            split_share,
+            traffic_class,
+            collnet,
+            cta_policy,
+            shrink_share,
+            nvls_ctas,
+            channels_per_net_peer,
+            nvlink_centric_schedule,
+            graph_usage,
+            rma_contexts,
+            max_p2p_peers,
+            graph_stream_ordering,
+            launch_order_implicit,
+            rma_signals,
+            rma_eager_init,
+            host_cft,
+            nvls_host,
+        } = self;
+        let count = |count: &Option<u32>| count.map(|count| count.to_string());
+        let flag = |flag: &Option<bool>| flag.map(|flag| flag.to_string());
+        let fields = [
+            ("cga_cluster_size", count(cga_cluster_size)),
+            ("ctas", ctas.as_ref().map(|ctas| format!("{ctas:?}"))),
+            // Libraries compare it so.
+            ("network", network.as_ref().map(|network| network.to_lowercase())),
+            ("split_share", flag(split_share)),
+            ("traffic_class", traffic_class.map(|class| class.to_string())),
+            ("collnet", flag(collnet)),
+            ("cta_policy", cta_policy.map(|policy| policy.bits().to_string())),
+            ("shrink_share", flag(shrink_share)),
+            ("nvls_ctas", count(nvls_ctas)),
+            ("channels_per_net_peer", count(channels_per_net_peer)),
+            ("nvlink_centric_schedule", flag(nvlink_centric_schedule)),
+            ("graph_usage", graph_usage.map(|usage| format!("{usage:?}"))),
+            ("rma_contexts", count(rma_contexts)),
+            ("max_p2p_peers", count(max_p2p_peers)),
+            ("graph_stream_ordering", flag(graph_stream_ordering)),
+            ("launch_order_implicit", flag(launch_order_implicit)),
+            ("rma_signals", count(rma_signals)),
+            ("rma_eager_init", flag(rma_eager_init)),
+            ("host_cft", host_cft.map(|mode| format!("{mode:?}"))),
+            ("nvls_host", nvls_host.map(|mode| format!("{mode:?}"))),
+        ];
+        fields.into_iter().filter_map(|(name, value)| Some((name, value?)))
+    }
+
     /// Refuses values that no library takes. Backends call it before theirs.
     ///
     /// # Errors
@@ -328,6 +380,26 @@ mod tests {
         for config in [new(), ordered, new().with_ctas(1..=1).with_cga_cluster_size(0_u32)] {
             config.check().unwrap();
         }
+    }
+
+    #[test]
+    fn what_is_set_has_a_name_and_a_text() {
+        let config = CommConfig::new()
+            .with_ctas(4..=16)
+            .with_network("Socket")
+            .with_collnet(false)
+            .with_cta_policy(CtaPolicy::EFFICIENCY)
+            .with_graph_usage(GraphUsage::Only);
+        let fields: Vec<_> = config.set_fields().collect();
+        let want = [
+            ("ctas", "4..=16"),
+            ("network", "socket"),
+            ("collnet", "false"),
+            ("cta_policy", "1"),
+            ("graph_usage", "Only"),
+        ];
+        assert_eq!(fields, want.map(|(name, value)| (name, value.to_owned())));
+        assert_eq!(CommConfig::new().set_fields().count(), 0);
     }
 
     #[test]

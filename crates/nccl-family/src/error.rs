@@ -13,11 +13,6 @@ pub(crate) fn from_result(library: &abi::Library, result: ncclResult_t) -> Error
         Flavour::Nccl => last_words.contains("out of memory"),
         Flavour::Rccl => last_words.contains("HIP failure") && last_words.contains("out of memory"),
     };
-    // RCCL leaves warnings there that have nothing to do with the failure.
-    let last_words = match library.flavour() {
-        Flavour::Rccl if !last_words.is_empty() => format!("{PERHAPS}{last_words}"),
-        Flavour::Nccl | Flavour::Rccl => last_words,
-    };
     let kind = match result {
         ncclResult_t::UNHANDLED_CUDA_ERROR if out_of_memory => ErrorKind::OutOfMemory,
         ncclResult_t::UNHANDLED_CUDA_ERROR => ErrorKind::Device,
@@ -36,10 +31,14 @@ pub(crate) fn from_result(library: &abi::Library, result: ncclResult_t) -> Error
         ErrorKind::Vendor => format!("unknown code {}", result.0),
         _ => library.error_text(result),
     };
-    Error::new(kind, message)
+    let error = Error::new(kind, message)
         .with_vendor_code(VendorCode(result.0))
-        .with_last_error(last_words)
-        .with_poison(poisons(result))
+        .with_poison(poisons(result));
+    match library.flavour() {
+        Flavour::Nccl => error.with_last_error(last_words),
+        // It leaves warnings there that have nothing to do with the failure.
+        Flavour::Rccl => error.with_doubtful_last_error(last_words),
+    }
 }
 
 /// Whether a communicator that answered this is of no more use.
@@ -86,6 +85,3 @@ pub(crate) fn copy(error: &Error, comm: &CommInfo) -> Error {
 
 /// Version code of the first release whose code 8 is `ncclTimeout`.
 const FIRST_WITH_TIMEOUT: i32 = 23_003;
-
-/// In front of RCCL's last words.
-const PERHAPS: &str = "perhaps of another call: ";

@@ -13,6 +13,8 @@
 //! have no split or no non-blocking communicators: there the helper makes the one blocking call. Either
 //! way the caller is told in time. Nobody can end a blocking join from outside, so a helper that is
 //! late is left to it; should it ever come back with a communicator, that is aborted.
+//!
+//! What other threads of the process join by the same id is looked at [before](crate::meeting).
 
 use std::{
     ffi::{CStr, c_int, c_void},
@@ -37,6 +39,7 @@ use crate::{
     error,
     group::{self, worse},
     helper::within,
+    meeting::Place,
     state::{Backoff, end_stray, is_under_way},
 };
 
@@ -284,7 +287,10 @@ impl<V: Vendor> Join<V> {
     /// Joins, at once or on a helper that is not waited for past the deadline.
     fn run(self) -> Result<Comm<V>> {
         self.library.warn_of_known_bugs();
-        let Some(deadline) = self.deadline else { return self.blocking() };
+        let (library, info) = (self.library.abi(), self.library.info());
+        let place = Place::take(&self.ids, self.rank, self.size, library, info);
+        let place = place.map_err(|error| self.refuse(error))?;
+        let Some(deadline) = self.deadline else { return place.hold(|| self.blocking()) };
         // The communicator's device is this thread's afterwards, as without a deadline.
         self.bind_device()?;
         let late = self.late(deadline);
@@ -294,7 +300,7 @@ impl<V: Vendor> Join<V> {
             true => self.with_deadline(deadline),
             false => self.blocking(),
         };
-        within(deadline, join, abort).unwrap_or(Err(late))
+        within(deadline, || place.hold(join), abort).unwrap_or(Err(late))
     }
 
     /// `ncclCommInitRankConfig`, blocking.

@@ -14,7 +14,7 @@ use collectives_core::{
     JoinAllConfig, JoinConfig, Launch, Rank, RawStream, RecvBuf, ReduceOp, Scalar, SendBuf,
     ShrinkConfig, Split, SplitConfig, Support,
 };
-use collectives_nccl_family::{Comm, ParentPolicy};
+use collectives_nccl_family::{Comm, Library, ParentPolicy};
 use static_assertions::{assert_impl_all, assert_not_impl_any};
 
 use fake::{BOUND, FOREIGN, Fake, RUNTIME, World, group_depth};
@@ -380,6 +380,84 @@ fn join_checks_its_arguments_before_the_library_is_asked() {
 }
 
 #[test]
+fn threads_that_join_by_one_id_are_compared_before_the_library_waits_for_ever() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let id = library.unique_id().unwrap();
+    world.log();
+    world.hang("init");
+    let waiting = thread::spawn({
+        let (library, id) = (library.clone(), id.clone());
+        move || library.join(&id, JoinConfig::new(1, 3).with_device(0)).map(drop)
+    });
+    world.wait_for("init_config");
+    let refused = |library: &Library<Fake>, config: JoinConfig, text: &str| {
+        let error = library.join(&id, config).unwrap_err();
+        let said = (error.kind(), error.to_string());
+        assert_eq!(said, (ErrorKind::InvalidArgument, text.to_owned()));
+    };
+    refused(
+        &library,
+        JoinConfig::new(1, 3),
+        "NCCL join (rank 1 of 3): rank 1 has joined already; give each participant a rank of its \
+         own, and each attempt a new id",
+    );
+    refused(
+        &library,
+        JoinConfig::new(0, 2),
+        "NCCL join (rank 0 of 2): ranks disagree on the size: rank 0 says 2, others say 3",
+    );
+    refused(
+        &World::enter(22809).another_copy(),
+        JoinConfig::new(0, 3),
+        "NCCL join (rank 0 of 3): libraries differ: rank 1: NCCL 2.32.3; rank 0: NCCL 2.28.9; join \
+         by one loaded library in all threads",
+    );
+    // Two ranks on one device are the library's to tell; and of what was refused it has heard nothing.
+    let twin = thread::spawn({
+        let (library, id) = (library.clone(), id.clone());
+        move || library.join(&id, JoinConfig::new(0, 3).with_device(0)).map(drop)
+    });
+    world.wait_for("init_config(0 of 3");
+    world.release("init");
+    waiting.join().unwrap().unwrap();
+    twin.join().unwrap().unwrap();
+    let asked: Vec<_> = world.log().into_iter().filter(|line| line.starts_with("init")).collect();
+    let call = |rank| format!("init_config({rank} of 3, blocking 1, share -1)");
+    assert_eq!(asked, [call(1), call(0)]);
+}
+
+#[test]
+fn an_id_is_good_for_one_communicator_and_for_as_many_attempts_as_it_takes() {
+    let world = World::enter(NEWEST);
+    let library = world.library();
+    let id = library.unique_id().unwrap();
+    let config = || JoinConfig::new(0, 2);
+    world.answer("init", 1);
+    for _ in 0..2 {
+        assert_eq!(library.join(&id, config()).unwrap_err().kind(), ErrorKind::Device);
+    }
+    world.answer("init", 0);
+    let comm = library.join(&id, config()).unwrap();
+    world.log();
+    let used_up = "this unique id was used up by an earlier join";
+    for config in [config(), JoinConfig::new(1, 2), config().with_deadline(Duration::from_secs(9))]
+    {
+        let error = library.join(&id, config).unwrap_err();
+        assert_eq!((error.kind(), error.message()), (ErrorKind::InvalidUsage, used_up));
+    }
+    assert!(world.log().is_empty());
+    drop(comm);
+    assert_eq!(library.join(&id, config()).unwrap_err().message(), used_up);
+    // Ids of such a release are addresses, and these come back.
+    let world = World::enter(21304);
+    let library = world.library_without(&["ncclCommInitRankConfig"]);
+    let id = library.unique_id().unwrap();
+    drop(library.join(&id, config()).unwrap());
+    drop(library.join(&id, config()).unwrap());
+}
+
+#[test]
 fn a_library_that_gives_no_communicator_is_found_out() {
     let world = World::enter(NEWEST);
     let library = world.library();
@@ -432,6 +510,8 @@ fn where_nothing_can_be_polled_a_thread_is_left_to_the_join() {
     drop(library.join(&id, minute).unwrap());
     assert_eq!(world.log(), ["init_config(0 of 2, blocking 1, share -1)", "destroy(comm)"]);
 
+    let id = library.unique_id().unwrap();
+    world.log();
     world.hang("init");
     let short = JoinConfig::new(Rank::new(0), 2).with_deadline(Duration::from_millis(20));
     let error = library.join(&id, short).unwrap_err();
@@ -441,6 +521,9 @@ fn where_nothing_can_be_polled_a_thread_is_left_to_the_join() {
         "NCCL join (rank 0 of 2): not all 2 ranks joined within 20ms; see whether every rank runs \
          and was given this unique id"
     );
+    // It cannot be called back, and a second of its rank would spoil it for all.
+    let again = library.join(&id, JoinConfig::new(Rank::new(0), 2)).unwrap_err();
+    assert_eq!(again.message(), "rank 0 has joined already");
     // The others come after all, and nobody wants the communicator any more.
     world.release("init");
     world.wait_for("abort(comm)");
@@ -457,6 +540,7 @@ fn what_blocks_although_it_should_not_is_left_to_its_thread() {
     assert_eq!(library.join(&id, short).unwrap_err().kind(), ErrorKind::Timeout);
     let grown = JoinConfig::new(2, 3).with_deadline(Duration::from_millis(20));
     world.hang("grow");
+    let id = library.unique_id().unwrap();
     assert_eq!(library.join_grown(&id, grown).unwrap_err().kind(), ErrorKind::Timeout);
     let all = JoinAllConfig::new([0, 1]).with_deadline(Duration::from_millis(20));
     let error = library.join_all(all).unwrap_err();
@@ -1433,9 +1517,11 @@ fn many_ids_go_to_the_function_for_them() {
     let library = world.library();
     let (one, two) = (library.unique_id().unwrap(), library.unique_id().unwrap());
     world.log();
-    let config = JoinConfig::new(1, 2).with_more_ids([two]);
+    let config = JoinConfig::new(1, 2).with_more_ids([two.clone()]);
     drop(library.join(&one, config.clone()).unwrap());
     assert_eq!(world.log(), ["init_scalable(1 of 2, 2 ids)", "destroy(comm)"]);
+    let error = library.join(&two, JoinConfig::new(0, 2)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidUsage, "every one of them is used up: {error}");
     let old = world.library_without(&["ncclCommInitRankScalable"]);
     let error = old.join(&one, config.clone()).unwrap_err();
     assert_eq!(

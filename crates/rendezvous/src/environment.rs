@@ -5,6 +5,10 @@
 //! torchrun's variables, which any other launcher can set too, before MPI's, before Slurm's. Within
 //! one launcher nothing may be missing or contradict. What is read here is never guessed: an error
 //! shows every variable that was found.
+//!
+//! Slurm may be two launchers at once: `srun` starts its own tasks by PMI or PMIx too, and then says
+//! besides where they are; and `mpiexec` in a job starts its daemons by `srun`, so that its ranks inherit
+//! the numbers of a task that they are not.
 
 use std::{env, fmt, str::FromStr};
 
@@ -119,8 +123,8 @@ impl Environment {
         &self.hosts
     }
 
-    /// The host where rank 0 can be met: `MASTER_ADDR`, or the first of the hosts, or this one where
-    /// all ranks are on it.
+    /// The host where rank 0 can be met: `MASTER_ADDR`, or the first of the hosts unless tasks were
+    /// distributed by a list (`srun -m arbitrary`), or this one where all ranks are on it.
     pub fn master_address(&self) -> Option<&str> {
         self.master_address.as_deref()
     }
@@ -219,26 +223,41 @@ const LAUNCHERS: [Names; 5] = [
         job: &["PMIX_NAMESPACE"],
         remedy: "PMIx tells the size to MPI programs only: set RANK and WORLD_SIZE",
     },
-    Names {
-        launcher: Launcher::Slurm,
-        rank: &["SLURM_PROCID"],
-        size: &["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"],
-        local_rank: &["SLURM_LOCALID"],
-        local_size: &[],
-        node: &["SLURM_NODEID"],
-        job: &["SLURM_JOB_ID"],
-        remedy: "start the program with srun or torchrun; for a single process set RANK=0 and WORLD_SIZE=1",
-    },
+    SLURM,
 ];
 
-/// What Slurm sets for tasks of `srun` alone (`setup_env` in its `env.c`): the numbers of batch scripts and
-/// interactive shells are negative, and left out.
-const STEP: [&str; 3] = ["SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS"];
+const SLURM: Names = Names {
+    launcher: Launcher::Slurm,
+    rank: &["SLURM_PROCID"],
+    size: &["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"],
+    local_rank: &["SLURM_LOCALID"],
+    local_size: &[],
+    node: &["SLURM_NODEID"],
+    job: &["SLURM_JOB_ID"],
+    remedy: "start the program with srun or torchrun; for a single process set RANK=0 and WORLD_SIZE=1",
+};
+
+const JOB: [&str; 2] = ["SLURM_JOB_ID", "SLURM_JOBID"];
+
+/// Batch scripts have none of them. The shell of `salloc` has none, or, with the cluster's
+/// `use_interactive_step`, a number beyond those of steps.
+const STEP: [&str; 2] = ["SLURM_STEP_ID", "SLURM_STEPID"];
+
+/// `SLURM_MAX_NORMAL_STEP_ID` of Slurm's `slurm.h`.
+const LAST_STEP: u32 = 0xFFFF_FFF0;
+
+/// How far the ports of a job's steps are from each other, which are those of the jobs that far away.
+/// The golden section of all: so the ports of few steps are far from those of any job near.
+const BETWEEN_STEPS: u64 = 6_181;
 
 /// What else an error shows.
-const OTHERS: [&str; 9] = [
+const OTHERS: [&str; 13] = [
     "MASTER_ADDR",
     "MASTER_PORT",
+    "PMIX_NAMESPACE",
+    "SLURM_DISTRIBUTION",
+    "SLURM_JOB_ID",
+    "SLURM_JOB_NUM_NODES",
     "SLURM_JOB_NODELIST",
     "SLURM_STEP_NODELIST",
     "SLURM_TASKS_PER_NODE",
@@ -255,29 +274,43 @@ struct Variables<'a> {
 impl Variables<'_> {
     fn environment(&self) -> Result<Environment> {
         // The first that has both; else the first that has a part, which is an error.
-        let set = |names: &[&str]| names.iter().any(|name| (self.lookup)(name).is_some());
-        let whole = LAUNCHERS.iter().find(|names| set(names.rank) && set(names.size));
-        let Some(names) = whole else {
-            return match LAUNCHERS.iter().find(|names| self.is_begun(names)) {
-                Some(names) => Err(self.incomplete(names)),
-                None => self.single(),
-            };
+        let whole = LAUNCHERS.iter().find(|names| {
+            // It has no variable for the size, and what Slurm says may be said of other tasks.
+            let sized = self.any(names.size) || names.launcher == Launcher::Pmix;
+            self.any(names.rank) && sized
+        });
+        let begun = || LAUNCHERS.iter().find(|names| self.is_begun(names));
+        let names = match whole.or_else(begun) {
+            Some(names) if names.launcher == Launcher::Slurm => {
+                if !self.is_step() && (whole.is_some() || self.any(&JOB)) {
+                    return self.shell_of_job(names);
+                }
+                names
+            }
+            Some(names) => names,
+            None if self.any(&JOB) && !self.is_step() => return self.shell_of_job(&SLURM),
+            None => return Ok(Self::single()),
         };
         let rank: u32 = self.required(names.rank, names)?;
+        let by_srun = self.is_task_of_srun(names, rank);
+        if names.launcher == Launcher::Pmix && !by_srun {
+            let problem = "there is no variable for the number of ranks".to_owned();
+            return Err(self.contradiction(names, problem));
+        }
         let size: usize = self.required(names.size, names)?;
         if size == 0 || rank as usize >= size {
             return Err(
                 self.contradiction(names, format!("rank {rank} is not within {size} ranks"))
             );
         }
-        let local_rank: Option<u32> = self.number(names.local_rank, names)?;
-        let (local_size, hosts) = match names.launcher {
-            Launcher::Slurm | Launcher::Pmix => self.slurm_places(names)?,
-            Launcher::Mpich | Launcher::None | Launcher::OpenMpi | Launcher::Torchrun => {
-                (self.number(names.local_size, names)?, Vec::new())
-            }
+        // `srun --mpi=pmi2` leaves to Slurm's own variables what it does not say itself.
+        let places = if by_srun { &SLURM } else { names };
+        let local_rank: Option<u32> = self.number(places.local_rank, names)?;
+        let (local_size, hosts) = match by_srun {
+            true => self.slurm_places(names)?,
+            false => (self.number(names.local_size, names)?, Vec::new()),
         };
-        self.check_places(names, rank, size, local_rank, local_size)?;
+        self.check_places(names, size, local_rank, local_size)?;
         let job = names.job.iter().find_map(|name| (self.lookup)(name));
         let mut environment = Environment {
             launcher: names.launcher,
@@ -285,7 +318,7 @@ impl Variables<'_> {
             size,
             local_rank,
             local_size,
-            node: self.number(names.node, names)?,
+            node: self.number(places.node, names)?,
             hosts,
             master_address: (self.lookup)("MASTER_ADDR"),
             master_port: self.number(&["MASTER_PORT"], names)?,
@@ -295,15 +328,13 @@ impl Variables<'_> {
             job,
             restart: self.number(&["TORCHELASTIC_RESTART_COUNT"], names)?.unwrap_or(0),
         };
-        if names.launcher == Launcher::Slurm {
-            self.check_step(names, size)?;
-        }
-        // Slurm has started those of `srun --mpi=pmix`, too.
-        if matches!(names.launcher, Launcher::Pmix | Launcher::Slurm) {
+        if by_srun {
             self.complete_slurm(names, &mut environment)?;
         }
         if environment.master_address.is_none() {
             environment.master_address = match environment.hosts.first() {
+                // The list is in Slurm's order, and rank 0 is wherever the user wanted it.
+                Some(_) if environment.hosts.len() > 1 && self.is_arbitrary() => None,
                 Some(host) => Some(host.clone()),
                 None if environment.local_size == Some(environment.size) => {
                     Some("127.0.0.1".to_owned())
@@ -315,8 +346,8 @@ impl Variables<'_> {
     }
 
     /// Nobody started us: one rank, on one host.
-    fn single(&self) -> Result<Environment> {
-        Ok(Environment {
+    fn single() -> Environment {
+        Environment {
             launcher: Launcher::None,
             rank: 0,
             size: 1,
@@ -329,17 +360,17 @@ impl Variables<'_> {
             store_is_served: false,
             job: None,
             restart: 0,
-        })
+        }
     }
 
     /// Whether a launcher's variables are there in part. A size of one alone misses nothing. Slurm's
     /// batch script is task 0, of no number where none was asked for.
     fn is_begun(&self, names: &Names) -> bool {
-        let set = |name: &&str| (self.lookup)(name).is_some();
         let sized =
             names.size.iter().filter_map(|name| (self.lookup)(name)).any(|size| size != "1");
         match names.launcher {
-            Launcher::Pmix => names.rank.iter().any(set),
+            // Its rank is all that it has.
+            Launcher::Pmix => false,
             Launcher::Slurm => {
                 sized
                     || names
@@ -349,15 +380,19 @@ impl Variables<'_> {
                         .any(|rank| rank != "0")
             }
             Launcher::Mpich | Launcher::None | Launcher::OpenMpi | Launcher::Torchrun => {
-                sized || [names.rank, names.local_rank, names.local_size].concat().iter().any(set)
+                sized
+                    || [names.rank, names.local_rank, names.local_size]
+                        .into_iter()
+                        .any(|names| self.any(names))
             }
         }
     }
 
+    /// That all ranks are on this host does not make their numbers there the same: Open MPI 5 counts them
+    /// by the parts of the machine to which it maps them, so that rank 1 of 4 may be number 2.
     fn check_places(
         &self,
         names: &Names,
-        rank: u32,
         size: usize,
         local_rank: Option<u32>,
         local_size: Option<usize>,
@@ -371,11 +406,6 @@ impl Variables<'_> {
             }
             (Some(local), None) if local as usize >= size => {
                 format!("rank {local} of this host is not within {size} ranks")
-            }
-            (Some(local), Some(of)) if of == size && local != rank => {
-                format!(
-                    "all {size} ranks are on this host, but this is rank {rank} and there {local}"
-                )
             }
             _ => return Ok(()),
         };
@@ -397,7 +427,7 @@ impl Variables<'_> {
             .into_iter()
             .find_map(|name| (self.lookup)(name).map(|tasks| (name, tasks)));
         let Some((name, text)) = tasks else { return Ok((None, hosts)) };
-        let node: Option<usize> = self.number(names.node, names)?;
+        let node: Option<usize> = self.number(SLURM.node, names)?;
         // Of one host the number of the host is clear.
         let node = node.or_else(|| (hosts.len() == 1).then_some(0));
         let counts = tasks_per_node(&text).ok_or_else(|| {
@@ -406,37 +436,84 @@ impl Variables<'_> {
         Ok((node.and_then(|node| counts.get(node).copied()), hosts))
     }
 
-    /// A batch script, and the shell of `salloc`, look like task 0 of as many as were asked for, but
-    /// Slurm starts the others only by `srun`: rank 0 would wait for them in vain. They are the steps
-    /// without a number.
-    fn check_step(&self, names: &Names, size: usize) -> Result<()> {
-        let is_step = STEP.iter().any(|name| (self.lookup)(name).is_some());
-        if size == 1 || is_step {
-            return Ok(());
-        }
+    /// A batch script and the shell that `salloc` opens have variables of a job, some of them those of its
+    /// task 0, but Slurm starts tasks only by `srun`: rank 0 would wait for the others in vain. Of a job
+    /// for one task this is that task.
+    fn shell_of_job(&self, names: &Names) -> Result<Environment> {
+        let tasks: Option<usize> = self.number(&["SLURM_NTASKS", "SLURM_NPROCS"], names)?;
+        let hosts: Option<usize> = self.number(&["SLURM_JOB_NUM_NODES"], names)?;
+        let what = match (tasks, hosts) {
+            (Some(tasks), _) if tasks > 1 => format!("{tasks} tasks"),
+            (_, Some(hosts)) if hosts > 1 => format!("{hosts} hosts"),
+            _ => {
+                return Ok(Environment {
+                    launcher: Launcher::Slurm,
+                    job: JOB.iter().find_map(|name| (self.lookup)(name)),
+                    restart: self.number(&["SLURM_RESTART_COUNT"], names)?.unwrap_or(0),
+                    ..Self::single()
+                });
+            }
+        };
         let problem = format!(
-            "this is no task of srun, but the batch script or shell of a job for {size} tasks, as \
-             SLURM_STEP_ID is not set"
+            "this is no task of srun, but the batch script or shell of a job for {what}, as \
+             SLURM_STEP_ID is {}",
+            (self.lookup)("SLURM_STEP_ID").map_or("not set", |_| "that of a shell")
         );
         Err(self.contradiction(names, problem))
     }
 
+    /// Whether a task of `srun` has these variables, or what one has started.
+    fn is_step(&self) -> bool {
+        match STEP.iter().find_map(|name| (self.lookup)(name)) {
+            Some(id) => !id.parse().is_ok_and(|id: u32| id > LAST_STEP),
+            None => (self.lookup)("SLURM_STEP_NUM_TASKS").is_some(),
+        }
+    }
+
+    /// Whether `srun` started this very rank, so that what Slurm's variables say is said of it.
+    fn is_task_of_srun(&self, names: &Names, rank: u32) -> bool {
+        let is = |name: &str, value: &str| (self.lookup)(name).is_some_and(|found| found == value);
+        match names.launcher {
+            Launcher::Slurm => true,
+            // Slurm's plugin calls its namespaces so; those of `prun` and `mpirun` have other names.
+            Launcher::Pmix => (self.lookup)("PMIX_NAMESPACE")
+                .is_some_and(|namespace| namespace.starts_with("slurm.")),
+            // `mpiexec` sets the rest of the launcher's own variables, `srun` does not.
+            Launcher::Mpich => {
+                let size = names.size.iter().find_map(|name| (self.lookup)(name));
+                !self.any(&["MPI_LOCALRANKID"])
+                    && is("SLURM_PROCID", &rank.to_string())
+                    && size.is_some_and(|size| is("SLURM_STEP_NUM_TASKS", &size))
+            }
+            Launcher::None | Launcher::OpenMpi | Launcher::Torchrun => false,
+        }
+    }
+
+    /// Whether the user listed the host of each task: `srun -m arbitrary`, or `SLURM_HOSTFILE`.
+    fn is_arbitrary(&self) -> bool {
+        (self.lookup)("SLURM_DISTRIBUTION").is_some_and(|way| way.starts_with("arbitrary"))
+    }
+
     /// A job's number is not enough to tell its runs apart: each `srun` is a step of its own.
     fn complete_slurm(&self, names: &Names, environment: &mut Environment) -> Result<()> {
-        let job: Option<u32> = self.number(&["SLURM_JOB_ID"], names)?;
-        let step: Option<u32> = self.number(&["SLURM_STEP_ID"], names)?;
+        let job: Option<u32> = self.number(&JOB, names)?;
+        let step: Option<u32> = self.number(&STEP, names)?;
         if let (Some(job), Some(step)) = (job, step) {
             environment.job = Some(format!("{job}.{step}"));
         }
         if let (None, Some(job)) = (environment.master_port, job) {
             // Below those that the kernel gives to clients.
-            let offset = (job.wrapping_add(step.unwrap_or(0)) % 10_000) as u16;
-            environment.master_port = Some(20_000 + offset);
+            let offset = u64::from(job) + u64::from(step.unwrap_or(0)) * BETWEEN_STEPS;
+            environment.master_port = Some(20_000 + (offset % 10_000) as u16);
         }
         if let Some(restart) = self.number(&["SLURM_RESTART_COUNT"], names)? {
             environment.restart = restart;
         }
         Ok(())
+    }
+
+    fn any(&self, names: &[&str]) -> bool {
+        names.iter().any(|name| (self.lookup)(name).is_some())
     }
 
     fn required<T: FromStr + PartialEq>(&self, options: &[&str], names: &Names) -> Result<T> {
@@ -592,7 +669,8 @@ mod tests {
             node: Some(2),
             hosts,
             master_address: Some("n01-ib".into()),
-            master_port: Some(20_000 + 3459),
+            // 123,456 and 3 times 6,181.
+            master_port: Some(20_000 + 1_999),
             store_is_served: false,
             job: Some("123456.3".into()),
             restart: 1,
@@ -624,7 +702,25 @@ mod tests {
         // What torchrun or mpirun start in it has their variables; and who is alone, is right.
         assert_eq!(read(&format!("{batch} RANK=3 WORLD_SIZE=4")).unwrap().rank(), 3);
         assert_eq!(read(&format!("{batch} RANK=0 WORLD_SIZE=1")).unwrap().size(), 1);
-        assert_eq!(read("SLURM_JOB_ID=7 SLURM_PROCID=0 SLURM_NTASKS=1").unwrap().size(), 1);
+        let alone = read("SLURM_JOB_ID=7 SLURM_PROCID=0 SLURM_NTASKS=1").unwrap();
+        assert_eq!((alone.launcher(), alone.size()), (Launcher::Slurm, 1));
+        assert_eq!(alone.job(), Some("7"));
+    }
+
+    #[test]
+    fn steps_of_jobs_that_follow_each_other_have_ports_of_their_own() {
+        let port = |job: u32, step: u32| {
+            let ids = format!("SLURM_JOB_ID={job} SLURM_STEP_ID={step}");
+            let environment = read(&format!("SLURM_PROCID=0 SLURM_NTASKS=2 {ids}")).unwrap();
+            environment.master_port().unwrap()
+        };
+        let mut ports: Vec<_> =
+            (0..100).flat_map(|job| (0..20).map(move |step| (9_950 + job, step))).collect();
+        let steps = ports.len();
+        let ports: std::collections::HashSet<_> =
+            ports.drain(..).map(|(job, step)| port(job, step)).collect();
+        assert_eq!(ports.len(), steps);
+        assert!(ports.iter().all(|port| (20_000..30_000).contains(port)));
     }
 
     #[test]
@@ -662,10 +758,15 @@ mod tests {
         assert_eq!(environment.launcher(), Launcher::Pmix);
         assert_eq!((environment.rank(), environment.size()), (1, 2));
         assert_eq!(environment.master_port(), None);
-        let within = read("PMIX_RANK=1 SLURM_NTASKS=2 SLURM_JOB_ID=7 SLURM_STEP_ID=0").unwrap();
-        assert_eq!(within.master_port(), Some(20_007));
-        let error = refused("PMIX_RANK=1");
-        assert!(error.contains("PMIx tells the size to MPI programs only"), "{error}");
+        let within = "PMIX_RANK=1 SLURM_NTASKS=2 SLURM_JOB_ID=7 SLURM_STEP_ID=0";
+        let task = read(&format!("{within} PMIX_NAMESPACE=slurm.pmix.7.0")).unwrap();
+        assert_eq!(task.master_port(), Some(20_007));
+        // The ranks of prun in a job of Slurm are others than its tasks.
+        for other in ["PMIX_RANK=1".to_owned(), format!("{within} PMIX_NAMESPACE=prun-n7-4711@1")] {
+            let error = refused(&other);
+            assert!(error.contains("there is no variable for the number of ranks"), "{error}");
+            assert!(error.contains("PMIx tells the size to MPI programs only"), "{error}");
+        }
     }
 
     #[test]
@@ -724,19 +825,15 @@ mod tests {
                 "4 ranks of this host are not within 2 of all hosts",
             ),
             (
-                "RANK=1 WORLD_SIZE=2 LOCAL_RANK=0 LOCAL_WORLD_SIZE=2",
-                "all 2 ranks are on this host, but this is rank 1 and there 0",
-            ),
-            (
                 "SLURM_PROCID=1 SLURM_NTASKS=4 SLURM_STEP_NUM_TASKS=2",
                 "SLURM_STEP_NUM_TASKS and SLURM_NTASKS differ",
             ),
             (
-                "SLURM_PROCID=1 SLURM_NTASKS=4 SLURM_JOB_NODELIST=n[1-",
+                "SLURM_PROCID=1 SLURM_STEP_ID=0 SLURM_NTASKS=4 SLURM_JOB_NODELIST=n[1-",
                 "SLURM_JOB_NODELIST: host list 'n[1-': a bracket is not closed",
             ),
             (
-                "SLURM_PROCID=1 SLURM_NTASKS=4 SLURM_TASKS_PER_NODE=2(x",
+                "SLURM_PROCID=1 SLURM_STEP_ID=0 SLURM_NTASKS=4 SLURM_TASKS_PER_NODE=2(x",
                 "SLURM_TASKS_PER_NODE is no list such as '4(x2),1'",
             ),
             (

@@ -7,7 +7,6 @@
 
 use std::{
     env,
-    fs::File,
     io::{self, Read, Write},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
@@ -51,10 +50,10 @@ pub(crate) fn answer(subject: Subject) -> Result<(), Failure> {
 
 /// Keeps standard output for the answer, and sends what libraries print there to standard error.
 #[cfg(unix)]
-fn take_stdout() -> io::Result<File> {
+fn take_stdout() -> io::Result<std::fs::File> {
     let out = rustix::io::dup(rustix::stdio::stdout())?;
     rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
-    Ok(File::from(out))
+    Ok(out.into())
 }
 
 /// No vendor has a library for this platform that could print.

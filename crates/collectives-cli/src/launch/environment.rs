@@ -1,6 +1,13 @@
 //! What a rank finds in its environment: torchrun's variables, and ours.
 
-use std::{env, ffi::OsStr, io, net::TcpListener, process::Command};
+use std::{
+    env,
+    ffi::OsStr,
+    hash::{BuildHasher, RandomState},
+    io,
+    net::TcpListener,
+    process::Command,
+};
 
 use collectives::mock::MockConfig;
 
@@ -14,10 +21,10 @@ pub(super) struct Common<'a> {
 }
 
 impl<'a> Common<'a> {
-    pub(super) fn new(args: &'a Args) -> io::Result<Self> {
-        let mut bytes = [0; 16];
-        rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())?;
-        Ok(Self { args, id: format!("{:032x}", u128::from_ne_bytes(bytes)) })
+    pub(super) fn new(args: &'a Args) -> Self {
+        // Its keys are random numbers of the system, whichever that is.
+        let random = || RandomState::new().hash_one(());
+        Self { args, id: format!("{:016x}{:016x}", random(), random()) }
     }
 
     /// Where the ranks meet, as they are started this time. A port that is free now: nobody holds it

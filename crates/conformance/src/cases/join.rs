@@ -1,11 +1,11 @@
 //! Joining, and what is refused there.
 
-use std::time::Duration;
+use std::{sync::mpsc, thread, time::Duration};
 
 use collectives_core::{Backend, Collectives, DType, ErrorKind, JoinConfig, UniqueId};
 
 use crate::{
-    check::{Outcome, check, check_eq, fails, refused},
+    check::{Failure, Outcome, check, check_eq, fails, refused},
     ctx::{Ctx, rank},
     plan::{Collective, Plan},
 };
@@ -68,6 +68,76 @@ pub(super) fn a_missing_rank_is_a_timeout<B: Backend>(ctx: &Ctx<'_, B>) -> Outco
     }
     ctx.meet()?;
     can_still_join(ctx)
+}
+
+/// NCCL itself would let all ranks wait for ever, the right ones too.
+pub(super) fn a_second_thread_of_one_rank_is_refused<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    if ctx.rank == 0 {
+        let (backend, id) = (ctx.backend, ctx.backend.unique_id()?);
+        let config = |index: usize| part(ctx, index, 2).with_deadline(Duration::from_secs(60));
+        let (sender, outcomes) = mpsc::channel();
+        thread::scope(|scope| -> Outcome {
+            for sender in [sender.clone(), sender] {
+                let (id, config) = (&id, config(0));
+                // Nobody listens any more if the case has failed.
+                scope.spawn(move || sender.send(backend.join(id, config).map(drop)));
+            }
+            let next = || outcomes.recv().map_err(|_| Failure::new("a thread was lost"));
+            // Whichever is the second.
+            refused(ErrorKind::InvalidArgument, "joining as a rank that joins", next()?)?;
+            // The first still waits for the other rank.
+            drop(ctx.join(&id, config(1))?);
+            Ok(next()??)
+        })?;
+    }
+    ctx.meet()?;
+    can_still_join(ctx)
+}
+
+pub(super) fn another_size_is_refused<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    let mut was_refused = ctx.rank != 0;
+    let mut attempts = 0..20;
+    while !was_refused && attempts.next().is_some() {
+        let (backend, id) = (ctx.backend, ctx.backend.unique_id()?);
+        let config = |index, size| part(ctx, index, size).with_deadline(Duration::from_millis(500));
+        let outcomes = thread::scope(|scope| {
+            let (id, odd) = (&id, config(1, 3));
+            let other = scope.spawn(move || backend.join(id, odd).map(drop));
+            [ctx.join(id, config(0, 2)).map(drop), other.join().unwrap_or(Ok(()))]
+        });
+        for outcome in outcomes {
+            match outcome {
+                Err(error) if error.kind() == ErrorKind::InvalidArgument => was_refused = true,
+                // The first, where the second alone is refused; both, where they missed each other.
+                outcome => {
+                    drop(fails(ErrorKind::Timeout, "joining with half of the ranks", outcome)?)
+                }
+            }
+        }
+    }
+    check(was_refused, "who joins by an id with another size than others is refused")?;
+    ctx.meet()?;
+    can_still_join(ctx)
+}
+
+pub(super) fn an_id_is_good_for_one_communicator<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {
+    let id = ctx.shared_id()?;
+    let again = |when| {
+        let outcome = ctx.join(&id, ctx.join_config());
+        refused(ErrorKind::InvalidUsage, format!("an id whose communicator {when}"), outcome)
+    };
+    let comm = ctx.join(&id, ctx.join_config())?;
+    again("lives")?;
+    works(ctx, &comm)?;
+    ctx.finalize(comm)?;
+    again("has ended")?;
+    ctx.meet()?;
+    can_still_join(ctx)
+}
+
+/// How a rank of so many joins, which this process has for it.
+fn part<B: Backend>(ctx: &Ctx<'_, B>, index: usize, size: usize) -> JoinConfig {
+    JoinConfig::new(rank(index), size).with_device(ctx.devices[index])
 }
 
 fn can_still_join<B: Backend>(ctx: &Ctx<'_, B>) -> Outcome {

@@ -252,6 +252,9 @@ pub(crate) fn cases<B: Backend>() -> Vec<Case<B>> {
         join::ids_differ_and_travel_as_text;
         join::a_deadline_is_no_hindrance [JOIN_DEADLINE];
         join::a_missing_rank_is_a_timeout [JOIN_DEADLINE, Ranks(2)];
+        join::a_second_thread_of_one_rank_is_refused [JOIN_DEADLINE, Devices, Ranks(2)];
+        join::another_size_is_refused [JOIN_DEADLINE, Devices, Ranks(2)];
+        join::an_id_is_good_for_one_communicator;
 
         capture::an_all_reduce_is_replayed_with_fresh_inputs [CAPTURE];
         capture::a_grouped_send_and_receive_are_replayed [CAPTURE];

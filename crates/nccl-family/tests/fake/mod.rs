@@ -9,7 +9,10 @@ use std::{
     collections::{HashMap, HashSet},
     ffi::{CStr, CString, c_char, c_int, c_void},
     ptr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -51,8 +54,13 @@ impl World {
 
     /// The library with every function that this module has, but those.
     pub(crate) fn library_without(&self, absent: &[&str]) -> Library<Fake> {
-        // SAFETY: each name is filled with the function of its signature.
-        let table = unsafe { Table::fill(|name| find(name, absent)) }.expect("the required ones");
+        // SAFETY: the functions keep the ABI.
+        unsafe { Library::from_table(table_without(absent)) }.expect("it tells a version")
+    }
+
+    /// The library as if it were opened from another file: not all of its functions are the same.
+    pub(crate) fn another_copy(&self) -> Library<Fake> {
+        let table = Table { comm_init_rank: another_comm_init_rank, ..table_without(&[]) };
         // SAFETY: the functions keep the ABI.
         unsafe { Library::from_table(table) }.expect("it tells a version")
     }
@@ -176,9 +184,11 @@ fn world_of(id: &ncclUniqueId) -> Arc<World> {
     world
 }
 
-/// An id of a world: so many times a byte, then the world's number.
+/// An id of a world: so many times a byte, then a number of its own, and the world's.
 fn id_of(world: &Arc<World>, byte: u8) -> [u8; 128] {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
     let mut id = [byte; 128];
+    id[120..124].copy_from_slice(&NEXT.fetch_add(1, Ordering::Relaxed).to_le_bytes());
     id[124..].copy_from_slice(&(number_of(world) as u32).to_le_bytes());
     id
 }
@@ -265,6 +275,16 @@ extern "C" fn comm_init_rank(
         unsafe { *comm = world.raw(rank, size) };
     }
     result
+}
+
+/// Is never called, as there is one with a configuration.
+extern "C" fn another_comm_init_rank(
+    _: *mut ncclComm_t,
+    _: c_int,
+    _: ncclUniqueId,
+    _: c_int,
+) -> ncclResult_t {
+    ncclResult_t::INTERNAL_ERROR
 }
 
 extern "C" fn comm_init_rank_config(
@@ -699,6 +719,11 @@ extern "C" fn comm_deregister(comm: ncclComm_t, handle: *mut c_void) -> ncclResu
 }
 
 /// The functions, by the library's names.
+fn table_without(absent: &[&str]) -> Table {
+    // SAFETY: each name is filled with the function of its signature.
+    unsafe { Table::fill(|name| find(name, absent)) }.expect("the required ones")
+}
+
 fn find(name: &CStr, absent: &[&str]) -> *const c_void {
     let name = name.to_str().unwrap();
     if absent.contains(&name) {
