@@ -46,7 +46,7 @@ mod linux {
                 }
             };
         }
-        let tests: [(&str, Test); 29] = [
+        let tests: [(&str, Test); 30] = [
             ("eight_ranks_by_collectives_launch", eight_ranks_by_collectives_launch),
             ("eight_ranks_by_variables_of_slurm", eight_ranks_by_variables_of_slurm),
             ("eight_ranks_by_variables_of_mpich", eight_ranks_by_variables_of_mpich),

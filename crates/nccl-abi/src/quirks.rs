@@ -237,7 +237,7 @@ pub const KNOWN_BAD: &[KnownIssue] = &[
     KnownIssue {
         guarded: true,
         ..issue(
-            (Flavour::Nccl, 22_602, 23_203),
+            (Flavour::Nccl, 22_602, 23_007),
             (
                 "a group with the first messages of two ranks fails, or is only estimated",
                 "these ranks can exchange no messages any more",
@@ -247,7 +247,7 @@ pub const KNOWN_BAD: &[KnownIssue] = &[
         )
     },
     issue(
-        (Flavour::Nccl, 22_703, 23_203),
+        (Flavour::Nccl, 22_703, 23_102),
         ("shrink after the network has noticed a lost rank", "fails, with abort and revoked too"),
         "abort, and join anew without the lost ranks",
         "https://github.com/NVIDIA/nccl/blob/v2.30.7-1/src/init.cc",

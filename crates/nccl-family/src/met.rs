@@ -1,11 +1,11 @@
 //! Which ranks a communicator has exchanged messages with.
 //!
 //! NCCL connects two ranks for messages when the first group with one is launched, and notes that it
-//! is to do so when the message is queued (2.26.2 to 2.32.3, the newest release there is: `hasSeen`
-//! in `p2pTaskAppend`). If that group is dropped instead, the note stays, so nothing is ever
-//! connected: from then on each message between these ranks fails with "Rank 0 has no transport for
-//! recv peer 1". So a message to a rank that was not met is kept back until its group is launched for
-//! sure; and with it those that follow on the communicator, since the order of messages counts.
+//! is to do so when the message is queued (2.26.2 to 2.30.7, `hasSeen` in `p2pTaskAppend`; later
+//! releases are taken to be the same). If that group is dropped instead, the note stays, so nothing is
+//! ever connected: from then on each message between these ranks fails with "Rank 0 has no transport
+//! for recv peer 1". So a message to a rank that was not met is kept back until its group is launched
+//! for sure; and with it those that follow on the communicator, since the order of messages counts.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 
