@@ -196,9 +196,9 @@ impl Stream {
     /// ```
     ///
     /// # Errors
-    /// [`InvalidArgument`](ErrorKind::InvalidArgument) for a stream of another kind of device;
-    /// [`InvalidUsage`](ErrorKind::InvalidUsage) while this thread captures, and where other code
-    /// captures one of the streams; what the device's runtime reports.
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) for a stream of another kind of device, or of
+    /// another mock; [`InvalidUsage`](ErrorKind::InvalidUsage) while this thread captures, and where
+    /// other code captures one of the streams; what the device's runtime reports.
     #[doc(alias = "cudaStreamWaitEvent")]
     #[doc(alias = "wait_stream")]
     pub fn wait_for(&self, other: &Self) -> Result<()> {

@@ -965,6 +965,7 @@ fn memory_of_another_mock_is_refused(one: &AnyBackend, other: &AnyBackend) -> Re
     refused(theirs.on(&stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum));
     refused(ours.on(&stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum));
     refused(ours.new_stream()?.wait_for(&stream));
+    refused(stream.wait_for(&ours.new_stream()?));
     works(&ours)?;
     works(&theirs)
 }
