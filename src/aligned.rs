@@ -30,7 +30,7 @@ use crate::{Buffer, Communicator, Graph, Scope, Stream};
 ///     })?;
 ///     graph.launch_step(0, &stream)?;
 ///
-///     // Rank 1 has skipped a step: all are told, and may go on once they agree.
+///     // Rank 1 has skipped a step: all ranks get an error, and may go on once they agree.
 ///     let error = graph.launch_step(1 + u64::from(comm.rank()), &stream).unwrap_err();
 ///     assert_eq!(error.kind(), ErrorKind::InvalidUsage);
 ///     assert!(error.message().contains("rank 0 at step 1 of graph 0, rank 1 at step 2 of graph 0"));

@@ -7,6 +7,7 @@ use std::{
     fmt,
     marker::PhantomData,
     ops::{Bound, Range, RangeBounds},
+    panic::Location,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -33,6 +34,20 @@ use crate::{
 ///
 /// `Send`, not `Sync`: two threads cannot use it at once. Views ([`Slice`], [`SliceMut`]) stay on
 /// their thread.
+///
+/// ```
+/// use collectives::{ReduceOp, mock};
+///
+/// mock::run(2, |comm| {
+///     let stream = comm.new_stream()?;
+///     let mut buffer = stream.upload(&[1.0_f32, 2.0, 3.0, 4.0])?;
+///     // The second half alone.
+///     comm.on(&stream).all_reduce_in_place(buffer.slice_mut(2..), ReduceOp::Sum)?;
+///     assert_eq!(buffer.to_vec(&stream)?, [1.0, 2.0, 6.0, 8.0]);
+///     buffer.copy_from_slice(&[0.0; 4], &stream)
+/// })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Buffer<T: Element> {
     memory: Arc<Allocation>,
     len: usize,
@@ -201,6 +216,7 @@ impl<T: Element> Buffer<T> {
     ///
     /// # Panics
     /// If the range does not lie inside the buffer, as slices do.
+    #[track_caller]
     pub fn slice(&self, range: impl RangeBounds<usize>) -> Slice<'_, T> {
         self.view().slice(range)
     }
@@ -209,6 +225,7 @@ impl<T: Element> Buffer<T> {
     ///
     /// # Panics
     /// If the range does not lie inside the buffer, as slices do.
+    #[track_caller]
     pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> SliceMut<'_, T> {
         self.view_mut().slice_mut(range)
     }
@@ -217,6 +234,7 @@ impl<T: Element> Buffer<T> {
     ///
     /// # Panics
     /// If `mid` is larger than the length, as slices do.
+    #[track_caller]
     pub fn split_at_mut(&mut self, mid: usize) -> (SliceMut<'_, T>, SliceMut<'_, T>) {
         self.view_mut().split_at_mut(mid)
     }
@@ -226,6 +244,8 @@ impl<T: Element> Buffer<T> {
     /// # Errors
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) for another length or device; as
     /// [`Stream::synchronize`].
+    #[doc(alias = "cudaMemcpyAsync")]
+    #[doc(alias = "hipMemcpyAsync")]
     #[track_caller]
     pub fn copy_from_slice(&mut self, values: &[T], stream: &Stream) -> Result<()> {
         self.view_mut().copy_from_slice(values, stream)
@@ -290,6 +310,7 @@ impl<'a, T: Element> Slice<'a, T> {
     /// # Panics
     /// If the range does not lie inside, as slices do.
     #[must_use]
+    #[track_caller]
     pub fn slice(self, range: impl RangeBounds<usize>) -> Self {
         let range = checked(range, self.len);
         let ptr = self.ptr.wrapping_add(range.start);
@@ -356,6 +377,13 @@ impl<'a, T: Element> From<&'a Buffer<T>> for Slice<'a, T> {
     }
 }
 
+/// Roots give what others leave out.
+impl<'a, T: Element> From<&'a Buffer<T>> for Option<Slice<'a, T>> {
+    fn from(buffer: &'a Buffer<T>) -> Self {
+        Some(buffer.view())
+    }
+}
+
 impl<'a, T: Element> From<SliceMut<'a, T>> for Slice<'a, T> {
     fn from(slice: SliceMut<'a, T>) -> Self {
         let SliceMut { memory, ptr, len, element: _ } = slice;
@@ -392,6 +420,7 @@ impl<'a, T: Element> SliceMut<'a, T> {
     /// # Panics
     /// If the range does not lie inside, as slices do.
     #[must_use]
+    #[track_caller]
     pub fn slice_mut(self, range: impl RangeBounds<usize>) -> Self {
         let range = checked(range, self.len);
         let ptr = self.ptr.wrapping_add(range.start);
@@ -403,6 +432,7 @@ impl<'a, T: Element> SliceMut<'a, T> {
     /// # Panics
     /// If `mid` is larger than the length, as slices do.
     #[must_use]
+    #[track_caller]
     pub fn split_at_mut(self, mid: usize) -> (Self, Self) {
         let before = checked(..mid, self.len);
         let after = checked(mid.., self.len);
@@ -482,6 +512,13 @@ impl<T: Element> fmt::Debug for SliceMut<'_, T> {
 impl<'a, T: Element> From<&'a mut Buffer<T>> for SliceMut<'a, T> {
     fn from(buffer: &'a mut Buffer<T>) -> Self {
         buffer.view_mut()
+    }
+}
+
+/// Roots give what others leave out.
+impl<'a, T: Element> From<&'a mut Buffer<T>> for Option<SliceMut<'a, T>> {
+    fn from(buffer: &'a mut Buffer<T>) -> Self {
+        Some(buffer.view_mut())
     }
 }
 
@@ -745,6 +782,7 @@ pub(crate) fn bytes_of<T: Element>(len: usize) -> Result<usize> {
     })
 }
 
+#[track_caller]
 fn same_len(device: usize, host: usize) -> Result<()> {
     if device == host {
         return Ok(());
@@ -753,7 +791,8 @@ fn same_len(device: usize, host: usize) -> Result<()> {
         ErrorKind::InvalidArgument,
         format!("the buffer holds {device} elements, the other side {host}"),
     )
-    .with_operation("copy"))
+    .with_operation("copy")
+    .with_site(Location::caller()))
 }
 
 #[track_caller]

@@ -58,6 +58,9 @@ use crate::{
 /// assert_eq!(recv.to_vec(&stream)?, [1.0, 2.0]); // one rank: the sum of one
 /// # Ok(()) }
 /// ```
+#[doc(alias = "ncclComm_t")]
+#[doc(alias = "ProcessGroup")]
+#[doc(alias = "PyNcclCommunicator")]
 pub struct Communicator {
     inner: Arc<CommInner>,
     scratch: OnceCell<Buffer<u8>>,
@@ -108,10 +111,32 @@ struct ReturnedMemory {
 }
 
 impl Communicator {
-    /// Joins a communicator of several processes or threads; see [`Backend::join`].
+    /// Joins a communicator of several processes or threads; see [`Backend::join`]. Collective: returns
+    /// when all ranks have joined. [`init`](crate::init) does this for ranks that a launcher started.
+    ///
+    /// ```
+    /// use std::{thread, time::Duration};
+    /// use collectives::{Backend, Communicator, JoinConfig, backend_named};
+    ///
+    /// # fn main() -> collectives::Result<()> {
+    /// let backend = backend_named("mock")?;
+    /// let id = backend.unique_id()?; // one rank makes it and passes it on
+    /// let join = |rank| {
+    ///     let config = JoinConfig::new(rank, 2).with_deadline(Duration::from_secs(30));
+    ///     Communicator::join(&backend, &id, config)?.finalize()
+    /// };
+    /// thread::scope(|scope| {
+    ///     let other = scope.spawn(|| join(1));
+    ///     join(0)?;
+    ///     other.join().expect("rank 1 does not panic")
+    /// })
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Backend::join`].
+    #[doc(alias = "ncclCommInitRank")]
+    #[doc(alias = "ncclCommInitRankConfig")]
     #[track_caller]
     pub fn join(backend: &AnyBackend, id: &UniqueId, config: JoinConfig) -> Result<Self> {
         refuse_in_capture("join")?;
@@ -138,6 +163,7 @@ impl Communicator {
     ///
     /// # Errors
     /// As [`Backend::join_all`].
+    #[doc(alias = "ncclCommInitAll")]
     #[track_caller]
     pub fn join_all(backend: &AnyBackend, config: JoinAllConfig) -> Result<Vec<Self>> {
         refuse_in_capture("join_all")?;
@@ -221,16 +247,24 @@ impl Communicator {
     }
 
     /// This rank.
+    #[doc(alias = "ncclCommUserRank")]
+    #[doc(alias = "MPI_Comm_rank")]
+    #[doc(alias = "get_rank")]
     pub fn rank(&self) -> u32 {
         self.inner.info.rank.get()
     }
 
     /// Number of ranks.
+    #[doc(alias = "ncclCommCount")]
+    #[doc(alias = "MPI_Comm_size")]
+    #[doc(alias = "world_size")]
+    #[doc(alias = "get_world_size")]
     pub fn size(&self) -> usize {
         self.inner.info.size
     }
 
     /// The device it is bound to.
+    #[doc(alias = "ncclCommCuDevice")]
     pub fn device(&self) -> &AnyDevice {
         &self.inner.device
     }
@@ -249,6 +283,8 @@ impl Communicator {
     ///
     /// # Errors
     /// What the device's runtime reports.
+    #[doc(alias = "cudaStreamCreate")]
+    #[doc(alias = "hipStreamCreate")]
     #[track_caller]
     pub fn new_stream(&self) -> Result<Stream> {
         Stream::new(self.device())
@@ -268,17 +304,19 @@ impl Communicator {
     /// other.
     ///
     /// Call [`warm_up`](On::warm_up) before the first capture, on every rank. Libraries connect on
-    /// first use, which no capture can hold; so what is captured must have run before, by a `warm_up`
-    /// or by itself, and is refused otherwise. (A send may run to another rank than it is captured
-    /// to, so messages, gathers and scatters want the former.)
+    /// first use, which no capture can hold. So what is captured must have run before, in a `warm_up`
+    /// or by itself, and is refused otherwise. (An earlier send may have gone to another rank than the
+    /// captured one, so messages, gathers and scatters need the `warm_up`.)
     ///
-    /// While `body` runs, its thread enqueues nothing on other streams through this crate, launches
-    /// no graphs, and makes no communicators: what would run now, and not when the graph is
-    /// launched, is refused.
+    /// While `body` runs, its thread cannot enqueue on other streams through this crate, launch graphs,
+    /// or make communicators: what would run now, and not when the graph is launched, is refused.
     ///
     /// # Errors
     /// The error of `body`, or of a refused call in it; what the device's runtime reports. Nothing
     /// is captured then, and the communicators work as before.
+    #[doc(alias = "cudaStreamBeginCapture")]
+    #[doc(alias = "hipStreamBeginCapture")]
+    #[doc(alias = "CUDAGraph")]
     #[track_caller]
     pub fn capture(&self, body: impl FnOnce(&Scope) -> Result<()>) -> Result<Graph> {
         Graph::capture(self, body)
@@ -296,7 +334,7 @@ impl Communicator {
         AlignedGraph::capture(self, body)
     }
 
-    /// Says that other code has run operations of every kind on this communicator, between all
+    /// Declares that other code has run operations of every kind on this communicator, between all
     /// ranks: one of another library's making ([`Backend::comm_from_raw`]), or one that is used on the
     /// raw layer. [`capture`](Self::capture) then wants no [`warm_up`](On::warm_up).
     pub fn assume_warmed_up(&self) {
@@ -304,6 +342,20 @@ impl Communicator {
     }
 
     /// Makes a reduce operator that multiplies this rank's input by `scalar` and then sums.
+    ///
+    /// ```
+    /// use collectives::mock;
+    ///
+    /// let sums = mock::run(2, |comm| {
+    ///     let half = comm.pre_mul_sum(0.5_f32)?;
+    ///     let stream = comm.new_stream()?;
+    ///     let mut buffer = stream.upload(&[8.0_f32])?;
+    ///     comm.on(&stream).all_reduce_in_place(&mut buffer, &half)?;
+    ///     buffer.to_vec(&stream)
+    /// })?;
+    /// assert_eq!(sums, [[8.0], [8.0]]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// As [`Collectives::create_pre_mul_sum`].
@@ -366,9 +418,23 @@ impl Communicator {
 
     /// Divides the communicator; see [`Split::split`].
     ///
+    /// ```
+    /// use collectives::{SplitConfig, mock};
+    ///
+    /// let places = mock::run(4, |comm| {
+    ///     // Even ranks in one part, odd ranks in the other.
+    ///     let part = comm.split(SplitConfig::new(comm.rank() % 2))?.expect("every rank has a color");
+    ///     Ok((part.rank(), part.size()))
+    /// })?;
+    /// assert_eq!(places, [(0, 2), (0, 2), (1, 2), (1, 2)]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`Split::split`].
     #[doc(alias = "ncclCommSplit")]
+    #[doc(alias = "MPI_Comm_split")]
+    #[doc(alias = "new_group")]
     #[track_caller]
     pub fn split(&self, config: SplitConfig) -> Result<Option<Self>> {
         refuse_in_capture("split")?;
@@ -385,6 +451,7 @@ impl Communicator {
     /// # Errors
     /// As [`Split::shrink`].
     #[doc(alias = "ncclCommShrink")]
+    #[doc(alias = "MPIX_Comm_shrink")]
     #[track_caller]
     pub fn shrink(&self, config: ShrinkConfig) -> Result<Self> {
         refuse_in_capture("shrink")?;
@@ -392,7 +459,7 @@ impl Communicator {
     }
 
     /// Makes a larger communicator, with new ranks behind those of this one; see [`Split::grow`],
-    /// which tells the protocol.
+    /// which explains the protocol.
     ///
     /// # Errors
     /// As [`Split::grow`].
@@ -422,6 +489,7 @@ impl Communicator {
     /// # Errors
     /// As [`Collectives::revoke`].
     #[doc(alias = "ncclCommRevoke")]
+    #[doc(alias = "MPIX_Comm_revoke")]
     pub fn revoke(&self) -> Result<()> {
         self.raw().revoke()
     }
@@ -500,6 +568,8 @@ impl Communicator {
     /// assert!(errors.contains(&ErrorKind::Timeout)); // the other may hear of the abort first
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[doc(alias = "TORCH_NCCL_ASYNC_ERROR_HANDLING")]
+    #[doc(alias = "timeout")]
     pub fn watch(&self, watch: Watch) {
         let inner = &*self.inner;
         match inner.watched.get() {
@@ -523,6 +593,8 @@ impl Communicator {
     /// [`InvalidUsage`](ErrorKind::InvalidUsage) while graphs, buffers of its own memory or
     /// reduce ops still hold it: it is then destroyed with the last of them. Else what the library reports.
     #[doc(alias = "ncclCommFinalize")]
+    #[doc(alias = "ncclCommDestroy")]
+    #[doc(alias = "destroy_process_group")]
     pub fn finalize(self) -> Result<()> {
         self.end(Collectives::finalize)
     }
@@ -532,6 +604,7 @@ impl Communicator {
     /// # Errors
     /// What the library reports; the communicator is gone all the same.
     #[doc(alias = "ncclCommAbort")]
+    #[doc(alias = "MPI_Abort")]
     pub fn abort(self) -> Result<()> {
         self.inner.handle.abort()
     }
@@ -697,8 +770,13 @@ impl On<'_> {
 
     #[inline]
     fn submit(&self, operation: Operation<'_>) -> Result<()> {
+        self.enqueue(&operation).map_err(|error| operation.refused(error))
+    }
+
+    #[inline]
+    fn enqueue(&self, operation: &Operation<'_>) -> Result<()> {
         self.comm.same_place(self.stream)?;
-        self.comm.same_places(&operation)?;
+        self.comm.same_places(operation)?;
         self.comm.not_in_raw_group()?;
         refuse_in_capture(operation.call.name())?;
         self.stream.not_captured_by_others(operation.call.name())?;

@@ -31,7 +31,7 @@ use crate::{
 /// [gave it](Scope::keep). So graphs always die before communicators. Launches and other uses of the
 /// buffers are ordered one after the other.
 ///
-/// Every rank captures and launches alike, in the same order, like any operation.
+/// Every rank captures and launches the same, in the same order, as with any operation.
 ///
 /// # Threads
 /// `Send`, not `Sync`. Graphs that share a communicator may be launched by different threads, on
@@ -391,7 +391,7 @@ impl CaptureOn<'_> {
             // after every other use.
             unsafe { operation.issue(comm.as_comm(), &scope.stream) }
         };
-        scope.refusal.noting(issue())
+        scope.refusal.noting(issue().map_err(|error| operation.refused(error)))
     }
 }
 

@@ -103,7 +103,7 @@ impl<'env> Recorder<'_, 'env> {
     fn submit(&self, operation: Operation<'env>) -> Result<()> {
         let Self { records, comm, stream, .. } = *self;
         let checked = comm.same_place(stream).and_then(|()| comm.same_places(&operation));
-        records.refusal.noting(checked)?;
+        records.refusal.noting(checked.map_err(|error| operation.refused(error)))?;
         records.list.borrow_mut().push(Record { comm, stream, operation });
         Ok(())
     }
@@ -250,7 +250,7 @@ unsafe fn issue<R>(
     }
     let issued = records.iter().try_for_each(|Record { comm, stream, operation }| {
         // SAFETY: the caller's promise, handed on as it is.
-        unsafe { operation.issue(comm.as_comm(), stream) }
+        unsafe { operation.issue(comm.as_comm(), stream) }.map_err(|error| operation.refused(error))
     });
     // After a refusal this drops what was collected.
     let ended = end(library);

@@ -1,4 +1,4 @@
-//! The CPU mock: ranks as threads or processes, real data, no GPU. And what tests of multi-GPU code need.
+//! The CPU mock: ranks as threads or processes, real data, no GPU; and tools for tests of multi-GPU code.
 //!
 //! [`run`] starts the ranks, gives each a [`Communicator`], and collects what they return. What goes
 //! wrong comes back as one readable failure, within milliseconds: operations that differ between
@@ -44,13 +44,13 @@ pub use collectives_backend_mock::*;
 pub struct World(collectives_backend_mock::World);
 
 impl World {
-    /// So many ranks, rank i on device i, with a minute for all they do. The machine is as the
-    /// environment says: see [`MockConfig::from_env`].
+    /// A world of `ranks` ranks, rank i on device i, with a deadline of one minute for all they do. The
+    /// machine is as the environment says: see [`MockConfig::from_env`].
     pub const fn new(ranks: usize) -> Self {
         Self(collectives_backend_mock::World::new(ranks))
     }
 
-    /// Sets how long all of it may take.
+    /// Sets how long the whole run may take.
     #[must_use]
     pub fn with_deadline(self, deadline: Duration) -> Self {
         Self(self.0.with_deadline(deadline))
@@ -66,8 +66,8 @@ impl World {
     /// Joins the ranks as the communicator `world`, runs `body` on each, and collects what they
     /// return, in rank order.
     ///
-    /// A rank that returns has left: others that wait for it are told at once. A world that is late
-    /// has its communicator aborted; threads that don't end even then are left alone, with what they
+    /// A rank that returns has left: others that wait for it get an error at once. If the deadline passes,
+    /// the communicator is aborted; threads that do not end even then are left behind, with what they
     /// hold, since no thread can be ended from outside. That is why `body` may not borrow.
     ///
     /// # Errors
@@ -97,9 +97,9 @@ impl World {
     /// assert_ne!(pids[0], pids[1]);
     /// ```
     ///
-    /// What stands before the call runs in every rank's process too, and must come to the same call
-    /// there; the ranks end with it. So keep what counts, writes, or prints behind it. `body` may
-    /// borrow, and what it returns crosses as JSON, which has no NaN.
+    /// Code before the call runs in every rank's process, too, and must come to the same call there; the
+    /// ranks end with it. So put what counts, writes, or prints after it. `body` may borrow. What it
+    /// returns travels as JSON, which has no NaN.
     ///
     /// * **The test has a name.** It is the calling thread's, as the standard harness has it. Where
     ///   that runs tests on its main thread (with `--test-threads=1`, or on one core), and in other
@@ -126,7 +126,7 @@ fn safe(mock: &Mock, comm: MockComm) -> Result<Communicator> {
     Communicator::from_comm(AnyComm::Mock(comm), AnyDevice::Mock(device))
 }
 
-/// Runs `body` on so many ranks, with [`World`]'s defaults.
+/// Runs `body` on `ranks` ranks, each on a thread, with [`World`]'s defaults.
 ///
 /// # Errors
 /// As [`World::run`].
@@ -137,8 +137,8 @@ pub fn run<T: Send + 'static>(
     World::new(ranks).run(body)
 }
 
-/// Runs `body` on so many ranks, each in a process of its own, with [`World`]'s defaults. See
-/// [`World::run_processes`] for what that means to a test.
+/// Runs `body` on `ranks` ranks, each in a process of its own, with [`World`]'s defaults. See
+/// [`World::run_processes`] for what that means for a test.
 ///
 /// # Errors
 /// As [`World::run_processes`].

@@ -3,7 +3,8 @@
 use std::{panic::Location, sync::Arc};
 
 use collectives_core::{
-    CallConfig, Collectives, CollectivesExt, Launch, Rank, RecvBuf, ReduceOp, Result, SendBuf,
+    CallConfig, Collectives, CollectivesExt, Error, Launch, Rank, RecvBuf, ReduceOp, Result,
+    SendBuf,
 };
 
 use crate::{AnyComm, Stream, buffer::Allocation, reduce::OpKeep};
@@ -54,6 +55,17 @@ impl Operation<'_> {
         let launch = self.config.map_or(launch, |config| launch.with_config(config));
         // SAFETY: the caller's promise, handed on as it is.
         unsafe { self.call.issue(comm, launch) }
+    }
+
+    /// Names the operation, and where it was called, in the error that refuses it. A failure of the
+    /// communicator is about more than this call.
+    #[cold]
+    pub(crate) fn refused(&self, error: Error) -> Error {
+        if error.poisons_communicator() {
+            return error;
+        }
+        let name = error.operation().unwrap_or_else(|| self.call.name());
+        error.with_operation(name).with_site(self.site)
     }
 }
 
@@ -218,6 +230,7 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::all_reduce`](collectives_core::Collectives::all_reduce).
         #[doc(alias = "ncclAllReduce")]
+        #[doc(alias = "MPI_Allreduce")]
         #[track_caller]
         #[inline]
         pub fn all_reduce<$($declare,)? T: Element>(
@@ -241,6 +254,7 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`Collectives::all_reduce`](collectives_core::Collectives::all_reduce).
+        #[doc(alias = "MPI_IN_PLACE")]
         #[track_caller]
         #[inline]
         pub fn all_reduce_in_place<$($declare,)? T: Element>(
@@ -266,15 +280,16 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::reduce`](collectives_core::Collectives::reduce).
         #[doc(alias = "ncclReduce")]
+        #[doc(alias = "MPI_Reduce")]
         #[track_caller]
         pub fn reduce<$($declare,)? T: Element>(
             &$self,
             send: impl Into<Slice<$lt, T>>,
-            recv: Option<SliceMut<$lt, T>>,
+            recv: impl Into<Option<SliceMut<$lt, T>>>,
             op: impl Into<Op>,
             root: u32,
         ) -> Result<()> {
-            let (send, op) = (send.into(), op.into());
+            let (send, recv, op) = (send.into(), recv.into(), op.into());
             let raw = recv.as_ref().map(SliceMut::raw);
             let root = Rank::new(root);
             $self.submit(Operation {
@@ -316,14 +331,15 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::broadcast`](collectives_core::Collectives::broadcast).
         #[doc(alias = "ncclBroadcast")]
+        #[doc(alias = "MPI_Bcast")]
         #[track_caller]
         pub fn broadcast<$($declare,)? T: Element>(
             &$self,
-            send: Option<Slice<$lt, T>>,
+            send: impl Into<Option<Slice<$lt, T>>>,
             recv: impl Into<SliceMut<$lt, T>>,
             root: u32,
         ) -> Result<()> {
-            let recv = recv.into();
+            let (send, recv) = (send.into(), recv.into());
             let raw = send.as_ref().map(Slice::raw);
             let root = Rank::new(root);
             $self.submit(Operation {
@@ -366,6 +382,8 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::all_gather`](collectives_core::Collectives::all_gather).
         #[doc(alias = "ncclAllGather")]
+        #[doc(alias = "MPI_Allgather")]
+        #[doc(alias = "all_gather_into_tensor")]
         #[track_caller]
         pub fn all_gather<$($declare,)? T: Element>(
             &$self,
@@ -382,7 +400,7 @@ macro_rules! operations {
             })
         }
 
-        /// [`all_gather`](Self::all_gather) where this rank's part already stands in its place, at
+        /// [`all_gather`](Self::all_gather) where this rank's part is already in its place, at
         /// rank × length / size.
         ///
         /// *Shape*: the length is a multiple of the size.
@@ -412,6 +430,8 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`CollectivesExt::all_gather_v`](collectives_core::CollectivesExt::all_gather_v).
+        #[doc(alias = "MPI_Allgatherv")]
+        #[doc(alias = "all_gatherv")]
         #[track_caller]
         pub fn all_gather_v<$($declare,)? T: Element>(
             &$self,
@@ -436,6 +456,8 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::reduce_scatter`](collectives_core::Collectives::reduce_scatter).
         #[doc(alias = "ncclReduceScatter")]
+        #[doc(alias = "MPI_Reduce_scatter_block")]
+        #[doc(alias = "reduce_scatter_tensor")]
         #[track_caller]
         pub fn reduce_scatter<$($declare,)? T: Element>(
             &$self,
@@ -485,6 +507,8 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`CollectivesExt::reduce_scatter_v`](collectives_core::CollectivesExt::reduce_scatter_v).
+        #[doc(alias = "MPI_Reduce_scatter")]
+        #[doc(alias = "reduce_scatterv")]
         #[track_caller]
         pub fn reduce_scatter_v<$($declare,)? T: Element>(
             &$self,
@@ -511,6 +535,8 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::all_to_all`](collectives_core::Collectives::all_to_all).
         #[doc(alias = "ncclAlltoAll")]
+        #[doc(alias = "MPI_Alltoall")]
+        #[doc(alias = "all_to_all_single")]
         #[track_caller]
         pub fn all_to_all<$($declare,)? T: Element>(
             &$self,
@@ -533,6 +559,9 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`CollectivesExt::all_to_all_v`](collectives_core::CollectivesExt::all_to_all_v).
+        #[doc(alias = "MPI_Alltoallv")]
+        #[doc(alias = "all_to_allv")]
+        #[doc(alias = "ncclAllToAllv")]
         #[track_caller]
         pub fn all_to_all_v<$($declare,)? T: Element>(
             &$self,
@@ -559,14 +588,15 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::gather`](collectives_core::Collectives::gather).
         #[doc(alias = "ncclGather")]
+        #[doc(alias = "MPI_Gather")]
         #[track_caller]
         pub fn gather<$($declare,)? T: Element>(
             &$self,
             send: impl Into<Slice<$lt, T>>,
-            recv: Option<SliceMut<$lt, T>>,
+            recv: impl Into<Option<SliceMut<$lt, T>>>,
             root: u32,
         ) -> Result<()> {
-            let send = send.into();
+            let (send, recv) = (send.into(), recv.into());
             let raw = recv.as_ref().map(SliceMut::raw);
             $self.submit(Operation {
                 call: Call::Gather { send: send.raw(), recv: raw, root: Rank::new(root) },
@@ -577,7 +607,7 @@ macro_rules! operations {
             })
         }
 
-        /// [`gather`](Self::gather) where root's part already stands in its place. Other ranks
+        /// [`gather`](Self::gather) where root's part is already in its place. Other ranks
         /// give what they send.
         ///
         /// # Errors
@@ -606,15 +636,17 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`CollectivesExt::gather_v`](collectives_core::CollectivesExt::gather_v).
+        #[doc(alias = "MPI_Gatherv")]
+        #[doc(alias = "gatherv")]
         #[track_caller]
         pub fn gather_v<$($declare,)? T: Element>(
             &$self,
             send: impl Into<Slice<$lt, T>>,
-            recv: Option<SliceMut<$lt, T>>,
+            recv: impl Into<Option<SliceMut<$lt, T>>>,
             counts: &$lt [usize],
             root: u32,
         ) -> Result<()> {
-            let send = send.into();
+            let (send, recv) = (send.into(), recv.into());
             let raw = recv.as_ref().map(SliceMut::raw);
             let root = Rank::new(root);
             $self.submit(Operation {
@@ -634,14 +666,15 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::scatter`](collectives_core::Collectives::scatter).
         #[doc(alias = "ncclScatter")]
+        #[doc(alias = "MPI_Scatter")]
         #[track_caller]
         pub fn scatter<$($declare,)? T: Element>(
             &$self,
-            send: Option<Slice<$lt, T>>,
+            send: impl Into<Option<Slice<$lt, T>>>,
             recv: impl Into<SliceMut<$lt, T>>,
             root: u32,
         ) -> Result<()> {
-            let recv = recv.into();
+            let (send, recv) = (send.into(), recv.into());
             let raw = send.as_ref().map(Slice::raw);
             $self.submit(Operation {
                 call: Call::Scatter { send: raw, recv: recv.raw(), root: Rank::new(root) },
@@ -681,15 +714,17 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`CollectivesExt::scatter_v`](collectives_core::CollectivesExt::scatter_v).
+        #[doc(alias = "MPI_Scatterv")]
+        #[doc(alias = "scatterv")]
         #[track_caller]
         pub fn scatter_v<$($declare,)? T: Element>(
             &$self,
-            send: Option<Slice<$lt, T>>,
+            send: impl Into<Option<Slice<$lt, T>>>,
             recv: impl Into<SliceMut<$lt, T>>,
             counts: &$lt [usize],
             root: u32,
         ) -> Result<()> {
-            let recv = recv.into();
+            let (send, recv) = (send.into(), recv.into());
             let raw = send.as_ref().map(Slice::raw);
             let root = Rank::new(root);
             $self.submit(Operation {
@@ -709,6 +744,8 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::send`](collectives_core::Collectives::send).
         #[doc(alias = "ncclSend")]
+        #[doc(alias = "MPI_Send")]
+        #[doc(alias = "isend")]
         #[track_caller]
         pub fn send<$($declare,)? T: Element>(
             &$self,
@@ -730,6 +767,8 @@ macro_rules! operations {
         /// # Errors
         /// As [`Collectives::recv`](collectives_core::Collectives::recv).
         #[doc(alias = "ncclRecv")]
+        #[doc(alias = "MPI_Recv")]
+        #[doc(alias = "irecv")]
         #[track_caller]
         pub fn recv<$($declare,)? T: Element>(
             &$self,
@@ -750,6 +789,7 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`CollectivesExt::send_recv`](collectives_core::CollectivesExt::send_recv).
+        #[doc(alias = "MPI_Sendrecv")]
         #[track_caller]
         pub fn send_recv<$($declare,)? T: Element>(
             &$self,
@@ -774,6 +814,7 @@ macro_rules! operations {
         ///
         /// # Errors
         /// As [`CollectivesExt::barrier`](collectives_core::CollectivesExt::barrier).
+        #[doc(alias = "MPI_Barrier")]
         #[track_caller]
         pub fn barrier(&$self) -> Result<()> {
             let site = Location::caller();

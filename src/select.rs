@@ -99,12 +99,12 @@ impl Selection {
         }
         match decision.backend {
             BackendName::Mock => mock().map(AnyBackend::Mock),
-            BackendName::Nccl => Nccl::load()
-                .map(AnyBackend::Nccl)
-                .map_err(|error| unusable(error, &decision, "COLLECTIVES_NCCL_PATH")),
-            BackendName::Rccl => Rccl::load()
-                .map(AnyBackend::Rccl)
-                .map_err(|error| unusable(error, &decision, "COLLECTIVES_RCCL_PATH")),
+            BackendName::Nccl => {
+                Nccl::load().map(AnyBackend::Nccl).map_err(|error| unusable(error, &decision))
+            }
+            BackendName::Rccl => {
+                Rccl::load().map(AnyBackend::Rccl).map_err(|error| unusable(error, &decision))
+            }
         }
     }
 
@@ -152,12 +152,13 @@ pub struct Explanation {
 }
 
 #[cold]
-fn unusable(error: Error, decision: &Decision, variable: &str) -> Error {
+fn unusable(error: Error, decision: &Decision) -> Error {
     if error.hint().is_some() {
         return error;
     }
+    // Where to get the library, the error says itself.
     error.with_hint(format!(
-        "{}; set {variable} to the library, or COLLECTIVES_BACKEND=mock to run on the CPU",
+        "the backend mock runs on the CPU; this backend was chosen because: {}",
         decision.reason
     ))
 }

@@ -29,6 +29,22 @@ use crate::{
 /// them was aborted or revoked, or failed, every wait on the stream returns that error: the device lets the
 /// stream go on after an abort, but the results are not there. Such a stream stays so; make a new
 /// one with the new communicator.
+///
+/// ```
+/// use std::time::Duration;
+/// use collectives::mock;
+///
+/// mock::run(1, |comm| {
+///     let stream = comm.new_stream()?;
+///     let buffer = stream.zeros::<f32>(1024)?; // enqueued
+///     stream.synchronize_for(Duration::from_secs(10))?; // done
+///     assert_eq!(buffer.len(), 1024);
+///     Ok(())
+/// })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[doc(alias = "cudaStream_t")]
+#[doc(alias = "hipStream_t")]
 #[derive(Clone)]
 pub struct Stream(Arc<StreamInner>);
 
@@ -128,6 +144,8 @@ impl Stream {
     ///
     /// # Errors
     /// As [`Buffer::zeros`].
+    #[doc(alias = "cudaMalloc")]
+    #[doc(alias = "hipMalloc")]
     #[track_caller]
     pub fn zeros<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
         Buffer::zeros(self, len)
@@ -159,6 +177,8 @@ impl Stream {
     /// # Errors
     /// The failure of any communicator that enqueued on the stream since its last good wait, and
     /// failures of the device.
+    #[doc(alias = "cudaStreamSynchronize")]
+    #[doc(alias = "hipStreamSynchronize")]
     pub fn synchronize(&self) -> Result<()> {
         self.wait(None)
     }

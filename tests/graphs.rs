@@ -238,7 +238,7 @@ fn what_would_run_now_is_refused_in_a_capture(
         let id = backend.unique_id()?;
         refused("a join", Communicator::join(backend, &id, JoinConfig::new(0, 1)).map(drop));
         refused("a split", comm.split(SplitConfig::new(0)).map(drop));
-        refused("a shrink", comm.shrink(ShrinkConfig::new([])).map(drop));
+        refused("a shrink", comm.shrink(ShrinkConfig::new([0; 0])).map(drop));
         refused("an allocation", comm.alloc::<f32>(1, &stream).map(drop));
         refused("a suspension", comm.suspend());
         scope.on(&comm).all_reduce_in_place(&mut buffer, ReduceOp::Sum)

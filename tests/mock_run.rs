@@ -84,6 +84,40 @@ fn panics_have_message_and_place() {
 }
 
 #[test]
+fn a_range_outside_of_a_buffer_is_told_where_it_is_written() {
+    let outside = |comm: Communicator| {
+        let stream = comm.new_stream()?;
+        let mut buffer = stream.zeros::<f32>(4)?;
+        match comm.rank() {
+            0 => drop(buffer.slice(2..9)),
+            1 => drop(buffer.slice_mut(2..9)),
+            _ => drop(buffer.view_mut().split_at_mut(9)),
+        }
+        Ok(())
+    };
+    fails(
+        mock::run(3, outside),
+        &[
+            "rank 0: panicked at tests/mock_run.rs:",
+            "rank 1: panicked at tests/mock_run.rs:",
+            "rank 2: panicked at tests/mock_run.rs:",
+            ": range 2..9 out of range for a buffer of 4 elements",
+        ],
+    );
+}
+
+#[test]
+fn a_refusal_is_told_with_its_place() {
+    let refused = |comm: Communicator| {
+        let stream = comm.new_stream()?;
+        let mut buffer = stream.zeros::<f32>(4)?;
+        comm.on(&stream).broadcast_in_place(&mut buffer, 9)
+    };
+    let place = "root is 9, want 0 to 1, called at tests/mock_run.rs:";
+    fails(mock::run(2, refused), &["\n  ranks 0, 1: broadcast: ", place]);
+}
+
+#[test]
 fn a_mismatch_and_a_missing_rank_are_told_once() {
     let start = Instant::now();
     let mismatch = |comm: Communicator| {

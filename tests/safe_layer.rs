@@ -52,6 +52,7 @@ const CASES: &[(&str, Case)] = &[
     ("a_raw_group_is_no_place_for_buffers", a_raw_group_is_no_place_for_buffers),
     ("memory_of_the_library_moves_data", memory_of_the_library_moves_data),
     ("wrong_lengths_are_refused_and_nothing_is_lost", wrong_lengths_are_refused),
+    ("refusals_name_the_call_and_its_place", refusals_name_the_call_and_its_place),
     ("split_parts_work_beside_their_parent", split_parts_work_beside_their_parent),
     ("a_barrier_orders_streams", a_barrier_orders_streams),
 ];
@@ -281,6 +282,18 @@ fn rooted_operations_take_buffers_on_root_only(comm: Communicator, _: &Barrier) 
     let mut back = stream.zeros(1)?;
     comm.on(&stream).scatter(all.as_ref().map(|all| all.view()), &mut back, root)?;
     assert_eq!(back.to_vec(&stream)?, mine.to_vec(&stream)?);
+
+    // Where all ranks have the buffer, they all may give it.
+    let mut whole = stream.zeros(comm.size())?;
+    comm.on(&stream).gather(&mine, &mut whole, root)?;
+    if is_root {
+        assert_eq!(whole.to_vec(&stream)?, all.as_ref().map(|all| all.to_vec(&stream)).unwrap()?);
+    }
+    comm.on(&stream).scatter(&whole, &mut back, root)?;
+    assert_eq!(back.to_vec(&stream)?, mine.to_vec(&stream)?);
+    group(|g| g.on(&comm, &stream).reduce(&mine, &mut everywhere, ReduceOp::Sum, root))?;
+    comm.on(&stream).broadcast(&everywhere, &mut back, root)?;
+    assert_eq!(back.to_vec(&stream)?, [sum_of_ranks(&comm)]);
 
     if is_root {
         let error = comm.on(&stream).reduce(&mine, None, ReduceOp::Sum, root).unwrap_err();
@@ -652,7 +665,7 @@ fn the_rest_goes_on_after_a_revoke(comm: Communicator, ranks: &Barrier) -> Resul
 }
 
 fn a_shrunk_part_works_beside_its_parent(comm: Communicator, ranks: &Barrier) -> Result<()> {
-    let error = comm.shrink(ShrinkConfig::new([])).expect_err("nobody is left out");
+    let error = comm.shrink(ShrinkConfig::new([0; 0])).expect_err("nobody is left out");
     assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
     if comm.size() > 1 && comm.rank() > 0 {
         let part = comm.shrink(ShrinkConfig::new([Rank::new(0)]))?;
@@ -817,6 +830,37 @@ fn what_is_alive_names_the_lines_of_the_user() -> Result<()> {
     mock.check_leaks()
 }
 
+/// Where it is called, and not where a group or a graph is closed.
+fn refusals_name_the_call_and_its_place(comm: Communicator, _: &Barrier) -> Result<()> {
+    let stream = comm.new_stream()?;
+    comm.on(&stream).warm_up()?;
+    let root = comm.size() as u32;
+    let named = |error: Error, line: u32| {
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+        assert_eq!(error.operation(), Some("broadcast"), "{error}");
+        let site = format!("{}:{line}:", file!());
+        assert!(error.site().is_some_and(|place| place.starts_with(&site)), "{error}");
+        assert!(error.to_string().contains(&format!(", called at {site}")), "{error}");
+    };
+    let mut value = stream.upload(&[1.0_f32])?;
+    named(comm.on(&stream).broadcast_in_place(&mut value, root).unwrap_err(), line!());
+    let mut line = 0;
+    let in_group = group(|g| {
+        line = line!() + 1;
+        g.on(&comm, &stream).broadcast_in_place(&mut value, root)?;
+        g.on(&comm, &stream).barrier()
+    });
+    named(in_group.unwrap_err(), line);
+    let in_graph = comm.capture(|scope| {
+        line = line!() + 1;
+        scope.on(&comm).broadcast_in_place(&mut value, root)
+    });
+    named(in_graph.map(drop).unwrap_err(), line);
+    let error = value.copy_from_slice(&[1.0, 2.0], &stream).unwrap_err();
+    assert!(error.site().is_some_and(|place| place.starts_with(file!())), "{error}");
+    works(&comm)
+}
+
 fn a_stream_of_another_device_is_refused(backend: &AnyBackend) -> Result<()> {
     let comms = Communicator::join_all(backend, JoinAllConfig::new([0, 1]))?;
     let theirs = comms[1].new_stream()?;
@@ -825,6 +869,7 @@ fn a_stream_of_another_device_is_refused(backend: &AnyBackend) -> Result<()> {
     assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
     assert!(error.to_string().contains("device 1"), "{error}");
     assert!(error.to_string().contains("device 0"), "{error}");
+    assert_eq!(error.operation(), Some("all_reduce"), "{error}");
     Ok(())
 }
 

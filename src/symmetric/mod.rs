@@ -139,7 +139,7 @@ pub struct Slot<T: Element> {
     element: PhantomData<fn() -> T>,
 }
 
-/// The buffers of a [`SymmetricPlan`], made. Those that nobody takes are dropped with it.
+/// The buffers of a [`SymmetricPlan`]. Those that are not taken are dropped with it.
 #[derive(Debug)]
 pub struct SymmetricSet {
     plan: u64,
@@ -200,7 +200,7 @@ impl Communicator {
     /// [`alloc_symmetric_set`](Self::alloc_symmetric_set).
     ///
     /// Where the library or the system cannot do that, the memory is registered, or plain, the same on
-    /// all ranks: [`Buffer::memory_kind`] tells, and [`Buffer::memory_reason`] why.
+    /// all ranks: [`Buffer::memory_kind`] says which, and [`Buffer::memory_reason`] why.
     ///
     /// Buffers may be dropped in any order, at any time, on each rank for itself. The communicator's
     /// inside lives as long as they do.

@@ -28,7 +28,7 @@ impl On<'_> {
     ///     let mut box_of_peer = comm.alloc_symmetric::<u32>(4)?;
     ///     let peer = 1 - comm.rank();
     ///     letters.copy_from_slice(&[comm.rank(); 4], &stream)?;
-    ///     // SAFETY: nobody touches the peer's copy before it has waited for this put.
+    ///     // SAFETY: no code touches the peer's copy before it has waited for this put.
     ///     unsafe { comm.on(&stream).put(&letters, &box_of_peer, 0, peer) }?;
     ///     comm.on(&stream).wait_put(&mut box_of_peer, &[SignalWait::new(peer)])?;
     ///     box_of_peer.to_vec(&stream)
@@ -78,7 +78,7 @@ impl On<'_> {
         })
     }
 
-    /// Signals `peer` once the stream has passed what stands before it, and waits for nobody. Once a
+    /// Signals `peer` once the stream has passed all earlier work, and does not wait. Once a
     /// symmetric buffer was allocated on the communicator.
     ///
     /// # Errors

@@ -30,11 +30,11 @@ use crate::{AnyBackend, AnyDevice, BackendName, Communicator, Selection};
 
 pub use self::peer::Peer;
 
-/// Makes the communicator of all ranks that a launcher started: `torchrun`, `collectives launch`,
-/// `mpirun`, `srun`, or nobody, for one rank.
+/// Makes the communicator of all ranks that a launcher started (`torchrun`, `collectives launch`,
+/// `mpirun`, `srun`), or of one rank if none did.
 ///
-/// That is [`World::from_env`] and [`World::communicator`], whose pages say what happens, and what
-/// [`WorldConfig`] can change. Every rank calls it, and it comes back when all have joined.
+/// It is [`World::from_env`] and [`World::communicator`], which say what happens; [`WorldConfig`] can
+/// change it. Every rank calls it, and it returns when all have joined.
 ///
 /// ```no_run
 /// use collectives::ReduceOp;
@@ -50,6 +50,8 @@ pub use self::peer::Peer;
 ///
 /// # Errors
 /// As [`World::from_env`] and [`World::communicator`].
+#[doc(alias = "MPI_Init")]
+#[doc(alias = "init_process_group")]
 #[track_caller]
 pub fn init() -> Result<Communicator> {
     World::from_env()?.communicator("world")
@@ -73,6 +75,8 @@ pub fn init() -> Result<Communicator> {
 ///
 /// When it is dropped, this process leaves the store; rank 0, where it serves the store, waits until the
 /// others have left, at most five seconds. Communicators live on.
+#[doc(alias = "MPI_COMM_WORLD")]
+#[doc(alias = "StatelessProcessGroup")]
 pub struct World {
     rank: u32,
     size: usize,
@@ -413,7 +417,7 @@ impl World {
         }
     }
 
-    /// The store in which the ranks met, for what else they have to tell each other; `None` where they
+    /// The store in which the ranks met, for other data that they exchange; `None` where they
     /// joined by a given id. Its keys are apart from ours. Where rank 0 serves it, it is there for as long
     /// as all ranks have their `World`.
     ///

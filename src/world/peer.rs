@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::meeting::{Agreement, Refusal};
 use crate::{AnyBackend, AnyDevice};
 
-/// What a rank says of itself when ranks meet. As JSON it lies in the store, under `roll/rank/R`.
+/// What a rank says of itself when ranks meet. The store has it as JSON, under `roll/rank/R`.
 ///
 /// Only the first four are needed: a program of another language that leaves out the others is not
 /// compared in them, and what it adds is not read.
@@ -49,7 +49,7 @@ pub struct Peer {
     /// The number of its device, in its process.
     #[serde(default)]
     pub device: Option<usize>,
-    /// What its device is called.
+    /// The name of its device.
     #[serde(default)]
     pub device_name: Option<String>,
     /// Its device's PCI address, `0000:3b:00.0`.

@@ -139,6 +139,10 @@ impl Cause {
             Self::Panic { message, location: None } => format!("panicked: {message}"),
             Self::Error(error) => {
                 let mut text = error.message().to_owned();
+                if let Some(site) = error.site() {
+                    text += ", called at ";
+                    text += site;
+                }
                 if let Some(hint) = error.hint() {
                     text += if error.message().contains('\n') { "\n" } else { "; " };
                     text += hint;

@@ -1,9 +1,9 @@
 //! The CPU backend: real data, NCCL's semantics, no GPU.
 //!
 //! [`Mock`] implements [`Backend`](collectives_core::Backend) on the memory and the cores of this
-//! process. It is not a stub: operations are asynchronous, streams, events, groups and graphs behave
-//! as on a GPU; what would be refused there is refused here, and what would hang is told apart from
-//! what is slow ([verdicts](#verdicts)). [`World`] runs ranks for a test.
+//! process. It is not a stub: operations are asynchronous; streams, events, groups and graphs behave
+//! as on a GPU; what NCCL refuses is refused; and what would hang is an error, while what is only slow
+//! is not ([verdicts](#verdicts)). [`World`] runs ranks for a test.
 //! Ranks are threads, or communicators that one thread drives, or [processes](#ranks-as-processes).
 //!
 //! ```
@@ -36,8 +36,8 @@
 //! ```
 //!
 //! # The engine
-//! There is no thread per stream, and none that drives the whole. The engine is a state behind one
-//! lock, and every call that comes by moves it on.
+//! There is no thread per stream, and none that drives the engine. The engine is a state behind one
+//! lock, and every call advances it.
 //!
 //! 1. **A stream is a queue.** A call checks its arguments, gives the operation its sequence number,
 //!    leaves it in the stream's inbox and returns; it never waits. Whoever next holds the engine's
@@ -66,7 +66,7 @@
 //! # Ranks as processes
 //! With [`Ranks::Processes`] (or `COLLECTIVES_MOCK_RANKS=processes`) ranks may be in several processes
 //! of one machine and user, on Linux. Each process makes a [`Mock`] of its own; an id that one of them
-//! made goes to the others by any way (an environment variable, a store), and who made it need not stay.
+//! made goes to the others in any way (an environment variable, a store), and its maker need not stay.
 //! A process may have several ranks, in threads of their own, and several communicators.
 //!
 //! ```
@@ -83,7 +83,7 @@
 //! # Ok::<_, collectives_core::Error>(())
 //! ```
 //!
-//! All that is said here holds there too, and data has the same bits. What is different:
+//! Everything on this page holds there, too, and data has the same bits. The differences:
 //!
 //! * Device memory is shared memory, which peers reach directly: nothing is copied on the way. Other
 //!   memory is copied through it, when an operation is at the head of its stream and when it is done.
@@ -98,11 +98,10 @@
 //! * There is one version of the library in all processes.
 //!
 //! # Verdicts
-//! Ranks that can never go on are told so, without any timeout: all of them, with one report, within
-//! some 10 milliseconds, or 200 where other threads of the process are busy. It says what is wrong,
+//! Ranks that can never go on get an error, without any timeout: all of them, with one report, within
+//! about 10 milliseconds, or 200 if other threads of the process are busy. It says what is wrong,
 //! what each rank has pending (arguments, number, stream, call site) or what its thread does instead,
-//! and what waits for what. [`Mock::verdicts`] has the same as data. Communicators that have no part
-//! in it stay usable.
+//! and what waits for what. [`Mock::verdicts`] has the same as data. Other communicators stay usable.
 //!
 //! | what happens | kind | error |
 //! |---|---|---|
@@ -122,35 +121,34 @@
 //! process that have not called on a mock yet.
 //!
 //! * **Deadlines.** A wait with a deadline counts as one without, unless the deadline is nearer than
-//!   50 ms: then the caller is told soon enough, and may have other plans. So a program that polls with
-//!   short waits gets no verdict, and one that waits for a minute needs no minute.
+//!   50 ms: then the caller learns it soon enough, and may have other plans. So a program that polls with
+//!   short waits gets no verdict, and one that waits for a minute gets it at once.
 //! * **Waits that are not the mock's**, such as a barrier or a channel of the program: a rank that
 //!   waits there is taken for one that may come back, except where no thread of the process can act at
 //!   all and no wait of the mock has a deadline. For the rest there is the world's deadline
 //!   ([`World::with_deadline`]).
-//! * **Asked-for trouble** ([below](#making-it-hard)). What a schedule puts off runs when somebody waits
-//!   for it, so it is no reason for a verdict; to look whether one is due runs nothing. What a fault rule
-//!   holds up counts as something that can still happen, even where it hangs: such faults are there to
-//!   try out deadlines and watchdogs, which a verdict would forestall.
+//! * **Schedules and faults** ([below](#making-it-hard)). Work that a schedule puts off runs when a rank
+//!   waits for it, so it is no reason for a verdict; checking for verdicts runs nothing. What a fault rule
+//!   holds up counts as something that can still happen, even if it hangs: such faults are there to
+//!   test deadlines and watchdogs, which a verdict would forestall.
 //! * **Not seen**: a rank that polls for ever ([`query`](collectives_core::Device::query),
 //!   [`poll_error`](collectives_core::Collectives::poll_error)) is never blocked. A communicator that
 //!   is given to a thread that has called on another rank's devices, or only on another mock, is not
-//!   known to be there before that thread calls on it. What stands deeper than 256 entries in a stream
-//!   is looked at when it has come nearer.
+//!   known to be there before that thread calls on it. What is deeper than 256 entries in a stream
+//!   is looked at when it has moved up.
 //! * **Ranks that are processes** are judged together: those whose threads can't act say so, whatever
 //!   they wait for. On a join there is a verdict where all processes were started as one job
-//!   ([`ExitNotices`]): each waits, too, or has ended, which is told with how. One that has not made a
-//!   mock yet, has several, or has children may come. Of other programs a process may come of which
-//!   nobody knows, so joins wait for their deadline; and there is no verdict on a hang over processes of
-//!   which none shares communicators with all the others.
-//! * **Elsewhere than on Linux** threads that never called are not seen, and neither are ends of
-//!   threads and joins that nobody comes to.
+//!   ([`ExitNotices`]) and each of them waits, too, or has ended; the error says how. A process that has
+//!   not made a mock yet, has several, or has children may still join. If the program started its
+//!   processes itself, an unknown one may always join, so joins wait for their deadline. There is no
+//!   verdict on a hang across processes of which none shares communicators with all the others.
+//! * **On other systems than Linux** threads that never called a mock are not seen, nor are threads that
+//!   end and joins that no other rank comes to.
 //!
 //! # Loss and leaks
-//! A [revoke](collectives_core::Collectives::revoke) stops the operations of all ranks, where NCCL's
-//! stops those of the caller alone; the other ranks are told by their next call. A shrink whose list
-//! leaves a lost rank in, or on which the ranks disagree, is an error on all of them, where NCCL
-//! hangs. [`Mock::alive`] lists what was made and not given back, with the places in the program;
+//! A [revoke](collectives_core::Collectives::revoke) stops the operations of all ranks, while NCCL's
+//! stops only those of the caller; the other ranks get the error from their next call. A shrink whose list
+//! keeps a lost rank, or on which the ranks disagree, is an error on all of them, while NCCL hangs. [`Mock::alive`] lists what was made and not given back, with the places in the program;
 //! [`Mock::check_leaks`] fails if there is any. [`PendingJoin`] is NCCL's non-blocking join.
 //!
 //! # Numerics
@@ -174,18 +172,19 @@
 //!
 //! # Making it hard
 //! [`MockConfig::strict`] and [`MockConfig::adversarial`] find programs that are right only by luck.
-//! A [`Schedule`] puts work off as long as is legal, or as a seed says; [`Guards`] poison what is to
-//! be received, sum what is sent, compare what streams access, and see the program's own loads and
-//! stores. A [`FaultPlan`] has delays, hangs, deaths and errors where a program shall survive them. All are functions of seeds and of places in
-//! the program, never of time, and errors name the seed and the rules, so that a run can be had again.
-//! [`MockConfig::from_env`] has them from outside, and so have [`Mock::shared`] and [`World`]. The guide `docs/faults.md` has recipes.
+//! A [`Schedule`] delays work as long as is legal, or as a seed says. [`Guards`] poison receive buffers,
+//! keep checksums of send buffers, compare the accesses of streams, and see the program's own loads and
+//! stores. A [`FaultPlan`] has delays, hangs, deaths and errors, for programs that must survive them. All
+//! are functions of seeds and of places in the program, never of time, and errors name the seed and the
+//! rules, so that a run can be repeated. [`MockConfig::from_env`] reads them from the environment, and so
+//! do [`Mock::shared`] and [`World`]. The guide `docs/faults.md` has recipes.
 //!
 //! # Where it is stricter than a GPU
 //! Streams and handles of other devices or other mocks, memory of other devices and ranges past an
 //! allocation's end are always refused. Two ranks of a communicator on one device are refused, as NCCL
-//! does by default. A rank that leaves fails those who wait for it
-//! ([`Remote`](collectives_core::ErrorKind::Remote)) instead of leaving them to hang. Memory that the
-//! engine does not know is taken for host memory that devices can reach.
+//! does by default. If a rank leaves, those that wait for it fail
+//! ([`Remote`](collectives_core::ErrorKind::Remote)) instead of hanging. Memory that the
+//! engine does not know counts as host memory that devices can reach.
 
 mod across;
 mod adversary;

@@ -1,8 +1,9 @@
-//! The `collectives` command: measures collectives ([`perf`]), says what runs them and why
-//! ([`doctor`]), starts a program as ranks ([`launch`]), and lays out the mock as a C library ([`mock`]).
+//! The `collectives` command: measures collectives ([`perf`]), finds out what a machine has and what
+//! is wrong with it ([`doctor`]), starts a program as ranks ([`launch`]), installs the mock as a C
+//! library ([`mock`]), and prints completion scripts for shells.
 //!
 //! Tables and JSON go to standard output; errors, logs and the progress bar to standard error. Exit
-//! codes: 0 good, 1 a failed check or run, 2 usage; of `launch`, those of the ranks.
+//! codes: 0 success, 1 a failed check or run, 2 wrong usage; of `launch`, those of the ranks.
 
 mod doctor;
 #[cfg(unix)]
@@ -13,16 +14,17 @@ mod text;
 
 use std::{
     error::Error,
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write as _},
     process::ExitCode,
 };
 
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
+use clap_complete::Shell;
 use tracing_subscriber::EnvFilter;
 
-/// GPU collectives: measure them, and see what they run on.
+/// Measure GPU collectives, find out why they do not work, and run their programs
 #[derive(Parser)]
-#[command(name = "collectives", version, arg_required_else_help = true)]
+#[command(name = "collectives", version, arg_required_else_help = true, after_help = NOTES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -35,14 +37,26 @@ enum Command {
     #[cfg(unix)]
     Launch(launch::Args),
     Mock(mock::Args),
+    /// Print a completion script for a shell
+    #[command(after_help = "For bash: source <(collectives completions bash)")]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
 }
+
+const NOTES: &str = "\
+Everything runs on NCCL, RCCL or a CPU mock, whichever fits the hardware.
+COLLECTIVES_BACKEND=nccl|rccl|mock decides otherwise.
+
+Exit codes: 0 success, 1 a failed check or run, 2 wrong usage; 'launch' exits
+with the code of its ranks. RUST_LOG=info or =debug logs more to standard error.";
 
 /// Why the command did not do what was asked.
 enum Failure {
-    /// A check failed, or this rank did; what there is to say stands in the output, or was told to
-    /// the parent.
+    /// A check failed, or this rank did; the output says why, or the parent was told.
     Check,
-    /// There is nothing left to say, and this to exit with.
+    /// Everything was said; exit with this code.
     #[cfg(unix)]
     Exit(u8),
     /// The run failed.
@@ -74,6 +88,7 @@ fn main() -> ExitCode {
         #[cfg(unix)]
         Command::Launch(args) => ("launch", launch::run(&args)),
         Command::Mock(args) => ("mock", mock::run(&args)),
+        Command::Completions { shell } => ("completions", completions(shell)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -88,6 +103,13 @@ fn main() -> ExitCode {
         }
         Err(Failure::Usage(message)) => usage(name, message),
     }
+}
+
+fn completions(shell: Shell) -> Result<(), Failure> {
+    // Into memory first: a failed write to standard output would panic in there.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "collectives", &mut script);
+    Ok(io::stdout().write_all(&script)?)
 }
 
 fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
@@ -110,9 +132,11 @@ fn block(command: &str, error: &(dyn Error + 'static)) -> String {
         source = error.source();
     }
     parts.extend(hint.map(|hint| ("  help: ", hint.to_owned())));
+    let width = text::columns(io::stderr());
     let mut block = String::new();
     for (label, part) in parts {
-        text::wrapped(&mut block, label, &part).expect("writing to a string does not fail");
+        text::wrapped_to(width, &mut block, label, &part)
+            .expect("writing to a string does not fail");
     }
     block
 }

@@ -1,5 +1,5 @@
-//! `collectives mock install`: lays the mock's C library out under the names of the libraries that
-//! it stands for.
+//! `collectives mock install`: installs the mock's C library under the names of the libraries that it
+//! replaces.
 //!
 //! All names are links to one file: a program that opens two of them gets one library, with one
 //! state.
@@ -7,7 +7,8 @@
 use std::{
     env,
     error::Error,
-    fmt, fs, io,
+    fmt, fs,
+    io::{self, Write as _},
     path::{self, Path, PathBuf},
 };
 
@@ -25,11 +26,14 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Lay the library out in DIR, as libnccl, librccl, libcuda, libamdhip64 and libcudart
+    /// Install the library into DIR as libnccl, librccl, libcuda, libamdhip64, libcudart
+    ///
+    /// The library is the file libcollectives_mock_abi.so beside this command, or that of
+    /// COLLECTIVES_MOCK_LIB. DIR gets a copy of it and a link for each name.
     Install {
-        /// Where; made if it isn't there
+        /// The directory; it is made if it does not exist
         dir: PathBuf,
-        /// Print what a shell sets to use it: eval "$(collectives mock install DIR --print-env)"
+        /// Print only the shell command that puts it to use, for 'eval'
         #[arg(long)]
         print_env: bool,
     },
@@ -62,15 +66,16 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let library = find(env::var_os(VARIABLE).map(PathBuf::from), env::current_exe().ok())?;
     let dir = path::absolute(dir).map_err(|error| Trouble::at("cannot find", dir, error))?;
     install(&library, &dir)?;
+    let mut out = io::stdout();
     if *print_env {
-        println!("{}", environment(&dir));
+        writeln!(out, "{}", environment(&dir))?;
         return Ok(());
     }
-    println!("{} from {}", dir.join(LIBRARY).display(), library.display());
+    writeln!(out, "{} from {}", dir.join(LIBRARY).display(), library.display())?;
     for name in names() {
-        println!("  {name}");
+        writeln!(out, "  {name}")?;
     }
-    println!("\nto use it: {}", environment(&dir));
+    writeln!(out, "\nto use it: {}", environment(&dir))?;
     Ok(())
 }
 
@@ -83,15 +88,18 @@ fn find(named: Option<PathBuf>, command: Option<PathBuf>) -> Result<PathBuf, Tro
     if let Some(path) = named {
         return match path.is_file() {
             true => Ok(path),
-            false => Err(Trouble::new(format!("{VARIABLE} is '{}', no file", path.display()))),
+            false => {
+                let path = path.display();
+                Err(Trouble::new(format!("{VARIABLE} names '{path}', which is not a file")))
+            }
         };
     }
     let beside = command.map(|command| command.with_file_name(LIBRARY));
     beside.clone().filter(|path| path.is_file()).ok_or_else(|| {
         let place = beside.map_or_else(String::new, |path| format!(" at {}", path.display()));
         Trouble::new(format!(
-            "there is no mock library{place}; build it with 'cargo build --release --package \
-             collectives-mock-abi', and give its path in {VARIABLE}"
+            "the mock's library was not found{place}; build it with 'cargo build --release \
+             --package collectives-mock-abi', or set {VARIABLE} to its path"
         ))
     })
 }
@@ -106,7 +114,7 @@ fn install(library: &Path, dir: &Path) -> Result<(), Trouble> {
         if path.symlink_metadata().is_ok() {
             let path = path.display();
             return Err(Trouble::new(format!(
-                "{path} is there already, and not the mock's; install into a directory of its own"
+                "{path} exists, and is not the mock's; install into a directory of its own"
             )));
         }
     }

@@ -2,13 +2,8 @@
 
 use std::fmt;
 
-/// Writes a text behind its label, with the lines after the first below its start. A word that is
-/// too long, as paths and links are, stays whole so that it can be copied.
-pub(crate) fn wrapped(out: &mut impl fmt::Write, label: &str, text: &str) -> fmt::Result {
-    wrapped_to(WIDTH, out, label, text)
-}
-
-/// [`wrapped`], in lines of at most `width` columns.
+/// Writes a text behind its label, in lines of at most `width` columns, with the lines after the first
+/// below its start. A word that is too long, as paths and links are, stays whole so that it can be copied.
 pub(crate) fn wrapped_to(
     width: usize,
     out: &mut impl fmt::Write,
@@ -36,20 +31,18 @@ pub(crate) fn wrapped_to(
     writeln!(out, "{}", line.trim_end())
 }
 
-/// Columns of standard output: the terminal's, where it is one, as far as lines stay readable.
-pub(crate) fn columns() -> usize {
-    terminal_columns().map_or(WIDTH, |columns| columns.clamp(40, WIDTH))
-}
-
+/// Columns of a stream, such as standard output: the terminal's, if it is one, as far as lines stay
+/// readable.
 #[cfg(unix)]
-fn terminal_columns() -> Option<usize> {
-    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
-    (size.ws_col > 0).then(|| usize::from(size.ws_col))
+pub(crate) fn columns(stream: impl std::os::fd::AsFd) -> usize {
+    let size = rustix::termios::tcgetwinsize(stream).ok();
+    let columns = size.map(|size| usize::from(size.ws_col)).filter(|&columns| columns > 0);
+    columns.map_or(WIDTH, |columns| columns.clamp(40, WIDTH))
 }
 
 #[cfg(not(unix))]
-fn terminal_columns() -> Option<usize> {
-    None
+pub(crate) fn columns<T>(_stream: T) -> usize {
+    WIDTH
 }
 
 /// Columns of a line.
@@ -61,7 +54,7 @@ mod tests {
 
     fn lines(label: &str, text: &str) -> Vec<String> {
         let mut out = String::new();
-        wrapped(&mut out, label, text).expect("writing to a string does not fail");
+        wrapped_to(WIDTH, &mut out, label, text).expect("writing to a string does not fail");
         out.lines().map(Into::into).collect()
     }
 

@@ -68,6 +68,14 @@ fn help_names_the_commands_and_their_options() {
 }
 
 #[test]
+fn every_shell_gets_a_completion_script() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let script = output(&["completions", shell]);
+        assert!(script.contains("sync-each"), "{shell}");
+    }
+}
+
+#[test]
 fn no_command_is_a_usage_error() {
     collectives(&[]).assert().code(2).stdout("");
 }
@@ -77,23 +85,26 @@ fn arguments_that_do_not_fit_are_usage_errors() {
     for (arguments, words) in [
         (&["all_shuffle"][..], "all_shuffle"),
         (&["all_reduce", "-b", "8T"], "like 8, 64K"),
-        (&["all_reduce", "-b", "2K", "-e", "1K"], "-b is 2048 bytes, more than -e, which is 1024"),
+        (
+            &["all_reduce", "-b", "2K", "-e", "1K"],
+            "-b is 2048 bytes, more than the 1024 bytes of -e",
+        ),
         (&["all_reduce", "-f", "1"], "1"),
         (&["all_reduce", "-n", "0"], "0"),
         (&["all_reduce", "--iters", "0"], "0"),
         (&["all_reduce", "-n", "9"], "-n 9: each rank needs a device, and mock sees 8"),
         (&["broadcast", "-n", "2", "--root", "2"], "--root 2: the ranks are 0 to 1"),
         (&["all_reduce", "--root", "0"], "all_reduce has no root"),
-        (&["all_gather", "--op", "sum"], "all_gather combines no elements"),
+        (&["all_gather", "--op", "sum"], "all_gather does not reduce"),
         (&["all_reduce", "--op", "median"], "sum, prod, max, min, avg"),
         (&["all_reduce", "--dtype", "f128"], "f128"),
         (&["all_reduce", "-e", "64G"], "device 0 has 16384 MiB"),
         (&["all_reduce", "--graph", "--sync-each"], "--sync-each"),
         (
             &["all_reduce", "--registered", "symmetric", "--mode", "one-thread"],
-            "--registered symmetric: ranks wait for one another",
+            "--registered symmetric: one thread cannot allocate for several ranks",
         ),
-        (&["all_reduce", "--json", "x", "--plot", "x"], "--json and --plot are both x"),
+        (&["all_reduce", "--json", "x", "--plot", "x"], "--json and --plot both name x"),
     ] {
         let text = refusal(&[&["perf"], arguments].concat(), 2);
         assert!(text.contains(words), "{arguments:?} said: {text}");
@@ -130,7 +141,7 @@ fn one_thread_drives_all_ranks() {
             let run = ["perf", operation, "-b", "8", "-e", "1K", "-n", "3", "--iters", "9"];
             let mode = ["--mode", "one-thread", "--json", path];
             let output = output(&[&run[..], &mode, how].concat());
-            assert!(output.contains("ranks      3, all driven by one thread\n"), "{output}");
+            assert!(output.contains("ranks      3, driven by one thread\n"), "{output}");
             let rows = rows(&output);
             assert!(rows.len() >= 6, "{operation} {how:?}: {output}");
             assert!(rows.iter().all(|row| row[8] == "0"), "{operation} {how:?}: {output}");
@@ -163,7 +174,7 @@ mod processes {
                 let run = ["perf", operation, "-b", "8", "-e", "1K", "-n", ranks, "--iters", "9"];
                 let output = output(&[&run[..], &MODE].concat());
                 assert!(
-                    output.contains(&format!("ranks      {ranks}, a process each\n")),
+                    output.contains(&format!("ranks      {ranks}, one process each\n")),
                     "{output}"
                 );
                 let rows = rows(&output);

@@ -238,7 +238,7 @@ mod linux {
             out.lines().filter(|line| line.contains(" f32 ") || line.contains("float")).count();
         let once = out.matches("# backend ").count() == 1;
         let all = out.contains("rank  3 on device  3")
-            && out.contains("4, processes that a launcher started");
+            && out.contains("4, processes started by a launcher");
         check(output.status.success() && rows == 3 && once && all, &output)
     }
 

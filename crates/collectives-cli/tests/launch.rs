@@ -22,7 +22,7 @@ mod unix {
         time::{Duration, Instant},
     };
 
-    use collectives::{Backend, Communicator, JoinConfig, ReduceOp, UniqueId};
+    use collectives::{Backend, Communicator, JoinConfig, ReduceOp, ShrinkConfig, UniqueId};
     use libtest_mimic::{Arguments, Failed, Trial};
     use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
@@ -44,7 +44,7 @@ mod unix {
                 }
             };
         }
-        let tests: [(&str, Test); 24] = [
+        let tests: [(&str, Test); 25] = [
             ("eight_ranks_sum_on_the_mock", eight_ranks_sum_on_the_mock),
             ("more_ranks_than_the_mock_has_devices", more_ranks_than_the_mock_has_devices),
             ("survivors_are_told_which_signal", survivors_are_told_which_signal),
@@ -56,6 +56,7 @@ mod unix {
             ("ranks_find_the_variables_of_torchrun", ranks_find_the_variables_of_torchrun),
             ("what_is_set_stays_where_it_may", what_is_set_stays_where_it_may),
             ("the_first_failure_ends_all", the_first_failure_ends_all),
+            ("the_others_go_on_where_they_may", the_others_go_on_where_they_may),
             ("who_ignores_sigterm_is_killed", who_ignores_sigterm_is_killed),
             ("a_killed_rank_is_137", a_killed_rank_is_137),
             ("sigterm_is_passed_on", sigterm_is_passed_on),
@@ -83,8 +84,13 @@ mod unix {
     }
 
     /// What this program does as a rank.
-    const ROLES: [(&str, Role); 4] =
-        [("sum", sum), ("killed", killed), ("absent", absent), ("writer", writer)];
+    const ROLES: [(&str, Role); 5] = [
+        ("sum", sum),
+        ("killed", killed),
+        ("survivor", survivor),
+        ("absent", absent),
+        ("writer", writer),
+    ];
 
     /// Joins, and sums the ranks' numbers.
     fn sum() -> collectives::Result<()> {
@@ -108,6 +114,27 @@ mod unix {
         }
         comm.on(&stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum)?;
         stream.synchronize()
+    }
+
+    /// Rank 2 is killed, and the others do without.
+    fn survivor() -> collectives::Result<()> {
+        let comm = collectives::init()?;
+        let sum = |comm: &Communicator| {
+            let stream = comm.new_stream()?;
+            let mut buffer = stream.upload(&[1.0_f32])?;
+            comm.on(&stream).all_reduce_in_place(&mut buffer, ReduceOp::Sum)?;
+            buffer.to_vec(&stream)
+        };
+        if comm.rank() == 2 {
+            kill_process(rustix::process::getpid(), Signal::KILL).expect("it is this process");
+        }
+        sum(&comm).expect_err("one is gone");
+        comm.revoke()?;
+        let rest = comm.shrink(ShrinkConfig::new([2]))?;
+        // Longer than ranks have for their last words.
+        thread::sleep(Duration::from_millis(1500));
+        println!("sum {:?}", sum(&rest)?);
+        rest.finalize()
     }
 
     /// Rank 2 ends before it joins, by a code or, for 0, as if it were done.
@@ -324,6 +351,17 @@ mod unix {
         let last = block.lines().last().expect("it has lines");
         assert!(last.starts_with("error: launch: rank 1 (pid "), "{block}");
         assert!(last.ends_with(") ended with exit code 7"), "{block}");
+        Ok(())
+    }
+
+    fn the_others_go_on_where_they_may() -> Outcome {
+        let options = ["-n", "4", "--backend", "mock", "--keep-going"];
+        let ran = launch(&options, &role("survivor"));
+        let errors = text(&ran.stderr);
+        let want = [0, 1, 3].map(|rank| format!("rank {rank}| sum [3.0]"));
+        assert_eq!(lines(&ran.stdout), want.into(), "{errors}");
+        assert_eq!(ran.status.code(), Some(137), "{errors}");
+        assert!(errors.starts_with("rank 2 failed; it wrote nothing\n"), "{errors}");
         Ok(())
     }
 

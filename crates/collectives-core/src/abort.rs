@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use crate::{Error, Result};
 
-/// Ends a communicator from any thread, and tells whether it is still alive.
+/// Ends a communicator from any thread, and says whether it is still alive.
 ///
 /// It outlives the communicator: once that is gone, [`abort`](Self::abort) does nothing. Aborting
 /// never ends the process and returns after a bounded time, also when a call of another thread is

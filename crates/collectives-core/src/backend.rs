@@ -74,7 +74,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn join(&self, id: &UniqueId, config: JoinConfig) -> Result<Self::Comm>;
 
     /// Joins a communicator that is growing, as one of its new ranks: the other half of
-    /// [`Split::grow`], which tells the protocol. Collective: returns when the members and all new
+    /// [`Split::grow`], which explains the protocol. Collective: returns when the members and all new
     /// ranks have called.
     ///
     /// Requires [`Capabilities::grow`]. `config.rank` is a place behind the members, and
@@ -119,7 +119,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     ///
     /// # Safety
     /// `raw` is a live, blocking communicator of the very library behind this backend
-    /// ([`info`](Self::info) tells its path), and nobody else uses or destroys it from now on.
+    /// ([`info`](Self::info) has its path), and no other code uses or destroys it from now on.
     ///
     /// # Errors
     /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for null;
@@ -195,7 +195,7 @@ impl<B: Backend> Drop for OpenGroup<'_, B> {
 /// that nothing is ever downcast.
 ///
 /// A new communicator shares no resources with the one it comes from, and lives on when that ends.
-/// All of these block until every rank that takes part has called, and none may stand in a group.
+/// All of these block until every rank that takes part has called, and none may be in a group.
 ///
 /// ```
 /// # use collectives_core::{Capabilities, Collectives, Error, Rank, ShrinkConfig, Split};
@@ -455,8 +455,9 @@ pub struct ShrinkConfig {
 
 impl ShrinkConfig {
     /// Leaves out `exclude`, of a communicator that has no operation in flight.
-    pub fn new(exclude: impl Into<Vec<Rank>>) -> Self {
-        Self { exclude: exclude.into(), abort: false, name: None, config: CommConfig::new() }
+    pub fn new(exclude: impl IntoIterator<Item = impl Into<Rank>>) -> Self {
+        let exclude = exclude.into_iter().map(Into::into).collect();
+        Self { exclude, abort: false, name: None, config: CommConfig::new() }
     }
 
     /// Drops the operations in flight first.

@@ -66,7 +66,7 @@ pub struct Capabilities {
     /// [`Collectives::abort`](crate::Collectives::abort).
     pub abort: Support,
     /// A deadline on [`Backend::join`](crate::Backend::join). Emulated where the attempt cannot be
-    /// given up: the caller is told in time, and a thread waits on.
+    /// given up: the caller gets its error in time, and a thread waits on.
     pub join_deadline: Support,
     /// [`Backend::join_all`](crate::Backend::join_all).
     pub join_all: Support,
@@ -88,14 +88,14 @@ pub struct Capabilities {
     /// [`Collectives::register`](crate::Collectives::register).
     pub register: Support,
     /// [`Collectives::window_register`](crate::Collectives::window_register). A system may be unable
-    /// all the same, which only registering tells.
+    /// all the same, which only an attempt to register shows.
     pub window_register: Support,
     /// [`Collectives::window_ptr`](crate::Collectives::window_ptr).
     pub window_ptr: Support,
     /// [`Collectives::put_signal`](crate::Collectives::put_signal),
     /// [`Collectives::signal`](crate::Collectives::signal) and
     /// [`Collectives::wait_signal`](crate::Collectives::wait_signal). A system may be unable all the
-    /// same, which the first call tells.
+    /// same, which the first call shows.
     pub put_signal: Support,
     /// [`CallConfig`](crate::CallConfig), for collectives.
     pub call_config: Support,
@@ -253,7 +253,7 @@ pub enum F8Format {
     /// `e4m3fn` and `e5m2` of the Open Compute Project: NVIDIA's devices, AMD's since gfx950, and the
     /// mock.
     Ocp,
-    /// Nothing tells, or the devices of this process differ.
+    /// Unknown, or the devices of this process differ.
     Unknown,
 }
 

@@ -10,11 +10,11 @@ use crate::{
 /// One rank's end of a communicator: moves data between ranks, on streams of its device.
 ///
 /// Operations are asynchronous. A call checks its arguments, enqueues, and returns; the data has
-/// moved when the stream has passed the operation. Counts are numbers of elements in the buffer
-/// they stand in, whatever a vendor's own `count` means.
+/// moved when the stream has passed the operation. The count of a buffer is the number of its elements,
+/// whatever a vendor's own `count` means.
 ///
 /// The trait is for implementers and for code that brings its own memory; the facade's
-/// `Communicator` is the comfortable, safe form.
+/// `Communicator` is the safe form.
 ///
 /// # Contract
 /// A caller of the `unsafe` operations promises:
@@ -37,7 +37,7 @@ use crate::{
 ///
 /// # Threads
 /// `Send`, not `Sync`: NCCL allows one thread at a time to call on a communicator. To end one that
-/// another thread is stuck in, take an [`AbortHandle`] first.
+/// another thread is stuck in, take an [`AbortHandle`] beforehand.
 ///
 /// # Dropping
 /// Dropping a communicator flushes and destroys it, in bounded time; errors are logged. Use
@@ -65,6 +65,7 @@ pub trait Collectives: Send {
     /// # Errors
     /// See [`crate::shape::Rules::all_reduce`], and the library's own failures.
     #[doc(alias = "ncclAllReduce")]
+    #[doc(alias = "MPI_Allreduce")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
     unsafe fn all_reduce(
         &self,
@@ -85,6 +86,7 @@ pub trait Collectives: Send {
     /// # Errors
     /// See [`crate::shape::Rules::reduce`], and the library's own failures.
     #[doc(alias = "ncclReduce")]
+    #[doc(alias = "MPI_Reduce")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
     unsafe fn reduce(
         &self,
@@ -107,6 +109,7 @@ pub trait Collectives: Send {
     /// See [`crate::shape::Rules::broadcast`], and the library's own failures.
     #[doc(alias = "ncclBroadcast")]
     #[doc(alias = "ncclBcast")]
+    #[doc(alias = "MPI_Bcast")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
     unsafe fn broadcast(
         &self,
@@ -127,6 +130,8 @@ pub trait Collectives: Send {
     /// # Errors
     /// See [`crate::shape::Rules::all_gather`], and the library's own failures.
     #[doc(alias = "ncclAllGather")]
+    #[doc(alias = "MPI_Allgather")]
+    #[doc(alias = "all_gather_into_tensor")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
     unsafe fn all_gather(&self, send: SendBuf, recv: RecvBuf, launch: Launch<'_>) -> Result<()>;
 
@@ -141,6 +146,8 @@ pub trait Collectives: Send {
     /// # Errors
     /// See [`crate::shape::Rules::reduce_scatter`], and the library's own failures.
     #[doc(alias = "ncclReduceScatter")]
+    #[doc(alias = "MPI_Reduce_scatter_block")]
+    #[doc(alias = "reduce_scatter_tensor")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
     unsafe fn reduce_scatter(
         &self,
@@ -161,6 +168,8 @@ pub trait Collectives: Send {
     /// See [`crate::shape::Rules::all_to_all`], and the library's own failures.
     #[doc(alias = "ncclAlltoAll")]
     #[doc(alias = "ncclAllToAll")]
+    #[doc(alias = "MPI_Alltoall")]
+    #[doc(alias = "all_to_all_single")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
     unsafe fn all_to_all(&self, send: SendBuf, recv: RecvBuf, launch: Launch<'_>) -> Result<()>;
 
@@ -175,6 +184,7 @@ pub trait Collectives: Send {
     /// # Errors
     /// See [`crate::shape::Rules::gather`], and the library's own failures.
     #[doc(alias = "ncclGather")]
+    #[doc(alias = "MPI_Gather")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
     unsafe fn gather(
         &self,
@@ -195,6 +205,7 @@ pub trait Collectives: Send {
     /// # Errors
     /// See [`crate::shape::Rules::scatter`], and the library's own failures.
     #[doc(alias = "ncclScatter")]
+    #[doc(alias = "MPI_Scatter")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
     unsafe fn scatter(
         &self,
@@ -217,6 +228,8 @@ pub trait Collectives: Send {
     /// # Errors
     /// See [`crate::shape::Rules::send`], and the library's own failures.
     #[doc(alias = "ncclSend")]
+    #[doc(alias = "MPI_Send")]
+    #[doc(alias = "isend")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
     unsafe fn send(&self, buf: SendBuf, peer: Rank, launch: Launch<'_>) -> Result<()>;
 
@@ -228,6 +241,8 @@ pub trait Collectives: Send {
     /// # Errors
     /// See [`crate::shape::Rules::recv`], and the library's own failures.
     #[doc(alias = "ncclRecv")]
+    #[doc(alias = "MPI_Recv")]
+    #[doc(alias = "irecv")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
     unsafe fn recv(&self, buf: RecvBuf, peer: Rank, launch: Launch<'_>) -> Result<()>;
 
@@ -252,8 +267,8 @@ pub trait Collectives: Send {
     #[doc(alias = "ncclGroupEnd")]
     fn group_end(&self) -> Result<()>;
 
-    /// Ends the group of this thread without launching anything, and tells how long it would take, as
-    /// far as the library can say. The mock cannot. Requires [`Capabilities::group_simulate`].
+    /// Ends the group of this thread without launching anything, and estimates how long it would take, if
+    /// the library can. The mock cannot. Requires [`Capabilities::group_simulate`].
     ///
     /// # Errors
     /// [`Unsupported`](crate::ErrorKind::Unsupported) by capability;
@@ -355,7 +370,7 @@ pub trait Collectives: Send {
     /// library has windows and this system does not: NCCL then succeeds with none.
     /// [`InvalidUsage`](crate::ErrorKind::InvalidUsage) inside a group;
     /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for no bytes; the library's failures.
-    /// Where ranks disagree, or one does something else, the mock tells all of them; other libraries
+    /// If ranks disagree, or one does something else, the mock gives all of them an error; other libraries
     /// hang, or give a window that is good for nothing.
     #[doc(alias = "ncclCommWindowRegister")]
     #[expect(unsafe_code, reason = "declares the contract; contains no unsafe code")]
@@ -419,7 +434,7 @@ pub trait Collectives: Send {
         launch: Launch<'_>,
     ) -> Result<()>;
 
-    /// Signals `peer`, once the stream has passed what stands before it. It waits for nobody.
+    /// Signals `peer`, once the stream has passed all earlier work. It does not wait for the peer.
     ///
     /// Requires [`Capabilities::put_signal`], a peer that is another rank, and (NCCL does without) a
     /// window that was registered on this communicator. Not in groups.
@@ -493,7 +508,7 @@ pub trait Collectives: Send {
     ///
     /// Requires [`Capabilities::revoke`]. Not collective, and it waits for no other rank; but every
     /// rank that goes on calls it, since a library may stop the operations of the calling rank alone
-    /// (NCCL does; the mock stops those of all ranks, and tells them). Revoking again does nothing.
+    /// (NCCL does; the mock stops those of all ranks, which get an error). Revoking again does nothing.
     ///
     /// Afterwards operations, splits and registrations fail with
     /// [`Revoked`](crate::ErrorKind::Revoked), and so does

@@ -5,6 +5,7 @@ mod wire;
 use std::{
     error::Error as StdError,
     fmt,
+    panic::Location,
     path::{Path, PathBuf},
 };
 
@@ -19,8 +20,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// Code branches on [`kind`](Self::kind), [`is_caller_bug`](Self::is_caller_bug) and
 /// [`poisons_communicator`](Self::poisons_communicator); people read the `Display`, which is one line
-/// except where several ranks are reported on. `Debug` shows every field. It can be sent to another
-/// process, where all of it arrives; of the errors underneath, their words.
+/// unless it reports on several ranks. `Debug` (`{:?}`) is the same text and what the errors underneath add
+/// to it, since that is what `unwrap` and a `main` that returns the error show; `{:#?}` shows every field.
+/// An error can be serialised for another process; of the errors underneath, only the text arrives.
 ///
 /// ```
 /// use collectives_core::{DType, ErrorKind};
@@ -39,6 +41,7 @@ struct Inner {
     library: Option<(PathBuf, Version)>,
     rank: Option<(u32, usize)>,
     communicator: Option<String>,
+    site: Option<String>,
     vendor_code: Option<VendorCode>,
     last_error: Option<String>,
     hint: Option<String>,
@@ -57,6 +60,7 @@ impl Error {
             library: None,
             rank: None,
             communicator: None,
+            site: None,
             vendor_code: None,
             last_error: None,
             hint: None,
@@ -104,6 +108,13 @@ impl Error {
         self
     }
 
+    /// Names the place in the program where the operation was called.
+    #[must_use]
+    pub fn with_site(mut self, site: &Location<'_>) -> Self {
+        self.0.site = Some(site.to_string());
+        self
+    }
+
     /// Keeps the code that the vendor's library returned.
     #[must_use]
     pub fn with_vendor_code(mut self, code: VendorCode) -> Self {
@@ -111,7 +122,7 @@ impl Error {
         self
     }
 
-    /// Keeps the vendor's own last words (`ncclGetLastError`). An empty text is dropped.
+    /// Keeps the vendor's last error text (`ncclGetLastError`). An empty text is dropped.
     #[must_use]
     pub fn with_last_error(mut self, text: impl Into<String>) -> Self {
         let text = text.into();
@@ -161,6 +172,7 @@ impl Error {
             library,
             rank,
             communicator,
+            site,
             vendor_code,
             last_error,
             hint,
@@ -175,6 +187,7 @@ impl Error {
             library: library.clone(),
             rank: *rank,
             communicator: communicator.clone(),
+            site: site.clone(),
             vendor_code: *vendor_code,
             last_error: last_error.clone(),
             hint: hint.clone(),
@@ -218,12 +231,17 @@ impl Error {
         self.0.communicator.as_deref()
     }
 
+    /// Where in the program the operation was called that was refused: `src/step.rs:41:22`.
+    pub fn site(&self) -> Option<&str> {
+        self.0.site.as_deref()
+    }
+
     /// The code that the vendor's library returned.
     pub fn vendor_code(&self) -> Option<VendorCode> {
         self.0.vendor_code
     }
 
-    /// The vendor's last words. NCCL keeps one such text for the whole process and never clears it,
+    /// The vendor's last error text. NCCL keeps one such text for the whole process and never clears it,
     /// so it is a hint, not proof.
     #[doc(alias = "ncclGetLastError")]
     pub fn last_error(&self) -> Option<&str> {
@@ -235,14 +253,13 @@ impl Error {
         self.0.hint.as_deref()
     }
 
-    /// Whether changing the calling code is what cures this error.
+    /// Whether the calling code has to change.
     pub fn is_caller_bug(&self) -> bool {
         self.0.kind.is_caller_bug()
     }
 
-    /// Whether the communicator is of no more use: abort it and join again, or revoke and shrink
-    /// it. When `false`, the call
-    /// had no effect and the communicator works as before.
+    /// Whether the communicator can no longer be used: abort it and join again, or revoke and shrink it.
+    /// If `false`, the call had no effect and the communicator works as before.
     pub fn poisons_communicator(&self) -> bool {
         self.0.poisons_communicator
     }
@@ -287,6 +304,9 @@ impl fmt::Display for Error {
             // A quote in them would look like their end.
             write!(f, ": {doubt}\"{}\"", words.trim_end().replace('"', "'"))?;
         }
+        if let Some(site) = &inner.site {
+            write!(f, ", called at {site}")?;
+        }
         if let Some(hint) = &inner.hint {
             // Behind a table it would be lost.
             f.write_str(if inner.message.contains('\n') { "\n" } else { "; " })?;
@@ -298,7 +318,20 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        if f.alternate() {
+            return self.0.fmt(f);
+        }
+        let said = self.to_string();
+        f.write_str(&said)?;
+        let mut source = self.source();
+        while let Some(error) = source {
+            let why = error.to_string();
+            if !said.contains(&why) {
+                write!(f, "\n  because of: {why}")?;
+            }
+            source = error.source();
+        }
+        Ok(())
     }
 }
 
@@ -329,7 +362,7 @@ impl fmt::Display for VendorCode {
 pub enum ErrorKind {
     /// The communicator was aborted, here or by another holder of its abort handle.
     Aborted,
-    /// No rank can go on: they wait for each other, or for one that waits itself.
+    /// No rank can go on: they wait for each other, or for a rank that waits, too.
     Deadlock,
     /// The vendor's device runtime failed: driver missing, illegal access, lost device.
     Device,
@@ -451,6 +484,31 @@ mod tests {
     }
 
     #[test]
+    fn display_names_the_place_before_what_to_do() {
+        let site = Location::caller();
+        let error = Error::new(ErrorKind::InvalidArgument, "root is 7, want 0 to 3")
+            .with_operation("broadcast")
+            .with_site(site)
+            .with_hint("mind the size");
+        assert_eq!(error.site(), Some(&*site.to_string()));
+        assert_eq!(
+            error.to_string(),
+            format!("broadcast: root is 7, want 0 to 3, called at {site}; mind the size")
+        );
+    }
+
+    #[test]
+    fn debug_is_for_people_and_alternate_debug_for_engineers() {
+        let file = std::io::Error::other("no such file");
+        let error = Error::new(ErrorKind::System, "nothing to read").with_hint("look");
+        assert_eq!(format!("{error:?}"), error.to_string());
+        let known = Error::new(ErrorKind::System, "to read").with_source(file);
+        let error = error.with_source(known);
+        assert_eq!(format!("{error:?}"), format!("{error}\n  because of: no such file"));
+        assert!(format!("{error:#?}").contains("kind: System"), "{error:#?}");
+    }
+
+    #[test]
     fn kinds_say_who_must_act_and_what_is_lost() {
         let bug = Error::new(ErrorKind::InvalidArgument, "x");
         assert!(bug.is_caller_bug() && !bug.poisons_communicator());
@@ -464,6 +522,7 @@ mod tests {
         let error = Error::new(ErrorKind::Timeout, "not done")
             .with_comm(&comm())
             .with_operation("all_reduce")
+            .with_site(Location::caller())
             .with_vendor_code(VendorCode(8))
             .with_last_error("words")
             .with_hint("abort")

@@ -6,7 +6,7 @@ use crate::{Collectives, Error, ErrorKind, Launch, Rank, RecvBuf, ReduceOp, Resu
 /// Operations made of other operations: variable counts, exchange, barrier, warm-up.
 ///
 /// They are emulations on every backend, and named here as such: each is one group of operations
-/// of [`Collectives`], so it is all or nothing like any group, and may stand inside a larger one.
+/// of [`Collectives`], so it is all or nothing, as any group is, and may be inside a larger one.
 ///
 /// Counts are per rank, in elements and in rank order; parts lie one after another without gaps.
 /// All ranks must agree: what rank i sends to rank j is what j receives from i.
@@ -24,6 +24,7 @@ pub trait CollectivesExt: Collectives {
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) for counts that do not fit the buffers or
     /// the size; as [`Collectives::broadcast`].
     #[doc(alias = "all_gatherv")]
+    #[doc(alias = "MPI_Allgatherv")]
     unsafe fn all_gather_v(
         &self,
         send: SendBuf,
@@ -59,6 +60,7 @@ pub trait CollectivesExt: Collectives {
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) for counts that do not fit the buffers or
     /// the size; as [`Collectives::reduce`].
     #[doc(alias = "reduce_scatterv")]
+    #[doc(alias = "MPI_Reduce_scatter")]
     unsafe fn reduce_scatter_v(
         &self,
         send: SendBuf,
@@ -95,6 +97,7 @@ pub trait CollectivesExt: Collectives {
     /// the size, or differ for this rank itself; as [`Collectives::send`].
     #[doc(alias = "ncclAllToAllv")]
     #[doc(alias = "all_to_allv")]
+    #[doc(alias = "MPI_Alltoallv")]
     unsafe fn all_to_all_v(
         &self,
         send: SendBuf,
@@ -139,6 +142,7 @@ pub trait CollectivesExt: Collectives {
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) for counts that do not fit the buffers or
     /// the size; as [`Collectives::send`].
     #[doc(alias = "gatherv")]
+    #[doc(alias = "MPI_Gatherv")]
     unsafe fn gather_v(
         &self,
         send: SendBuf,
@@ -185,6 +189,7 @@ pub trait CollectivesExt: Collectives {
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) for counts that do not fit the buffers or
     /// the size; as [`Collectives::send`].
     #[doc(alias = "scatterv")]
+    #[doc(alias = "MPI_Scatterv")]
     unsafe fn scatter_v(
         &self,
         send: Option<SendBuf>,
@@ -264,6 +269,7 @@ pub trait CollectivesExt: Collectives {
     /// # Errors
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) where `scratch` is not one element; as
     /// [`Collectives::all_reduce`].
+    #[doc(alias = "MPI_Barrier")]
     unsafe fn barrier(&self, scratch: RecvBuf, launch: Launch<'_>) -> Result<()> {
         Call::new(self, "barrier").holds("scratch", scratch.count, 1)?;
         // SAFETY: the caller's promise; in place on memory that is the caller's for it.

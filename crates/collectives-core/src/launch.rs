@@ -137,8 +137,8 @@ impl SignalWait {
     }
 }
 
-/// What every operation takes besides its buffers: the stream to enqueue on, and where in the
-/// program the call stands.
+/// What every operation takes besides its buffers: the stream to enqueue on, and the place of the call
+/// in the program.
 ///
 /// ```
 /// use collectives_core::{Launch, RawStream};
@@ -190,7 +190,7 @@ impl<'a> Launch<'a> {
         self.stream
     }
 
-    /// Where in the program the call stands.
+    /// The place of the call in the program.
     #[inline]
     pub const fn site(&self) -> &'static Location<'static> {
         self.site

@@ -12,6 +12,19 @@
 //! | what a backend can do | [`Capabilities`] |
 //! | which arguments are refused, and why | [`shape`] |
 //! | what went wrong | [`Error`] |
+//!
+//! # To write a backend
+//!
+//! 1. Implement [`Device`], [`Collectives`] with [`Split`], and [`Backend`]. The traits have no default
+//!    methods, so the compiler lists what is missing.
+//! 2. Call the [`shape`] rules first in every operation: they refuse what one rank can see to be wrong,
+//!    with the same words on every backend.
+//! 3. Say in [`Capabilities`] what the library can do, and refuse the rest with
+//!    [`Support::require`].
+//! 4. Give every [`Error`] what it is about: [`with_comm`](Error::with_comm),
+//!    [`with_operation`](Error::with_operation), [`with_hint`](Error::with_hint).
+//! 5. Run the crate `collectives-conformance` of the workspace: a backend that implements its `Harness`
+//!    gets every case.
 #![deny(unsafe_code)]
 
 mod abort;

@@ -35,6 +35,12 @@ impl From<u32> for Rank {
     }
 }
 
+impl From<&Self> for Rank {
+    fn from(rank: &Self) -> Self {
+        *rank
+    }
+}
+
 impl fmt::Display for Rank {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

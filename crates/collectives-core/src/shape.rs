@@ -552,7 +552,8 @@ impl Call<'_> {
             ReduceOp::PreMulSum(op) => {
                 self.require(capabilities.reduce_pre_mul_sum, "reduce op premulsum")?;
                 if op.comm() != self.rules.comm.id {
-                    return Err(self.refuse("the reduce op belongs to another communicator"));
+                    let text = "the reduce op belongs to another communicator";
+                    return Err(self.refuse(text).with_hint("make one on this communicator"));
                 }
                 if op.dtype() != dtype {
                     return Err(self.refuse(format!(
@@ -837,7 +838,8 @@ mod tests {
         let foreign = ReduceOp::PreMulSum(PreMulSum::from_parts(theirs.id, 0, DType::F32));
         refused(
             rules.all_reduce(send(0x1000, 4), recv(0x1000, 4), foreign),
-            "mock all_reduce (rank 0 of 2): the reduce op belongs to another communicator",
+            "mock all_reduce (rank 0 of 2): the reduce op belongs to another communicator; make one on \
+             this communicator",
         );
         let other = ReduceOp::PreMulSum(PreMulSum::from_parts(ours.id, 0, DType::F16));
         refused(

@@ -33,19 +33,19 @@
 //! * A case is a function that runs once per rank and shares nothing with other ranks but
 //!   `ctx.exchange(bytes)`; its inputs are a function of (seed, rank). A failing trial prints the
 //!   seed; `COLLECTIVES_TEST_SEED` sets it.
-//! * Nobody opts in. What a backend lacks makes a case an ignored trial with the reason in its name
-//!   (`[needs reduce_avg]`); where only trying tells that the system lacks something, the trial ends as
-//!   ignored with the reason, if [all ranks](Harness::may_lack) say so; what it does wrong is listed as a [`KnownFault`], which must keep
-//!   failing.
+//! * Backends cannot opt out. If a backend lacks something, a case becomes an ignored trial with the
+//!   reason in its name (`[needs reduce_avg]`). If only an attempt shows that the system lacks something,
+//!   the trial ends as ignored, with the reason, if [all ranks](Harness::may_lack) agree. What a backend
+//!   does wrong is listed as a [`KnownFault`], which must keep failing.
 //! * Results are compared bit for bit, on inputs that have one right answer in any order of
 //!   evaluation. Averages of floats are the one exception, with a tolerance that is derived.
 //! * Collectives fail by hanging. A rank that waits in vain fails after 20 seconds. A world that is
-//!   late as a whole tells each rank's last call, and is ended; where ranks are threads, that takes
-//!   the process with it.
+//!   late as a whole reports each rank's last call and is ended; if ranks are threads, the process ends
+//!   with it.
 //!
 //! # Ranks as processes
 //! A harness whose [`processes`](Harness::processes) is true has each rank in a process of its own,
-//! which joins once and runs the cases that it is told. Cases and reports are the same. A process
+//! which joins once and runs the cases that it is given. Cases and reports are the same. A process
 //! that dies is a failure of its rank, with process id and status: `rank 1: its process 4711 ended:
 //! signal: 9 (SIGKILL)`. When the test executable ends, its ranks do, too.
 

@@ -1,8 +1,8 @@
-//! Ranks as processes of one program: started together, heard over one socket each, gone together.
+//! Processes as ranks of one program: started together, connected by one socket each, ended together.
 //!
-//! A program starts a [`Crew`] of processes of its own executable. Each finds its [`Member`] in
-//! itself, and the two sides exchange messages, anything that serde knows, as lines of JSON. So the
-//! parent knows what its ranks say and how they end; how they reach each other is not its concern.
+//! A program starts a [`Crew`] of processes of its own executable. Each of them finds its [`Member`],
+//! and the two sides exchange messages, of any type that serde knows, as lines of JSON. So the
+//! parent knows what its ranks say and how they end. How they reach each other is not its concern.
 //!
 //! ```no_run
 //! use collectives_crew::{Crew, Event, Member, this_program};
@@ -26,17 +26,17 @@
 //! # How it is made
 //! * **The socket is the child's standard input.** No descriptor has to survive `exec` by a number,
 //!   the command line stays the program's own, and so do standard output and standard error.
-//! * **Nobody stays behind.** When the parent ends, however it ends, the sockets close, and a member
+//! * **No process stays behind.** When the parent ends, however it ends, the sockets close, and a member
 //!   that [listens](Member::listen) ends its process at once. (`PR_SET_PDEATHSIG` would fire when the
 //!   *thread* ends that started the child, as those of test runners do.) A crew that is dropped is
 //!   killed.
-//! * **Deaths are messages.** A process that ends is heard of once, behind all it said, with its
+//! * **Deaths are messages.** The end of a process is one message, after all others of it, with its
 //!   process id and its status.
 //!
-//! A [`Job`] is the same for ranks that are processes of any other program, which say nothing and may
-//! start processes themselves.
+//! A [`Job`] is the same for processes of any other program, which send no messages and may start
+//! processes themselves.
 //!
-//! On Unix only; elsewhere, to start a crew is [`Unsupported`](std::io::ErrorKind::Unsupported).
+//! On Unix only; elsewhere, starting a crew fails with [`Unsupported`](std::io::ErrorKind::Unsupported).
 
 mod end;
 #[cfg(unix)]

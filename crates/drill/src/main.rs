@@ -1,21 +1,22 @@
-//! A fault drill: in each round one rank of a job of processes is lost, in one of nine ways, and the
-//! others have to be told in time, with the name of what they waited for, and to go on without it.
+//! A fault drill: each round loses one rank of a job of processes, in one of nine ways. The others must
+//! get an error in time, with the name of what they waited for, and go on without it.
 //!
 //! ```console
 //! $ cargo build --release --package collectives-drill
 //! $ collectives-drill --backend nccl -n 2                  # a GPU for each rank
 //! $ collectives-drill --backend nccl -n 3 --one-gpu        # NCCL 2.30.3 and later
+//! $ collectives-drill --backend nccl -n 3 --one-gpu --hosts 3 --rejoin    # every release
 //! $ collectives-drill --backend mock -n 3 --rounds 9
 //! ```
 //!
-//! * **Processes.** Each round starts its ranks anew. A rank that dies gets SIGKILL, so nothing of it
-//!   says good-bye: no destructor, no socket that is shut down in order.
+//! * **Processes.** Each round starts its ranks anew. A rank that dies gets SIGKILL, so it does not
+//!   say good-bye: no destructor runs, no socket is shut down in order.
 //! * **What is judged.** Every survivor has an error; it came within the deadline and two seconds,
 //!   from the call of the operation that failed; it names that operation; then all survivors shrink
 //!   the communicator or join a new one, add up, capture and replay, with the right sums. Afterwards
 //!   no process is left, be it a zombie, and GPUs have no more memory in use than before.
-//! * **Nothing is told beforehand.** Survivors learn of a loss by the library, the watchdog and the
-//!   deadlines of joins alone. Only *who* was lost, which no library tells all survivors alike, comes
+//! * **Survivors are not warned.** They learn of a loss only from the library, the watchdog and the
+//!   deadlines of joins. Only *who* was lost, which no library tells all survivors alike, comes
 //!   from the parent, as it would from a launcher.
 
 mod case;
@@ -69,6 +70,10 @@ struct Args {
     /// All ranks share device 0, with NCCL_MULTI_RANK_GPU_ENABLE=1
     #[arg(long)]
     one_gpu: bool,
+
+    /// Ranks take themselves for those of N hosts, in turns, so that NCCL goes through the network
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    hosts: Option<u16>,
 
     /// Survivors always join anew, for libraries that cannot shrink
     #[arg(long)]
@@ -182,6 +187,7 @@ fn tasks(args: &Args, deadline: Duration) -> Vec<Task> {
             },
             late: case == Case::KilledDuringJoin && !odd,
             one_gpu: args.one_gpu,
+            hosts: args.hosts.map(usize::from),
         }
     };
     (0..args.rounds).map(task).collect()

@@ -48,13 +48,16 @@ impl Round {
     /// Runs it to its end, and looks whether anything of it is left.
     pub(crate) fn run(task: Task, ranks: usize, backend: Option<&str>, grace: Duration) -> Self {
         let begun = Instant::now();
-        let crew = Crew::start(CREW, ranks, |_| {
+        let crew = Crew::start(CREW, ranks, |rank| {
             let mut program = this_program()?;
             if let Some(backend) = backend {
                 program.env("COLLECTIVES_BACKEND", backend);
             }
             if task.one_gpu {
                 program.env("NCCL_MULTI_RANK_GPU_ENABLE", "1");
+            }
+            if let Some(hosts) = task.hosts {
+                program.env("NCCL_HOSTID", format!("host {}", rank % hosts));
             }
             // For the mock: ranks that are processes.
             program.env("COLLECTIVES_MOCK_RANKS", "processes");

@@ -59,4 +59,6 @@ pub(crate) struct Task {
     pub(crate) late: bool,
     /// Whether all ranks use device 0.
     pub(crate) one_gpu: bool,
+    /// Of how many hosts the ranks take themselves to be, if not of this one.
+    pub(crate) hosts: Option<usize>,
 }

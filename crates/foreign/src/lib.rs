@@ -1,6 +1,6 @@
-//! Tests on AMD's own libraries, as another system's packages hold them.
+//! Tests on AMD's own libraries, from the packages of another Linux system.
 //!
-//! `scripts/fetch-rccl` unpacks Debian's RCCL with everything below it, the C library included, which
+//! `scripts/fetch-rocm` unpacks Debian's RCCL with everything below it, including the C library, which
 //! is newer than that of most systems. So no process of this system can open it. But the unpacked
 //! dynamic loader can start any program, and then every library comes from the same [`Tree`]:
 //!
@@ -10,7 +10,7 @@
 //!
 //! A test of this kind has a `main` that calls [`run`] and nothing else. It makes one trial per
 //! release and case, and each trial starts the test again, under the release's loader and with an
-//! empty environment, for that one case. The process of its own also makes testable what would spoil
+//! empty environment, for that one case. A process of its own also lets a case test what would spoil
 //! or end a shared one: last errors, groups that stay open, words on standard output, crashes.
 //!
 //! `COLLECTIVES_REAL_LIBRARIES` names the folder of the trees; what isn't there is ignored, by name.

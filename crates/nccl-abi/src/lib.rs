@@ -1,25 +1,24 @@
 //! The NCCL C ABI as data, and its run-time loader: NCCL and RCCL, every release, without a header,
 //! a build script or a link line.
 //!
-//! The ABI only ever grew: no function was removed or changed, no number got another meaning. So
+//! The ABI has only grown: no function was removed or changed, and no number changed its meaning. So
 //! one set of declarations serves every release, and what a library has is found out when it is
 //! opened.
 //!
 //! # The tour
 //!
-//! * [`Library`] is an open library, in three doors to one room: [`load`](Library::load) searches
-//!   as users expect, [`load_from`](Library::load_from) takes one path,
-//!   [`from_table`](Library::from_table) opens nothing. [`LoadError`] lists what was tried, with
-//!   the loader's own words.
-//! * [`Table`] is what it holds: one list of plain function pointers, the required ones there, the
-//!   optional ones `Option`. [`Symbol`] says which release brought a function.
+//! * [`Library`] is an open library. [`load`](Library::load) searches as users expect,
+//!   [`load_from`](Library::load_from) takes one path, [`from_table`](Library::from_table) opens
+//!   nothing. [`LoadError`] lists what was tried, with the loader's messages.
+//! * [`Table`] holds its functions as plain pointers; the optional ones are `Option`. [`Symbol`] says
+//!   which release brought a function.
 //! * [`ncclResult_t`] and the other names of `nccl.h` are in [`types`]; enums are open sets. The
 //!   structs that carry their size are in [`config`]: one layout, all fields undefined until set.
 //! * [`inspect()`] reads what a library's file says of itself, without opening it.
 //! * [`quirks`] are the known bugs, each with its versions.
 //! * [`Vendor`] is what differs between NCCL and RCCL, as data; [`search`] is where their libraries
 //!   live.
-//! * [`fork`] tells a forked child that it must not call a library.
+//! * [`fork`] keeps a forked child from calling a library.
 //!
 //! Nothing here makes a communicator safe to use, and nothing knows the traits of
 //! `collectives-core`: that is the next layer's work.

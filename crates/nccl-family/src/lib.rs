@@ -7,13 +7,13 @@
 //!
 //! # How a call runs
 //!
-//! 1. Fork flag (one relaxed load) and life line (one store, one load): a forked child and an
-//!    aborted communicator are told so, and an abort from another thread knows of the call.
-//! 2. Shape rules of `collectives_core`, which refuse what the library would mistake.
-//! 3. Numbers for the library ([`ncclDataType_t`](collectives_nccl_abi::ncclDataType_t) and the
+//! 1. Fork flag (one relaxed load) and life line (one store, one load): calls in a forked child and on
+//!    an aborted communicator are refused, and an abort from another thread knows of this call.
+//! 2. Shape rules of `collectives_core`, which refuse what the library would misread.
+//! 3. The library's numbers ([`ncclDataType_t`](collectives_nccl_abi::ncclDataType_t) and the
 //!    like), then its function, by pointer.
 //!
-//! # What is taken care of
+//! # What it takes care of
 //!
 //! | | |
 //! |---|---|
@@ -23,7 +23,7 @@
 //! | abort from another thread | no call touches the freed pointer; what cannot be freed is leaked |
 //! | a lost rank | revoke, shrink and grow; a revoked communicator is never finalized |
 //! | dropping | bounded: a dead peer does not hang it |
-//! | the end of the process | waits, for a bounded time, for what goes on in the background |
+//! | the end of the process | waits, for a bounded time, for work in the background |
 //! | missing functions | emulated (named so in the capabilities) or refused with the version |
 //! | memory, waits | one cache of device memory and one way to wait, for all vendors: [`device`] |
 //! | known bugs | [`collectives_nccl_abi::quirks`], from the first join on |

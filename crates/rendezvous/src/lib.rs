@@ -1,8 +1,8 @@
 //! How ranks find each other.
 //!
-//! NCCL leaves "get 128 bytes to the other ranks" to its user. This crate is that part: it reads
-//! what a launcher told the process, opens a store that all ranks see, and exchanges data through
-//! it, under a deadline, with an error that names who did not come.
+//! NCCL leaves it to the program to get 128 bytes to the other ranks. This crate does that: it reads
+//! what the launcher told the process, opens a store that all ranks can reach, and exchanges data
+//! through it, under a deadline, with an error that names the ranks that did not come.
 //!
 //! | to learn about | read |
 //! |---|---|
@@ -10,8 +10,8 @@
 //! | a place that all ranks read and write | [`Store`]; [`MemoryStore`], [`FileStore`], [`TcpStore`] |
 //! | keys of several communicators or attempts, kept apart | [`PrefixStore`] |
 //! | PyTorch's store: as a client, and as a server for Rust and Python ranks | [`TcpStore`], [`TcpStoreServer`] |
-//! | everybody's part to everybody | [`exchange`], [`barrier`] |
-//! | one rank's part to everybody, without torch and without MPI | [`share`], [`unique_id`] |
+//! | an exchange of data between all ranks | [`exchange`], [`barrier`] |
+//! | data of one rank for all, without torch and without MPI | [`share`], [`unique_id`] |
 //!
 //! ```
 //! use std::{thread, time::Duration};
@@ -39,7 +39,7 @@
 //! # }
 //! ```
 //!
-//! A store is no database: it holds a few small values for as long as the ranks need to meet.
+//! A store is not a database: it holds a few small values for as long as the ranks need to meet.
 
 mod deadline;
 mod environment;

@@ -10,7 +10,7 @@ use collectives_plot::Figure;
 use super::{Style, figures, operations as operations_of, ranks as ranks_of};
 use crate::{
     library::{PLAIN, THROUGH},
-    operation::Series,
+    operation::{Operation, Series},
     overhead::{Layer, Measured},
     report::{Case, Configuration, OURS, PROCESSES, Report, Role, Row, Side, Spread},
     sizes,
@@ -40,8 +40,8 @@ pub(super) fn about(report: &Report) -> String {
     lines.extend(notes.iter().cloned());
     lines.extend(missing(report));
     if !unmeasured.is_empty() {
-        let cases: Vec<_> = unmeasured.iter().map(Case::to_string).collect();
-        lines.push(format!("not measured, for want of time: {}", cases.join("; ")));
+        let places = places(unmeasured.iter().copied());
+        lines.push(format!("not measured, for lack of time: {places}"));
     }
     lines.iter().map(|line| format!("* {line}\n")).collect()
 }
@@ -309,10 +309,30 @@ fn missing(report: &Report) -> Vec<String> {
         if tried.get(name) == Some(&cases.len()) {
             return format!("{name}: {what}: {reason}");
         }
-        let cases: Vec<_> = cases.iter().map(Case::to_string).collect();
-        format!("{name}: {what} ({}): {reason}", cases.join("; "))
+        format!("{name}: {what} ({}): {reason}", places(cases))
     };
     reasons.into_iter().map(line).collect()
+}
+
+/// Where something holds, with operations that have the same cases in one list.
+fn places(cases: impl IntoIterator<Item = Case>) -> String {
+    let mut of_operation: BTreeMap<Operation, Vec<String>> = BTreeMap::new();
+    for Case { op, ranks, series } in cases {
+        let place = format!("{ranks} ranks, {}", series.text());
+        of_operation.entry(op).or_default().push(place);
+    }
+    let mut groups: Vec<(Vec<&str>, Vec<String>)> = Vec::new();
+    for (op, places) in of_operation {
+        match groups.iter_mut().find(|(_, known)| *known == places) {
+            Some((names, _)) => names.push(op.name()),
+            None => groups.push((vec![op.name()], places)),
+        }
+    }
+    let text = groups.iter().map(|(names, places)| {
+        let colon = if places.len() == 1 { "," } else { ":" };
+        format!("{}{colon} {}", names.join(", "), places.join("; "))
+    });
+    text.collect::<Vec<_>>().join("; ")
 }
 
 fn has(report: &Report, series: Series) -> bool {
@@ -403,7 +423,7 @@ pub(super) const REFERENCE: &str = "nccl-tests";
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{operation::Operation, report::samples};
+    use crate::report::samples;
 
     fn loop_of(ranks: u32) -> Configuration {
         samples::configuration(Operation::AllReduce, ranks, Series::Loop)
@@ -522,6 +542,22 @@ mod tests {
     }
 
     #[test]
+    fn operations_with_the_same_cases_are_one_list() {
+        let case = |op, ranks| Case { op, ranks, series: Series::Eager };
+        let cases = [
+            case(Operation::AllReduce, 2),
+            case(Operation::AllReduce, 4),
+            case(Operation::Reduce, 2),
+            case(Operation::Reduce, 4),
+            case(Operation::Gather, 8),
+        ];
+        assert_eq!(
+            places(cases),
+            "all_reduce, reduce: 2 ranks, eager; 4 ranks, eager; gather, 8 ranks, eager"
+        );
+    }
+
+    #[test]
     fn a_list_says_what_ran_where_and_when() {
         let mut twice = loop_of(4);
         twice.rounds = 2;
@@ -536,7 +572,7 @@ mod tests {
 * Open MPI 4.1.4
 * float32
 * Gloo: not measured: no compiler
-* not measured, for want of time: all_reduce, 8 ranks, loop
+* not measured, for lack of time: all_reduce, 8 ranks, loop
 "
         );
     }

@@ -1,5 +1,5 @@
-//! `collectives doctor`: what this machine has, which backend follows from it and why, and what of
-//! the things that others have met waits here.
+//! `collectives doctor`: what this machine has, which backend follows from it and why, and which of
+//! the problems that others have reported it has.
 //!
 //! The [`System`] is looked at, libraries and drivers are asked in processes of their own
 //! ([`probe`]), and both make the [`Facts`]. The [`checks`] are functions of those, and the
@@ -29,14 +29,18 @@ use self::{
 };
 use crate::{Failure, text};
 
-/// Say what this machine has, which backend follows from it and why, and what is wrong with it
+/// Show which backend this machine gets and why, and what is wrong with it
+///
+/// Looks at hardware, drivers, libraries, limits and variables, and checks them for the known causes of
+/// failures, each with a remedy. It changes nothing and makes no communicator. Run it where the job
+/// will run: in the same container, by the same user, from the same launcher.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Exits with 1 where the selected backend cannot work.")]
+#[command(after_help = "Exits with 1 if the selected backend cannot work, else with 0.")]
 pub(crate) struct Args {
-    /// Print JSON, for programs
+    /// Print the report as JSON
     #[arg(long)]
     json: bool,
-    /// List the checks, with what each looks for
+    /// List all checks and what each looks for
     #[arg(long, conflicts_with = "json")]
     list: bool,
     /// Answer one question as JSON: what the doctor starts itself for
@@ -63,13 +67,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
     } else {
-        write!(out, "{}", report.text(text::columns())?)?;
+        write!(out, "{}", report.text(text::columns(io::stdout()))?)?;
     }
     if works { Ok(()) } else { Err(Failure::Check) }
 }
 
 fn list(out: &mut impl io::Write) -> Result<(), Failure> {
-    let width = text::columns();
+    let width = text::columns(io::stdout());
     for check in checks::all() {
         let mut line = String::new();
         text::wrapped_to(width, &mut line, &format!("{:<28}", check.id), check.about)?;

@@ -199,14 +199,11 @@ impl Text {
         self.field("Backend", &name)?;
         self.field("Why", &report.reason)?;
         if report.backend == Some(BackendName::Mock) {
-            self.field(
-                "Note",
-                "the mock runs on the CPU, for tests; it is no replacement for a GPU",
-            )?;
+            self.field("Note", "the mock runs on the CPU; it is for tests, not for production")?;
         }
         match (&report.problem, report.works) {
             (Some(problem), _) => self.field("Problem", problem),
-            (None, false) => self.field("State", "opens, and cannot work: see the errors below"),
+            (None, false) => self.field("State", "opens, but cannot work: see the errors below"),
             (None, true) => self.field("State", "works"),
         }
     }
@@ -344,7 +341,7 @@ impl Text {
     }
 }
 
-/// `72 checks: 1 error, 2 warnings, at the top`.
+/// `74 checks: 1 error, 2 warnings; see Findings above`.
 fn summary(findings: &[Finding]) -> String {
     let count = |severity: Severity| {
         let count = findings.iter().filter(|finding| finding.severity == severity).count();
@@ -357,7 +354,7 @@ fn summary(findings: &[Finding]) -> String {
     if counts.is_empty() {
         return format!("{checks} checks found nothing");
     }
-    format!("{checks} checks: {}, at the top", counts.join(", "))
+    format!("{checks} checks: {}; see Findings above", counts.join(", "))
 }
 
 fn same_model(a: &DeviceReport, b: &DeviceReport) -> bool {

@@ -848,7 +848,7 @@ fn library_cases() -> Vec<Case> {
             Error,
             variable("no such file"),
             "COLLECTIVES_NCCL_PATH=",
-            "unset it to have the library searched",
+            "unset it so that the library is searched for",
         ),
         case(
             "library-variable",
@@ -1550,7 +1550,7 @@ fn the_worst_comes_first_and_the_summary_counts() {
             .map(|words| text.find(words).unwrap_or_else(|| panic!("no {words} in {text}")))
             .collect();
     assert!(places.is_sorted(), "{text}");
-    assert!(text.ends_with("checks: 1 error, 1 warning, 1 note, at the top\n"), "{text}");
+    assert!(text.ends_with("checks: 1 error, 1 warning, 1 note; see Findings above\n"), "{text}");
     assert!(text.contains("cannot work"), "{text}");
 }
 

@@ -4,12 +4,13 @@ use std::{ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
 
 use crate::perf::BackendArg;
 
-/// Start a program as N ranks, and end them together
+/// Start a program as N ranks of this machine, and end them together
 ///
-/// Each rank finds torchrun's variables in its environment (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR,
-/// MASTER_PORT and the rest), and what the mock needs for ranks that are processes. Its output appears
-/// line by line behind its number. The first rank that fails ends the job: the others have a second to
-/// say what they see of it, then get SIGTERM, and SIGKILL when the grace period is over.
+/// Each rank gets torchrun's variables (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT and the
+/// others) and, for the mock, what lets its ranks be processes. Its output appears line by line, behind
+/// its number. The first rank that fails ends the job: the others have one second to report what they
+/// see of it, then get SIGTERM, and SIGKILL when the grace period is over. With --keep-going it ends none
+/// of them.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -18,7 +19,7 @@ pub(crate) struct Args {
           value_parser = clap::value_parser!(u32).range(1..=MOST_RANKS))]
     pub(super) ranks: u32,
 
-    /// Which library the ranks use; auto is what each finds, as if started by hand
+    /// The backend of the ranks; auto leaves COLLECTIVES_BACKEND as it is
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub(super) backend: BackendArg,
 
@@ -26,19 +27,23 @@ pub(crate) struct Args {
     #[arg(long, value_name = "RANKS", default_value = "all")]
     pub(super) show: Shown,
 
-    /// Show output as it is, without the number of its rank
+    /// Show output without the rank's number before each line
     #[arg(long)]
     pub(super) no_prefix: bool,
 
-    /// Write each rank's output to DIR/rank-R.stdout and DIR/rank-R.stderr as well
+    /// Also write each rank's output to DIR/rank-R.stdout and DIR/rank-R.stderr
     #[arg(long, value_name = "DIR")]
     pub(super) log_dir: Option<PathBuf>,
 
-    /// Start all ranks again when one fails, at most so many times
+    /// Start all ranks again when one fails, at most N times
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) max_restarts: u32,
 
-    /// How long ranks may take to end [default: 5 after one failed, 30 after a signal]
+    /// Leave the other ranks alone when one fails: for programs that go on without it
+    #[arg(long, conflicts_with = "max_restarts")]
+    pub(super) keep_going: bool,
+
+    /// How long ranks may take to end [default: 5 after a failure, 30 after a signal]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(super) grace: Option<Duration>,
 
@@ -53,16 +58,20 @@ pub(crate) struct Args {
 
 const EXAMPLES: &str = "\
 Examples:
-  collectives launch -n 8 -- ./train --steps 100          a rank for each of 8 GPUs
-  collectives launch -n 8 --backend mock -- ./train       the same on the CPU
-  collectives launch -n 4 --show 0 --log-dir logs -- ./train
-                                                          rank 0 on the screen, all in files
+  One rank for each of 8 GPUs:
+    collectives launch -n 8 -- ./train --steps 100
+  The same on the CPU:
+    collectives launch -n 8 --backend mock -- ./train
+  Rank 0 on the screen, all ranks in files:
+    collectives launch -n 4 --show 0 --log-dir logs -- ./train
 
-The exit code is 0 if all ranks end with 0, else that of the rank that failed first: 128 + N if a
-signal N killed it. It is 126 or 127 if the program cannot be run or is not there.
+The exit code is 0 if all ranks end with 0, else that of the rank that failed
+first: 128 + N if signal N killed it. It is 126 if the program cannot be run,
+127 if it does not exist.
 
-OMP_NUM_THREADS is 1 for several ranks unless it is set, as with torchrun. Standard input goes to
-rank 0, if it is no terminal. Signals are passed on; a second Ctrl-C kills.";
+With several ranks OMP_NUM_THREADS is 1 unless it is set, as with torchrun.
+Standard input goes to rank 0 unless it is a terminal. Signals are passed on;
+a second Ctrl-C kills.";
 
 /// As many as the mock has devices at most.
 const MOST_RANKS: i64 = 4096;

@@ -254,7 +254,7 @@ impl<'a> Watch<'a> {
         if end.success() || self.outcome.killed.contains(&rank) {
             return;
         }
-        if self.steps.is_empty() {
+        if self.steps.is_empty() && !self.args.keep_going {
             let grace = self.args.grace.unwrap_or(GRACE_OF_FAILURE);
             self.plan(&[(grace.min(LAST_WORDS), Step::Terminate), (grace, Step::Kill)]);
         }
@@ -392,7 +392,7 @@ impl fmt::Display for Failed {
             match end.status.map(|status| (status.code(), status.signal())) {
                 Some((Some(code), _)) => write!(f, "ended with exit code {code}")?,
                 Some((_, Some(signal))) => write!(f, "was killed by {}", signals::name(signal))?,
-                Some((None, None)) | None => f.write_str("ended, nobody knows how")?,
+                Some((None, None)) | None => f.write_str("ended, with an unknown status")?,
             }
             colon = "; ";
         }
@@ -400,7 +400,7 @@ impl fmt::Display for Failed {
             write!(f, "{colon}{} did not end in time, and had to be killed", Ranks(killed))?;
         }
         if !stuck.is_empty() {
-            write!(f, "; {} did not end even so: what does the kernel log say?", Ranks(stuck))?;
+            write!(f, "; {} did not end even so; see the kernel log", Ranks(stuck))?;
         }
         if *is_cut_short {
             f.write_str("; not all output is shown")?;

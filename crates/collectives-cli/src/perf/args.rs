@@ -8,7 +8,13 @@ use serde::Serialize;
 
 use super::operation::Operation;
 
-/// Measure a collective: time and bandwidth by size, in nccl-tests' table
+/// Measure a collective by message size, and print the table of nccl-tests
+///
+/// Each size is measured out of place and, where the operation allows it, in place. "time" is that of
+/// one operation in microseconds, "algbw" the size over the time, "busbw" what that needs of each
+/// rank's link, both in 10^9 bytes per second, "#wrong" the number of wrong elements.
+///
+/// Exits with 1 if a result is wrong or a rank fails, with 2 if the arguments do not fit.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -16,7 +22,7 @@ pub(crate) struct Args {
     #[arg(value_name = "OPERATION")]
     pub(super) operation: Operation,
 
-    /// Which library to use; auto is $COLLECTIVES_BACKEND, else what fits the hardware
+    /// The backend: which library to use
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub(super) backend: BackendArg,
 
@@ -24,20 +30,19 @@ pub(crate) struct Args {
     #[arg(short = 'n', long, value_name = "N", value_parser = at_least_one())]
     pub(super) ranks: Option<u32>,
 
-    /// What carries the ranks: a thread each, a process each, one thread for all; or, where a launcher has
-    /// started this command several times, each of these
+    /// How the ranks run
     #[arg(long, default_value = "threads")]
     pub(super) mode: Mode,
 
-    /// Smallest size of the largest buffer of a rank, like 8, 64K, 1M
+    /// Smallest size, in bytes of a rank's largest buffer: 8, 64K, 1M
     #[arg(short = 'b', long, value_name = "SIZE", default_value = "8")]
     pub(super) min_bytes: Size,
 
-    /// Largest size [default: 1G, or 64M on the mock]
+    /// Largest size [default: 1G; 64M on the mock]
     #[arg(short = 'e', long, value_name = "SIZE")]
     pub(super) max_bytes: Option<Size>,
 
-    /// Each size is this many times the one before
+    /// Ratio of each size to the one before
     #[arg(short = 'f', long, value_name = "N", default_value = "2",
           value_parser = clap::value_parser!(u32).range(2..))]
     pub(super) factor: u32,
@@ -46,31 +51,31 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     pub(super) dtype: DType,
 
-    /// Reduce op: sum prod max min avg [default: sum]
+    /// Reduction: sum prod max min avg [default: sum]
     #[arg(long, value_name = "OP")]
     pub(super) op: Option<ReduceOp>,
 
-    /// The rank that sends, or receives the result [default: 0]
+    /// The rank that broadcasts, scatters, gathers or reduces [default: 0]
     #[arg(long, value_name = "RANK")]
     pub(super) root: Option<u32>,
 
-    /// Capture all iterations into one graph, and time one launch of it
+    /// Capture all iterations into one graph, and time its launch
     #[arg(long)]
     pub(super) graph: bool,
 
-    /// Register the buffers with the communicator, or make them parts of its symmetric memory
+    /// Memory of the buffers
     #[arg(long, value_name = "HOW", default_value = "none")]
     pub(super) registered: Registered,
 
-    /// Operations in one measurement [default: chosen by size]
+    /// Iterations of one measurement [default: by size]
     #[arg(long, value_name = "N", value_parser = at_least_one())]
     pub(super) iters: Option<u32>,
 
-    /// Operations of each size before the first measurement [default: a tenth, at least 5]
+    /// Iterations of each size before the first measurement [default: a tenth of --iters, at least 5]
     #[arg(long, value_name = "N")]
     pub(super) warmup: Option<u32>,
 
-    /// Wait for each operation before the next is issued
+    /// Wait for each operation before issuing the next
     #[arg(long, conflicts_with = "graph")]
     pub(super) sync_each: bool,
 
@@ -78,25 +83,31 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(super) no_check: bool,
 
-    /// Write the results to this file, too
+    /// Also write the results to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<PathBuf>,
 
-    /// Draw time and bandwidth by size, as SVG, into this file
+    /// Also draw time and bandwidth by size into this file, as SVG
     #[arg(long, value_name = "FILE.svg")]
     pub(super) plot: Option<PathBuf>,
 }
 
 const EXAMPLES: &str = "\
 Examples:
-  collectives perf all_reduce                          what this machine has, 8 bytes and up
-  collectives perf all_gather -n 4 -b 1M -e 64M        four ranks, 1 MiB to 64 MiB
-  collectives perf all_reduce --dtype bf16 --graph     captured, as in inference engines
-  collectives perf all_reduce --registered symmetric --graph   symmetric memory, captured
-  collectives perf all_reduce --mode processes         each rank in a process of its own
-  collectives perf all_reduce --mode one-thread        one thread for all, as nccl-tests' -g
-  mpirun -n 8 collectives perf all_reduce --mode launched   as nccl-tests under mpirun
-  collectives perf all_reduce --plot all_reduce.svg    time and bandwidth as a figure, too";
+  All GPUs, or 2 ranks on the mock, from 8 bytes up:
+    collectives perf all_reduce
+  Four ranks, 1 MiB to 64 MiB:
+    collectives perf all_gather -n 4 -b 1M -e 64M
+  Captured into a CUDA graph, as inference engines do; with symmetric memory:
+    collectives perf all_reduce --dtype bf16 --graph
+    collectives perf all_reduce --graph --registered symmetric
+  One process per rank, or one thread for all, as nccl-tests' -g:
+    collectives perf all_reduce --mode processes
+    collectives perf all_reduce --mode one-thread
+  Started by a launcher, as nccl-tests under mpirun:
+    mpirun -n 8 collectives perf all_reduce --mode launched
+  With a report and a figure:
+    collectives perf all_reduce --json all_reduce.json --plot all_reduce.svg";
 
 fn at_least_one() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..)
@@ -108,33 +119,33 @@ impl Args {
         let Self { operation, min_bytes, max_bytes, op, root, .. } = self;
         if let (Mode::Launched, Some(ranks)) = (self.mode, self.ranks) {
             return Some(format!(
-                "-n {ranks}: with --mode launched the launcher says how many ranks"
+                "-n {ranks}: with --mode launched the launcher decides how many ranks there are; leave -n out"
             ));
         }
         if let Some(op) = op
             && !operation.reduces()
         {
-            return Some(format!("--op {op}: {operation} combines no elements"));
+            return Some(format!("--op {op}: {operation} does not reduce; leave --op out"));
         }
         if let Some(root) = root
             && !operation.has_root()
         {
-            return Some(format!("--root {root}: {operation} has no root"));
+            return Some(format!("--root {root}: {operation} has no root; leave --root out"));
         }
         if let Some(max) = max_bytes
             && min_bytes > max
         {
             let (min, max) = (min_bytes.0, max.0);
-            return Some(format!("-b is {min} bytes, more than -e, which is {max}"));
+            return Some(format!("-b is {min} bytes, more than the {max} bytes of -e"));
         }
         if (self.registered, self.mode) == (Registered::Symmetric, Mode::OneThread) {
-            let why = "ranks wait for one another; use --mode threads or processes";
-            return Some(format!("--registered symmetric: {why}"));
+            let why = "one thread cannot allocate for several ranks, which wait for each other";
+            return Some(format!("--registered symmetric: {why}; use --mode threads or processes"));
         }
         if let Some(plot) = &self.plot
             && self.json.as_ref() == Some(plot)
         {
-            return Some(format!("--json and --plot are both {}; name two files", plot.display()));
+            return Some(format!("--json and --plot both name {}; give two files", plot.display()));
         }
         None
     }
@@ -143,9 +154,13 @@ impl Args {
 /// What `--backend` takes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub(crate) enum BackendArg {
+    /// $COLLECTIVES_BACKEND if it is set, else what fits the hardware
     Auto,
+    /// NCCL on NVIDIA GPUs
     Nccl,
+    /// RCCL on AMD GPUs
     Rccl,
+    /// The CPU mock
     Mock,
 }
 
@@ -160,22 +175,29 @@ impl BackendArg {
     }
 }
 
-/// What carries the ranks.
+/// How the ranks run.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Mode {
+    /// One thread per rank
     Threads,
+    /// One process per rank
     Processes,
+    /// One thread drives all ranks
     OneThread,
+    /// A launcher has started this command once per rank
     Launched,
 }
 
-/// How the buffers are made known to the library.
+/// Memory of the buffers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Registered {
+    /// Memory of the library, not registered
     None,
+    /// Memory of the library, registered with the communicator
     Buffer,
+    /// Symmetric memory, registered by all ranks together
     Symmetric,
 }
 

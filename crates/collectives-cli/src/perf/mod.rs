@@ -125,9 +125,13 @@ fn plan(
         (None, None) => available,
     };
     if world.is_none() && ranks > available && !shares_devices(args, backend) {
-        let more = if is_mock { "; COLLECTIVES_MOCK_DEVICES gives the mock more" } else { "" };
+        let advice = if is_mock {
+            format!("set COLLECTIVES_MOCK_DEVICES={ranks} to give it more")
+        } else {
+            format!("use at most -n {available}, or --backend mock")
+        };
         return Err(Failure::Usage(format!(
-            "-n {ranks}: each rank needs a device, and {} sees {available}{more}",
+            "-n {ranks}: each rank needs a device, and {} sees {available}; {advice}",
             backend.info().backend
         )));
     }
@@ -165,7 +169,7 @@ fn plan(
         let needed = largest.saturating_mul(2 * dtype.size() * sharing);
         if needed > *total_memory {
             return Err(Failure::Usage(format!(
-                "-e {}: the buffers of a rank need {} MiB, and device {ordinal} has {} MiB",
+                "-e {}: the buffers of a rank need {} MiB, and device {ordinal} has {} MiB; use a smaller -e",
                 max.0,
                 needed >> 20,
                 total_memory >> 20
@@ -288,9 +292,9 @@ fn settings(args: &Args, plan: &Plan) -> Vec<(&'static str, String)> {
         measures += &format!(", root {}", plan.root);
     }
     let loops = if plan.graph {
-        "all iterations in one graph, one launch of it, one wait"
+        "all iterations in one graph, one launch, one wait"
     } else if plan.sync_each {
-        "one wait for each operation"
+        "a wait after each operation"
     } else {
         "operations one after another, one wait at the end"
     };
@@ -301,15 +305,15 @@ fn settings(args: &Args, plan: &Plan) -> Vec<(&'static str, String)> {
             "ranks",
             match args.mode {
                 Mode::Threads => format!("{}, threads of one process", plan.ranks),
-                Mode::Processes => format!("{}, a process each", plan.ranks),
-                Mode::OneThread => format!("{}, all driven by one thread", plan.ranks),
-                Mode::Launched => format!("{}, processes that a launcher started", plan.ranks),
+                Mode::Processes => format!("{}, one process each", plan.ranks),
+                Mode::OneThread => format!("{}, driven by one thread", plan.ranks),
+                Mode::Launched => format!("{}, processes started by a launcher", plan.ranks),
             },
         ),
         ("timing", loops.into()),
         (
             "iterations",
-            format!("{}, after {} to warm up", repeats(&plan.sizes), repeats(&plan.warmup)),
+            format!("{}, after {} as warm-up", repeats(&plan.sizes), repeats(&plan.warmup)),
         ),
         ("results", checked.into()),
     ];

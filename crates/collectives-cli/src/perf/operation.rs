@@ -11,15 +11,23 @@ use serde::Serialize;
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
 pub(crate) enum Operation {
+    /// Every rank gets the reduction of all buffers
     AllReduce,
+    /// Every rank gets the buffers of all ranks
     AllGather,
+    /// Each rank gets one part of the reduction
     ReduceScatter,
+    /// Every rank gets the root's buffer
     Broadcast,
+    /// The root gets the reduction of all buffers
     Reduce,
+    /// Each rank sends one part to every rank
     AllToAll,
+    /// The root gets the buffers of all ranks
     Gather,
+    /// Each rank gets one part of the root's buffer
     Scatter,
-    // Each rank sends to the next and receives from the one before.
+    /// Each rank sends to the next one and receives from the one before
     SendRecv,
 }
 

@@ -25,6 +25,7 @@ struct Wire {
     library: Option<(PathBuf, Version)>,
     rank: Option<(u32, usize)>,
     communicator: Option<String>,
+    site: Option<String>,
     vendor_code: Option<i32>,
     last_error: Option<String>,
     hint: Option<String>,
@@ -43,6 +44,7 @@ impl Serialize for Error {
             library,
             rank,
             communicator,
+            site,
             vendor_code,
             last_error,
             hint,
@@ -57,6 +59,7 @@ impl Serialize for Error {
             library: library.clone(),
             rank: *rank,
             communicator: communicator.clone(),
+            site: site.clone(),
             vendor_code: vendor_code.map(|code| code.0),
             last_error: last_error.clone(),
             hint: hint.clone(),
@@ -80,6 +83,7 @@ impl<'de> Deserialize<'de> for Error {
             library: wire.library,
             rank: wire.rank,
             communicator: wire.communicator,
+            site: wire.site,
             vendor_code: wire.vendor_code.map(VendorCode),
             last_error: wire.last_error,
             hint: wire.hint,
@@ -133,6 +137,8 @@ fn kept(name: String) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::Location;
+
     use super::*;
     use crate::{CommInfo, LibraryInfo, Rank};
 
@@ -149,6 +155,7 @@ mod tests {
         let sent = Error::new(ErrorKind::Device, "unhandled cuda error")
             .with_comm(&comm)
             .with_operation("all_reduce")
+            .with_site(Location::caller())
             .with_vendor_code(VendorCode(1))
             .with_last_error("Cuda failure")
             .with_hint("free memory")

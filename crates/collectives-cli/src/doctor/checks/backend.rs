@@ -26,13 +26,13 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "backend-rccl",
-        about: "RCCL is selected, which has not run on AMD hardware from here",
+        about: "RCCL is selected; its backend has never run on AMD hardware",
         links: &["https://github.com/ROCm/hipfort/issues/83"],
         run: rccl,
     },
     Check {
         id: "rccl-known-issue",
-        about: "something is known against this very release of RCCL",
+        about: "this release of RCCL has known faults",
         links: &[],
         run: rccl_known_issue,
     },
@@ -62,8 +62,8 @@ fn name(facts: &Facts) -> Vec<Observation> {
     vec![Observation::new(
         Severity::Error,
         format!("COLLECTIVES_BACKEND={value}"),
-        "no backend has that name, and a choice that can't be kept is never replaced by another",
-        "set it to nccl, rccl or mock, or unset it to have one chosen",
+        "no backend has that name, and another one is never taken instead",
+        "set it to nccl, rccl or mock, or unset it to let the hardware decide",
     )]
 }
 
@@ -75,7 +75,7 @@ fn two_vendors(facts: &Facts) -> Vec<Observation> {
             Observation::new(
                 Severity::Error,
                 reason,
-                "an operation runs on the devices of one vendor, and nothing tells which to take",
+                "a program runs on the devices of one vendor, and nothing says which",
                 "set COLLECTIVES_BACKEND=nccl or COLLECTIVES_BACKEND=rccl",
             )
         })
@@ -93,7 +93,7 @@ fn rccl(facts: &Facts) -> Vec<Observation> {
         format!("RCCL is selected: {}", decision.reason),
         "its backend was tested without AMD hardware, and most checks of this list are about NCCL and \
          NVIDIA's driver",
-        "what does not work is worth a report; COLLECTIVES_BACKEND=mock runs on the CPU",
+        "please report what does not work; COLLECTIVES_BACKEND=mock runs on the CPU",
     )]
 }
 
@@ -109,7 +109,7 @@ fn rccl_known_issue(facts: &Facts) -> Vec<Observation> {
             Observation::new(
                 Severity::Warning,
                 format!("RCCL {}: {}: {}", library.version, issue.condition, issue.effect),
-                "users of this release have met it; a program that does not do this is safe",
+                "users of this release have reported it; a program that does not do this is safe",
                 issue.remedy,
             )
             .with_link(issue.link)
@@ -125,9 +125,9 @@ fn mock(facts: &Facts) -> Vec<Observation> {
     vec![Observation::new(
         Severity::Note,
         format!("the mock is selected: {}", decision.reason),
-        "operations are right, on the CPU: for tests, and no replacement for a GPU",
-        "on a machine that should have a GPU see the other findings; where the mock is meant, \
-         COLLECTIVES_BACKEND=mock says so and ends the warning at start-up",
+        "results are right, but computed on the CPU: for tests, not for production",
+        "if this machine should have a GPU, see the other findings; if the mock is wanted, set \
+         COLLECTIVES_BACKEND=mock, which also ends the warning at start-up",
     )]
 }
 
@@ -161,7 +161,7 @@ pub(super) fn unusable(problem: &str) -> Observation {
     Observation::new(
         Severity::Error,
         problem,
-        "the selected backend does not work, for a reason that no check of this list knows",
+        "the selected backend does not work, for a reason that no other check explains",
         "act on the message; COLLECTIVES_BACKEND=mock runs on the CPU in the meantime",
     )
 }

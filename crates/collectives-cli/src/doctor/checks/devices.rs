@@ -11,7 +11,7 @@ use crate::doctor::{
 pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "gpu-without-driver",
-        about: "a GPU on the PCI bus is served by no driver, by another one, or not given to us",
+        about: "a GPU on the PCI bus has no driver or another one, or is hidden from this process",
         links: &[],
         run: without_driver,
     },
@@ -64,7 +64,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "wsl-without-cuda",
-        about: "Windows lends a GPU without NVIDIA's driver",
+        about: "Windows offers a GPU, and NVIDIA's driver is missing",
         links: &["https://docs.nvidia.com/cuda/wsl-user-guide/index.html"],
         run: wsl,
     },

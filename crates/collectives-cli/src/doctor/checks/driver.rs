@@ -18,13 +18,13 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "driver-stub",
-        about: "the toolkit's stub stands where the driver's library should be",
+        about: "the toolkit's stub is found instead of the driver's library",
         links: &["https://github.com/ai-dynamo/nixl/issues/477"],
         run: stub,
     },
     Check {
         id: "driver-mismatch",
-        about: "libcuda and the kernel module are of different releases",
+        about: "libcuda and the kernel module are from different releases",
         links: &["https://github.com/NVIDIA/nvidia-docker/issues/1256"],
         run: mismatch,
     },
@@ -51,7 +51,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "library-newer-than-driver",
-        about: "NCCL was built for a newer CUDA than the driver serves",
+        about: "NCCL was built for a newer CUDA than the driver supports",
         links: &[
             "https://github.com/vllm-project/vllm/issues/1359",
             "https://github.com/rwth-i6/returnn/issues/1802",
@@ -61,13 +61,13 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "driver-p2p-hang",
-        about: "a driver with which the first all-reduce is known to hang",
+        about: "the first all-reduce is known to hang with this driver",
         links: &["https://github.com/dmlc/xgboost/issues/11242"],
         run: p2p_hang,
     },
     Check {
         id: "peer-access",
-        about: "devices that can't reach each other's memory",
+        about: "devices cannot reach each other's memory",
         links: &["https://github.com/vllm-project/vllm/pull/36570"],
         run: peer_access,
     },
@@ -305,7 +305,7 @@ fn peer_access(facts: &Facts) -> Vec<Observation> {
         facts.of_nccl(Severity::Warning),
         format!("no access from device {}", list(&pairs, 6)),
         format!(
-            "the driver lets these devices not reach each other's memory: the model, the slots, or \
+            "the driver does not let these devices reach each other's memory: the model, the slots, or \
              the virtual machine forbid it. {shared} then sends through host memory, several times \
              slower"
         ),

@@ -14,7 +14,7 @@ use crate::doctor::{
 pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "library-not-found",
-        about: "no NCCL is found, anywhere that is searched",
+        about: "no NCCL is found, wherever it is searched",
         links: &["https://github.com/vllm-project/vllm/issues/4312"],
         run: not_found,
     },
@@ -44,7 +44,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "library-shadowed",
-        about: "an older NCCL is opened than the one of the Python environment",
+        about: "the NCCL that is opened is older than that of the Python environment",
         links: &[
             "https://github.com/verl-project/verl/pull/6621",
             "https://github.com/NVIDIA/nccl/issues/2289",
@@ -53,7 +53,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "library-several",
-        about: "several releases of NCCL lie where programs look for it",
+        about: "there are several releases of NCCL where programs look for it",
         links: &[
             "https://github.com/pytorch/pytorch/issues/119932",
             "https://github.com/rapidsai/cugraph/issues/4465",
@@ -71,7 +71,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "library-preloaded",
-        about: "NCCL was in the process before anybody asked for it",
+        about: "NCCL was in the process before it was asked for",
         links: &["https://github.com/kvcache-ai/Mooncake/pull/3287"],
         run: preloaded,
     },
@@ -92,7 +92,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "library-known-issue",
-        about: "something is known against this very release",
+        about: "this release of NCCL has known faults",
         links: &[],
         run: known_issue,
     },
@@ -131,13 +131,13 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "wheel-changed",
-        about: "NCCL's file is not the one that its Python package brought",
+        about: "NCCL's file is not the one that its Python package installed",
         links: &["https://github.com/marin-community/marin/issues/7344"],
         run: wheel_changed,
     },
     Check {
         id: "nccl-version-variable",
-        about: "NCCL_VERSION tells another release than the library",
+        about: "NCCL_VERSION names another release than the library's",
         links: &["https://github.com/vllm-project/vllm/issues/46097"],
         run: version_variable,
     },
@@ -182,10 +182,10 @@ fn variable(facts: &Facts) -> Vec<Observation> {
         facts.of_nccl(Severity::Error),
         format!("{source}={}: {refused}", path.display()),
         format!(
-            "a path in a variable is a demand: no other library is taken in its place. {}",
+            "a path in a variable is binding: no other library is taken instead. {}",
             why_refused(refused)
         ),
-        format!("correct {source}, or unset it to have the library searched"),
+        format!("correct {source}, or unset it so that the library is searched for"),
     )]
 }
 
@@ -415,7 +415,7 @@ fn known_issue(facts: &Facts) -> Vec<Observation> {
                 Observation::new(
                     severity,
                     format!("NCCL {}: {condition}: {effect}", library.version),
-                    "users of this release have met it; a program that does not do this is safe",
+                    "users of this release have reported it; a program that does not do this is safe",
                     remedy,
                 )
                 .with_link(link),

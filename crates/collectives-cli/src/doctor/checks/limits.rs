@@ -32,7 +32,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "limit-locked-memory",
-        about: "RDMA devices, and a limit on locked memory",
+        about: "locked memory is limited, and there are RDMA devices",
         links: &[
             "https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/troubleshooting/networking_troubleshooting.html",
         ],
@@ -40,19 +40,19 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "limit-open-files",
-        about: "few files may be open",
+        about: "the limit on open files is low",
         links: &[MANUAL],
         run: open_files,
     },
     Check {
         id: "limit-stack",
-        about: "an unlimited stack, which makes that of threads small",
+        about: "the stack is unlimited, which makes the stacks of threads small",
         links: &[MANUAL],
         run: stack,
     },
     Check {
         id: "limit-tasks",
-        about: "the container may start few threads more",
+        about: "the container can start few more threads",
         links: &["https://docs.kernel.org/admin-guide/cgroup-v2.html"],
         run: tasks,
     },
@@ -64,7 +64,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "cumem-host",
-        about: "a release that allocates host memory in a way that containers forbid",
+        about: "this release allocates host memory in a way that containers forbid",
         links: &[MANUAL],
         run: cumem_host,
     },
@@ -83,7 +83,7 @@ fn avoids_shm(facts: &Facts) -> bool {
     new && driver.is_some_and(|driver| driver >= (12, 6)) && !off && !forbidden
 }
 
-/// How bad trouble with `/dev/shm` is: it is a road between devices that can't reach each other.
+/// How bad trouble with `/dev/shm` is: it is the path between devices that can't reach each other.
 fn severity(facts: &Facts) -> Severity {
     let used = facts.visible() > 1 && !avoids_shm(facts);
     if used { Severity::Warning } else { Severity::Note }

@@ -71,7 +71,7 @@ impl Facts {
 /// What no other check explains.
 pub(crate) const UNUSABLE: Check = Check {
     id: "backend-unusable",
-    about: "the selected backend does not work, for a reason that no other check knows",
+    about: "the selected backend does not work, for a reason that no other check explains",
     links: &[],
     run: |_| Vec::new(),
 };

@@ -1,4 +1,4 @@
-//! The roads out of the machine, and those that NCCL's own start-up takes.
+//! The network: between machines, and for NCCL's own start-up.
 
 use std::path::Path;
 
@@ -21,13 +21,13 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "network-none",
-        about: "no network interface runs, not even the loopback",
+        about: "no network interface is up, not even the loopback",
         links: &["https://github.com/NVIDIA/nccl/issues/286"],
         run: none,
     },
     Check {
         id: "network-local-only",
-        about: "only loopback or Docker's own interfaces run",
+        about: "only the loopback or Docker's own interfaces are up",
         links: &["https://github.com/NVIDIA/nccl/issues/286"],
         run: local_only,
     },
@@ -54,7 +54,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "plugin-found",
-        about: "NCCL loads a network plugin because it lies on the loader's path",
+        about: "NCCL loads a network plugin because it is on the loader's path",
         links: &["https://github.com/gpustack/gpustack/issues/5553"],
         run: plugin_found,
     },

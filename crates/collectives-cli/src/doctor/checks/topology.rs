@@ -1,4 +1,4 @@
-//! The roads between the devices of one machine.
+//! The paths between the devices of one machine.
 
 use super::{Check, list};
 use crate::doctor::{

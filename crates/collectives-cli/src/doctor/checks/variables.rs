@@ -23,13 +23,13 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "variable-risky",
-        about: "a variable that can hang a job or corrupt its data",
+        about: "a variable can hang a job or corrupt its data",
         links: &[ENV],
         run: risky,
     },
     Check {
         id: "variable-changes-results",
-        about: "variables that change the order of a reduction, and so its last bits",
+        about: "variables change the order of reductions, and so their last bits",
         links: &[
             "https://github.com/NovaSky-AI/SkyRL/pull/143",
             "https://github.com/huggingface/trl/pull/2923",
@@ -39,37 +39,37 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         id: "variable-unknown",
-        about: "a variable that this release does not read, misspelt perhaps",
+        about: "this release does not read a variable, which may be misspelt",
         links: &[ENV],
         run: unknown,
     },
     Check {
         id: "variable-retired",
-        about: "a variable that NCCL has retired",
+        about: "NCCL has retired a variable",
         links: &[ENV],
         run: retired,
     },
     Check {
         id: "variable-pytorch",
-        about: "a variable of PyTorch's, which nobody reads here",
+        about: "a variable belongs to PyTorch, and is not read here",
         links: &["https://docs.pytorch.org/docs/stable/torch_nccl_environment_variables.html"],
         run: pytorch,
     },
     Check {
         id: "conf-file",
-        about: "a file sets variables that no env command shows",
+        about: "a file sets variables that 'env' does not show",
         links: &["https://github.com/NovaSky-AI/SkyRL/pull/143", ENV],
         run: conf_file,
     },
     Check {
         id: "conf-file-missing",
-        about: "NCCL_CONF_FILE names a file that can't be read",
+        about: "NCCL_CONF_FILE names a file that cannot be read",
         links: &[ENV],
         run: conf_file_missing,
     },
     Check {
         id: "conf-file-line",
-        about: "a line of a file that NCCL reads otherwise than meant",
+        about: "NCCL reads a line of a file otherwise than it was meant",
         links: &[ENV],
         run: conf_file_line,
     },
@@ -100,9 +100,9 @@ fn algorithm(facts: &Facts) -> Vec<Observation> {
             if fails { facts.of_nccl(Severity::Error) } else { facts.of_nccl(Severity::Warning) },
             format!("{}: NCCL knows no {}", facts.settings.show(variable), bad.join(", ")),
             if fails {
-                "since 2.24 a word that is not known fails every join with 'invalid usage'"
+                "since 2.24 an unknown word fails every join with 'invalid usage'"
             } else {
-                "before 2.24 a word that is not known is left out without a word"
+                "before 2.24 an unknown word is silently left out"
             },
             format!("unset {variable}, or take words of {}", known.join(", ")),
         ));
@@ -333,10 +333,9 @@ fn changes_results(facts: &Facts) -> Vec<Observation> {
     vec![Observation::new(
         Severity::Note,
         set.join(", "),
-        "they choose algorithm, protocol and channels: sums come out in another order, so other last \
-         bits and other times; with another value on another rank, hangs",
-        "set them alike on every rank, and write them down with results; NCCL chooses well without \
-         them",
+        "they choose algorithm, protocol and channels, and so the order of sums: last bits and times \
+         differ, and if ranks have different values the job can hang",
+        "set them alike on every rank, and note them beside results; NCCL chooses well without them",
     )]
 }
 
