@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use collectives_core::{Backend, Capabilities, Device, F8Format};
+use collectives_core::{Backend, Capabilities, Device, F8Format, Version};
 use libtest_mimic::{Completion, Failed, Trial};
 
 use crate::{
@@ -48,11 +48,14 @@ pub(crate) enum Need {
     OwnershipChecks,
     /// A world of at least this size.
     Ranks(usize),
+    /// A library of this release or a later one, for what no capability tells.
+    Release(u32, u32, u32),
 }
 
 struct Suite<H: Harness> {
     harness: H,
     name: String,
+    version: Version,
     capabilities: Capabilities,
     /// Of the first device; none where it is no CUDA device.
     compute_capability: Option<(u32, u32)>,
@@ -78,6 +81,7 @@ impl<H: Harness> Suite<H> {
         };
         Self {
             name: harness.name(),
+            version,
             capabilities: *backend.capabilities(),
             compute_capability: harness
                 .devices(1)
@@ -131,6 +135,10 @@ impl<H: Harness> Suite<H> {
                 (!self.harness.checks_ownership()).then(|| "ownership checks".into())
             }
             Need::Ranks(least) => (size < least).then(|| format!("{least} ranks")),
+            Need::Release(major, minor, patch) => {
+                let least = Version::new(major, minor, patch);
+                (self.version < least).then(|| format!("release {least}"))
+            }
         }
     }
 
