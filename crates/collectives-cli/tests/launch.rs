@@ -18,6 +18,7 @@ mod unix {
         net::{TcpListener, TcpStream},
         path::Path,
         process::{Child, Command, ExitCode, Output, Stdio, exit},
+        sync::{Arc, atomic::AtomicBool},
         thread,
         time::{Duration, Instant},
     };
@@ -25,6 +26,10 @@ mod unix {
     use collectives::{Backend, Communicator, JoinConfig, ReduceOp, ShrinkConfig, UniqueId};
     use libtest_mimic::{Arguments, Failed, Trial};
     use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+    use signal_hook::{
+        consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM},
+        flag,
+    };
 
     type Outcome = Result<(), Failed>;
     type Test = fn() -> Outcome;
@@ -43,6 +48,12 @@ mod unix {
                     ExitCode::FAILURE
                 }
             };
+        }
+        // What this program was started to ignore, as in the background of a script, the command would
+        // ignore, too. Of a signal with a handler, what is executed has the default again.
+        for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
+            let always = Arc::new(AtomicBool::new(true));
+            flag::register_conditional_default(signal, always).expect("a signal that can be had");
         }
         let tests: [(&str, Test); 25] = [
             ("eight_ranks_sum_on_the_mock", eight_ranks_sum_on_the_mock),
