@@ -48,7 +48,7 @@ pub fn group<'env, R>(body: impl FnOnce(&Group<'env>) -> Result<R>) -> Result<R>
 }
 
 /// Tells how long a [`group`] would take, as far as the library can say, and launches nothing: NCCL
-/// 2.22.3 and later. The mock cannot say.
+/// 2.22.3 and later. The mock cannot say. Messages to ranks that were not met before do not count.
 ///
 /// # Errors
 /// [`Unsupported`](ErrorKind::Unsupported) by capability; as [`group`].

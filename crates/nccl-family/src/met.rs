@@ -6,6 +6,7 @@
 //! ever connected: from then on each message between these ranks fails with "Rank 0 has no transport
 //! for recv peer 1". So a message to a rank that was not met is kept back until its group is launched
 //! for sure; and with it those that follow on the communicator, since the order of messages counts.
+//! `docs/decisions/0011-first-messages.md` has the reasons.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 
