@@ -226,11 +226,11 @@ mod unix {
         assert!((0..4).all(|rank| Path::new(&format!("/proc/{}", job.pid(rank))).exists()));
         let codes = [0, 1, 3].map(|rank| job.status(rank).map(|status| status.code()));
         assert_eq!(codes, [Some(Some(0)), Some(Some(3)), None]);
-        job.signal(Signal::HUP);
+        job.signal(Signal::ALARM);
         told.extend(ends.iter());
         told.sort_by_key(|(rank, _)| *rank);
         let statuses =
-            ["exit status: 0", "exit status: 3", "signal: 15 (SIGTERM)", "signal: 1 (SIGHUP)"];
+            ["exit status: 0", "exit status: 3", "signal: 15 (SIGTERM)", "signal: 14 (SIGALRM)"];
         let want = statuses.iter().enumerate();
         let want =
             want.map(|(rank, status)| (rank, format!("process {} ended: {status}", job.pid(rank))));
