@@ -363,7 +363,6 @@ impl<'a> Rules<'a> {
     ///
     /// # Errors
     /// See the [module](self).
-    #[cold]
     pub fn cluster_size(
         &self,
         operation: &'static str,

@@ -25,7 +25,7 @@ use crate::{
     config::OneCall,
     conv, error, group,
     helper::bounded,
-    met::Meeting,
+    met::Peers,
     state::{Call, Control, Ends, Lifeline, PATIENCE},
 };
 
@@ -183,7 +183,7 @@ impl<V: Vendor> Issue<'_, V> {
         launch: Launch<'_>,
         call: impl FnOnce(ncclComm_t, cudaStream_t) -> ncclResult_t + 'static,
     ) -> Result<()> {
-        self.collective_by(Meeting::Nobody, launch, call)
+        self.collective_by(Peers::Nobody, launch, call)
     }
 
     /// As [`collective`](Self::collective), where the library does it by messages.
@@ -193,16 +193,14 @@ impl<V: Vendor> Issue<'_, V> {
     #[inline]
     fn collective_by(
         &self,
-        meeting: Meeting,
+        peers: Peers,
         launch: Launch<'_>,
         call: impl FnOnce(ncclComm_t, cudaStream_t) -> ncclResult_t + 'static,
     ) -> Result<()> {
         if group::any_open() {
             let here = launch.config().and_then(|config| config.cga_cluster_size);
             let first = group::cluster_size(&self.comm.line, here);
-            if first != here {
-                return self.rules.cluster_size(self.operation, first, here);
-            }
+            self.rules.cluster_size(self.operation, first, here)?;
             if self.comm.line.info().size == 1 && group::is_open(self.comm.line.library()) {
                 let (raw, stream) = (self.raw(), launch.stream().as_ptr());
                 group::note_use(&self.comm.line);
@@ -210,7 +208,7 @@ impl<V: Vendor> Issue<'_, V> {
                 return Ok(());
             }
         }
-        self.messages(meeting, launch, call)
+        self.messages(peers, launch, call)
     }
 
     /// Runs what sends and receives, or leaves it to the end of the open group: see
@@ -218,24 +216,24 @@ impl<V: Vendor> Issue<'_, V> {
     #[inline]
     fn messages(
         &self,
-        meeting: Meeting,
+        peers: Peers,
         launch: Launch<'_>,
         call: impl FnOnce(ncclComm_t, cudaStream_t) -> ncclResult_t + 'static,
     ) -> Result<()> {
         let (line, raw, stream) = (&self.comm.line, self.raw(), launch.stream().as_ptr());
-        let met = line.met().covers(meeting);
-        if meeting == Meeting::Nobody || met && !group::any_open() {
+        let met = line.met().covers(peers);
+        if peers == Peers::Nobody || met && !group::any_open() {
             return self.answer(call(raw, stream));
         }
         let grouped = group::is_open(line.library());
         if grouped && (!met || group::has_messages_waiting(line)) {
             group::note_use(line);
-            group::defer_messages(line, meeting, Box::new(move || call(raw, stream)));
+            group::defer_messages(line, peers, Box::new(move || call(raw, stream)));
             return Ok(());
         }
         self.answer(call(raw, stream))?;
         if !met {
-            line.met().add(meeting);
+            line.met().add(peers);
         }
         Ok(())
     }
@@ -351,24 +349,24 @@ impl<V: Vendor> Issue<'_, V> {
         let dtype = conv::dtype(shape.dtype);
         group::start(library, self.comm.library.info())?;
         let (send, recv, count) = (table.send, table.recv, shape.count);
-        let outcome = moves.map(|one| match one {
+        let mut outcomes = moves.map(|one| match one {
             Move::Send(ptr, peer) => {
                 // SAFETY: inside a call or its group, so the communicator is not freed; the caller
                 // promises the memory.
                 let call = move |raw, stream| unsafe {
                     send(ptr, count, dtype, number(peer), raw, stream)
                 };
-                self.messages(Meeting::To(peer), launch, call)
+                self.messages(Peers::To(peer), launch, call)
             }
             Move::Recv(ptr, peer) => {
                 // SAFETY: as above.
                 let call = move |raw, stream| unsafe {
                     recv(ptr, count, dtype, number(peer), raw, stream)
                 };
-                self.messages(Meeting::From(peer), launch, call)
+                self.messages(Peers::From(peer), launch, call)
             }
         });
-        let outcome = { outcome }.try_for_each(|outcome| outcome);
+        let outcome = outcomes.try_for_each(|outcome| outcome);
         if outcome.is_err() {
             self.comm.note_refusal(&outcome);
         }
@@ -634,7 +632,7 @@ impl<V: Vendor> Collectives for Comm<V> {
             if let Some((call, config)) = issue.configured(launch, self.table.all_to_all_config)? {
                 // SAFETY: inside a call, so the communicator is not freed; the caller promises the
                 // memory and the stream; the configuration is the closure's.
-                return issue.collective_by(Meeting::All, launch, move |raw, stream| unsafe {
+                return issue.collective_by(Peers::All, launch, move |raw, stream| unsafe {
                     call(
                         send.ptr,
                         recv.ptr,
@@ -659,7 +657,7 @@ impl<V: Vendor> Collectives for Comm<V> {
             };
             // SAFETY: inside a call, so the communicator is not freed; the caller promises the
             // memory and the stream.
-            issue.collective_by(Meeting::All, launch, move |raw, stream| unsafe {
+            issue.collective_by(Peers::All, launch, move |raw, stream| unsafe {
                 all_to_all(send.ptr, recv.ptr, shape.count, conv::dtype(shape.dtype), raw, stream)
             })
         })
@@ -678,12 +676,12 @@ impl<V: Vendor> Collectives for Comm<V> {
             let shape = issue.rules.gather(send, recv, root)?;
             let info = self.line.info();
             let recv = recv.filter(|_| root == info.rank);
-            let meeting = if root == info.rank { Meeting::FromAll } else { Meeting::To(root) };
+            let peers = if root == info.rank { Peers::FromAll } else { Peers::To(root) };
             issue.check(Some(send.ptr), recv.map(|recv| recv.ptr), launch)?;
             if let Some((call, config)) = issue.configured(launch, self.table.gather_config)? {
                 // SAFETY: inside a call, so the communicator is not freed; the caller promises the
                 // memory and the stream; the configuration is the closure's.
-                return issue.collective_by(meeting, launch, move |raw, stream| unsafe {
+                return issue.collective_by(peers, launch, move |raw, stream| unsafe {
                     call(
                         send.ptr,
                         recv.map_or(ptr::null_mut(), |recv| recv.ptr),
@@ -711,7 +709,7 @@ impl<V: Vendor> Collectives for Comm<V> {
             };
             // SAFETY: inside a call, so the communicator is not freed; the caller promises the
             // memory and the stream; null stands where the library does not look.
-            issue.collective_by(meeting, launch, move |raw, stream| unsafe {
+            issue.collective_by(peers, launch, move |raw, stream| unsafe {
                 gather(
                     send.ptr,
                     recv.map_or(ptr::null_mut(), |recv| recv.ptr),
@@ -738,12 +736,12 @@ impl<V: Vendor> Collectives for Comm<V> {
             let shape = issue.rules.scatter(send, recv, root)?;
             let info = self.line.info();
             let send = send.filter(|_| root == info.rank);
-            let meeting = if root == info.rank { Meeting::ToAll } else { Meeting::From(root) };
+            let peers = if root == info.rank { Peers::ToAll } else { Peers::From(root) };
             issue.check(send.map(|send| send.ptr), Some(recv.ptr), launch)?;
             if let Some((call, config)) = issue.configured(launch, self.table.scatter_config)? {
                 // SAFETY: inside a call, so the communicator is not freed; the caller promises the
                 // memory and the stream; the configuration is the closure's.
-                return issue.collective_by(meeting, launch, move |raw, stream| unsafe {
+                return issue.collective_by(peers, launch, move |raw, stream| unsafe {
                     call(
                         send.map_or(ptr::null(), |send| send.ptr),
                         recv.ptr,
@@ -771,7 +769,7 @@ impl<V: Vendor> Collectives for Comm<V> {
             };
             // SAFETY: inside a call, so the communicator is not freed; the caller promises the
             // memory and the stream; null stands where the library does not look.
-            issue.collective_by(meeting, launch, move |raw, stream| unsafe {
+            issue.collective_by(peers, launch, move |raw, stream| unsafe {
                 scatter(
                     send.map_or(ptr::null(), |send| send.ptr),
                     recv.ptr,
@@ -796,7 +794,7 @@ impl<V: Vendor> Collectives for Comm<V> {
             let send = self.table.send;
             // SAFETY: inside a call or its group, so the communicator is not freed; the caller
             // promises the memory and the stream.
-            issue.messages(Meeting::To(peer), launch, move |raw, stream| unsafe {
+            issue.messages(Peers::To(peer), launch, move |raw, stream| unsafe {
                 send(buf.ptr, shape.count, conv::dtype(shape.dtype), number(peer), raw, stream)
             })?;
             if peer == self.line.info().rank {
@@ -817,7 +815,7 @@ impl<V: Vendor> Collectives for Comm<V> {
             let recv = self.table.recv;
             // SAFETY: inside a call or its group, so the communicator is not freed; the caller
             // promises the memory and the stream.
-            issue.messages(Meeting::From(peer), launch, move |raw, stream| unsafe {
+            issue.messages(Peers::From(peer), launch, move |raw, stream| unsafe {
                 recv(buf.ptr, shape.count, conv::dtype(shape.dtype), number(peer), raw, stream)
             })?;
             if peer == self.line.info().rank {

@@ -28,7 +28,7 @@ use collectives_nccl_abi::{
 
 use crate::{
     error,
-    met::Meeting,
+    met::Peers,
     state::{Hold, Lifeline, is_under_way},
 };
 
@@ -49,8 +49,8 @@ struct Group {
     used: Vec<Used>,
     /// Calls that wait for the outermost end, in order: see [`defer`].
     deferred: Vec<Deferred>,
-    /// Who meets by them, if it is launched: see [`Met`](crate::met::Met).
-    meetings: Vec<(Arc<Lifeline>, Meeting)>,
+    /// Who exchanges messages by them, if it is launched: see [`Met`](crate::met::Met).
+    first_messages: Vec<(Arc<Lifeline>, Peers)>,
     /// What is to be done behind them, launched or dropped.
     cleanup: Vec<Deferred>,
     /// The cluster size of its collectives, once there is one.
@@ -145,12 +145,12 @@ pub(crate) fn has_messages_waiting(line: &Arc<Lifeline>) -> bool {
 }
 
 /// Leaves messages to the outermost end of the open group, which holds the communicator.
-pub(crate) fn defer_messages(line: &Arc<Lifeline>, meeting: Meeting, call: Deferred) {
+pub(crate) fn defer_messages(line: &Arc<Lifeline>, peers: Peers, call: Deferred) {
     with(line.library(), |group| {
         if let Some(used) = group.used_by(line) {
             used.waits = true;
         }
-        group.meetings.push((Arc::clone(line), meeting));
+        group.first_messages.push((Arc::clone(line), peers));
         group.deferred.push(call);
     });
 }
@@ -248,7 +248,7 @@ impl Group {
             refusal: None,
             used: Vec::new(),
             deferred: Vec::new(),
-            meetings: Vec::new(),
+            first_messages: Vec::new(),
             cleanup: Vec::new(),
             cluster_size: None,
         }
@@ -348,7 +348,7 @@ impl Group {
             result = settled.fold(ncclResult_t::SUCCESS, worse);
         }
         if result.is_success() {
-            self.meetings.iter().for_each(|(line, meeting)| line.met().add(*meeting));
+            self.first_messages.iter().for_each(|(line, peers)| line.met().add(*peers));
             return Ok(());
         }
         // The library does not say on which communicator it failed, so it is all of theirs. A

@@ -14,7 +14,7 @@ use collectives_core::Rank;
 
 /// The ranks that an operation sends to and receives from, one message each.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Meeting {
+pub(crate) enum Peers {
     /// No message: the operation has connections of its own.
     Nobody,
     From(Rank),
@@ -45,36 +45,36 @@ impl Met {
 
     /// Whether all these ranks were met, in these ways.
     #[inline]
-    pub(crate) fn covers(&self, meeting: Meeting) -> bool {
-        meeting == Meeting::Nobody || self.all.load(Relaxed) || self.covers_each(meeting)
+    pub(crate) fn covers(&self, peers: Peers) -> bool {
+        peers == Peers::Nobody || self.all.load(Relaxed) || self.covers_each(peers)
     }
 
-    fn covers_each(&self, meeting: Meeting) -> bool {
-        let (ranks, ways) = self.parts(meeting);
+    fn covers_each(&self, peers: Peers) -> bool {
+        let (ranks, ways) = self.parts(peers);
         ranks.iter().all(|met| met.load(Relaxed) & ways == ways)
     }
 
     /// Notes that messages were exchanged.
-    pub(crate) fn add(&self, meeting: Meeting) {
-        let (ranks, ways) = self.parts(meeting);
+    pub(crate) fn add(&self, peers: Peers) {
+        let (ranks, ways) = self.parts(peers);
         for met in ranks {
             met.fetch_or(ways, Relaxed);
         }
-        if self.covers_each(Meeting::All) {
+        if self.covers_each(Peers::All) {
             self.all.store(true, Relaxed);
         }
     }
 
-    fn parts(&self, meeting: Meeting) -> (&[AtomicU8], u8) {
+    fn parts(&self, peers: Peers) -> (&[AtomicU8], u8) {
         // Ranks were checked; one outside would have no connection to wait for.
         let one = |rank: Rank| self.each.get(rank.index()..=rank.index()).unwrap_or_default();
-        match meeting {
-            Meeting::Nobody => (&[], 0),
-            Meeting::From(rank) => (one(rank), RECEIVED),
-            Meeting::To(rank) => (one(rank), SENT),
-            Meeting::FromAll => (&self.each, RECEIVED),
-            Meeting::ToAll => (&self.each, SENT),
-            Meeting::All => (&self.each, SENT | RECEIVED),
+        match peers {
+            Peers::Nobody => (&[], 0),
+            Peers::From(rank) => (one(rank), RECEIVED),
+            Peers::To(rank) => (one(rank), SENT),
+            Peers::FromAll => (&self.each, RECEIVED),
+            Peers::ToAll => (&self.each, SENT),
+            Peers::All => (&self.each, SENT | RECEIVED),
         }
     }
 }
@@ -87,18 +87,18 @@ mod tests {
     fn each_way_is_met_for_itself() {
         let [other, third] = [Rank::new(1), Rank::new(2)];
         let met = Met::new(Rank::new(0), 3);
-        assert!(met.covers(Meeting::Nobody) && met.covers(Meeting::To(Rank::new(0))));
-        assert!(!met.covers(Meeting::To(other)) && !met.covers(Meeting::From(other)));
-        met.add(Meeting::To(other));
-        assert!(met.covers(Meeting::To(other)) && !met.covers(Meeting::From(other)));
-        met.add(Meeting::To(third));
-        assert!(met.covers(Meeting::ToAll) && !met.covers(Meeting::All));
-        met.add(Meeting::FromAll);
-        assert!(met.covers(Meeting::All) && met.all.load(Relaxed));
+        assert!(met.covers(Peers::Nobody) && met.covers(Peers::To(Rank::new(0))));
+        assert!(!met.covers(Peers::To(other)) && !met.covers(Peers::From(other)));
+        met.add(Peers::To(other));
+        assert!(met.covers(Peers::To(other)) && !met.covers(Peers::From(other)));
+        met.add(Peers::To(third));
+        assert!(met.covers(Peers::ToAll) && !met.covers(Peers::All));
+        met.add(Peers::FromAll);
+        assert!(met.covers(Peers::All) && met.all.load(Relaxed));
     }
 
     #[test]
     fn one_rank_has_met_all() {
-        assert!(Met::new(Rank::new(0), 1).covers(Meeting::All));
+        assert!(Met::new(Rank::new(0), 1).covers(Peers::All));
     }
 }
